@@ -1,0 +1,336 @@
+"""Configuration: typed schemas of everything under conf/, composed by Hydra.
+
+    from pipeline.config import compose
+    cfg = compose(["experiment=micro", "sizes=[micro]"])
+
+Nothing is read that is not declared here: an unknown or misspelt key, a missing group option or a value
+of the wrong type becomes one `UserError` that names the nearest neighbour.
+"""
+
+import dataclasses
+import difflib
+import re
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+class Weights(Enum):
+    """Where the weights of a condition come from."""
+
+    target = "target"
+    base = "base"
+    sft = "sft"
+    grpo = "grpo"
+    vector = "vector"  # target + alpha * (grpo - sft)
+    random = "random"  # target + alpha * Gaussian noise with the vector's norm, tensor by tensor
+
+
+class Role(Enum):
+    """In which table a condition stands."""
+
+    main = "main"
+    control = "control"
+
+
+class Tracking(Enum):
+    """How runs are logged to W&B; `auto` is online where an API key is known and offline elsewhere."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class Device(Enum):
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Stage(Enum):
+    """Steps of the pipeline, in their order."""
+
+    donors = "donors"
+    extract = "extract"
+    evaluate = "evaluate"
+    render = "render"
+    track = "track"
+
+
+@dataclass
+class CheckpointConfig:
+    """A Hugging Face checkpoint: a hub id or a folder (relative to the repository), and a revision."""
+
+    id: str = MISSING
+    revision: str | None = None
+
+
+@dataclass
+class FamilyConfig:
+    """One target with its pair of donors."""
+
+    label: str = MISSING
+    target: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sft: CheckpointConfig | None = None
+    grpo: CheckpointConfig | None = None
+    base: CheckpointConfig | None = None
+    group: str | None = None  # families of one group are independent repetitions, averaged in the tables
+    published_size: str | None = None  # the size under which the paper reports it
+    chat: bool = True  # apply the chat template of the target
+    trust_remote_code: bool = False
+    vram_gb: float | None = None  # estimate for the plan: memory that the engine needs
+
+
+@dataclass
+class DatasetConfig:
+    """Documents: a data set on the hub at a pinned revision, or the same files in `data.folder`."""
+
+    id: str = MISSING
+    revision: str | None = None
+    config: str | None = None  # configuration name on the hub; {subtask} is replaced
+    files: dict[str, str] = field(default_factory=dict)  # split -> path under data.folder; {subtask} is replaced
+    json_field: str | None = None  # where the rows are, if a file is not a plain list of rows
+
+
+@dataclass
+class BenchmarkConfig:
+    """One benchmark: an lm-eval task (or several subtasks), what we change in it, and how it is reported."""
+
+    label: str = MISSING
+    form: str = MISSING  # which perturbations fit: gsm8k, humaneval, sciq, bbh, or none
+    task: str = MISSING  # lm-eval task; {subtask} is replaced by each of `subtasks`
+    subtasks: list[str] = field(default_factory=list)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    metric: str = MISSING  # "metric,filter" as lm-eval names it
+    also: list[str] = field(default_factory=list)  # further metrics to keep
+    changes: dict[str, Any] = field(default_factory=dict)  # lm-eval task keys that replace the stock ones
+    num_fewshot: int = 0
+    max_gen_toks: int | None = None
+    chance: float = 0.0  # score of guessing
+    published: str | None = None  # the name under which the paper reports it
+    variants: list[str] = field(default_factory=list)  # perturbations to evaluate besides the plain documents
+    limit: int | None = None  # first documents of each subtask; null is all
+
+
+@dataclass
+class PromptConfig:
+    """A prompt condition: text put before the user's turn, and a system message."""
+
+    prefix: str = ""
+    system: str | None = None
+
+
+@dataclass
+class ConditionConfig:
+    """One row of the grid."""
+
+    label: str = MISSING
+    weights: Weights = MISSING
+    prompt: str = "plain"
+    alpha: float | None = None
+    seeds: list[int] = field(default_factory=list)  # one condition for each seed (random controls)
+    role: Role = Role.main
+    variants: bool = True  # also on the perturbed documents
+
+
+@dataclass
+class SweepConfig:
+    """The sweep of the scaling coefficient."""
+
+    prompt: str = "plain"
+    benchmarks: list[str] | None = None  # null is all plain benchmarks
+
+
+@dataclass
+class DataConfig:
+    """Where documents come from; with no folder they come from the hub (or its offline cache)."""
+
+    folder: str | None = None
+    generator: str | None = None  # "micro": the folder is written by evals.micro when it is missing
+    seed: int = 0
+
+
+@dataclass
+class EngineConfig:
+    """Options of the vLLM engine."""
+
+    device: Device = Device.cpu
+    dtype: str = "float32"
+    max_model_len: int = 1024
+    max_num_seqs: int = 256
+    kv_cache_gb: float | None = None  # null: what gpu_memory_utilization leaves
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    in_process: bool = False  # run the engine inside this process: it starts quicker, and dies with us
+    batch_invariant: bool = False  # VLLM_BATCH_INVARIANT=1: answers do not move with the batch (GPU)
+    seed: int = 0
+
+
+@dataclass
+class TrackingConfig:
+    mode: Tracking = Tracking.auto
+    project: str = "reasoning-vectors"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    """The whole experiment."""
+
+    name: str = MISSING  # names the manifest, the tables and the W&B group
+    stages: list[Stage] = field(default_factory=lambda: [s for s in Stage if s is not Stage.donors])
+    families: dict[str, FamilyConfig] = field(default_factory=dict)
+    sizes: list[str] | None = None  # which families to run; null is all
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
+    tasks: list[str] | None = None  # which benchmarks to run; null is all
+    limit: int | None = None  # a limit for every benchmark
+    variant_limit: int | None = None  # a limit for every perturbed benchmark
+    perturbation_seed: int = 0
+    prompts: dict[str, PromptConfig] = field(default_factory=dict)
+    conditions: dict[str, ConditionConfig] = field(default_factory=dict)
+    alpha: list[float] = field(default_factory=list)  # values of the sweep
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    allow_unsandboxed: bool = False  # run candidate programs even where nothing can isolate them
+    results: str = "results"
+    tables: str = "paper_tables"
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: list[str]) -> Config:
+    """Compose conf/config.yaml with `overrides` into a validated `Config`.
+
+    Raises:
+        UserError: for an unknown key, group option or value, naming the nearest that exists.
+    """
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
+            cfg = hydra_compose("config", overrides=overrides)
+        config = typing.cast(Config, OmegaConf.to_object(cfg))
+    except (HydraException, OmegaConfBaseException) as e:
+        raise UserError(_explain(e)) from None
+    _check_declared(config)
+    _check(config)
+    return config
+
+
+def _check_declared(node: Any, path: str = "") -> None:
+    """No key that the schema does not declare, not even one added with Hydra's `+`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _check_declared(value, f"{path}{key}.")
+    elif dataclasses.is_dataclass(node):
+        declared = [f.name for f in dataclasses.fields(node)]
+        for key, value in vars(node).items():
+            if key not in declared:
+                raise UserError(f"unknown configuration key '{path}{key}'{_nearest(key, declared)}")
+            _check_declared(value, f"{path}{key}.")
+
+
+def _check(config: Config) -> None:
+    """References between parts of the configuration must resolve."""
+    for what, chosen, known in (
+        ("sizes", config.sizes, config.families),
+        ("tasks", config.tasks, config.benchmarks),
+        ("sweep.benchmarks", config.sweep.benchmarks, config.benchmarks),
+        ("sweep.prompt", [config.sweep.prompt], config.prompts),
+        ("prompt of a condition", [c.prompt for c in config.conditions.values()], config.prompts),
+    ):
+        for name in chosen or []:
+            if name not in known:
+                raise UserError(f"{what}: '{name}' is unknown{_nearest(name, list(known))}")
+    for name, condition in config.conditions.items():
+        needs_alpha = condition.weights in (Weights.vector, Weights.random)
+        if needs_alpha and condition.alpha is None:
+            raise UserError(f"conditions.{name}: weights '{condition.weights.value}' need an alpha; set it")
+        if condition.alpha is not None and not needs_alpha:
+            raise UserError(f"conditions.{name}: weights '{condition.weights.value}' take no alpha; remove it")
+        if (condition.weights is Weights.random) != bool(condition.seeds):
+            raise UserError(f"conditions.{name}: seeds go with weights 'random', and only with them")
+    alphas = [c.alpha for c in config.conditions.values() if c.alpha is not None] + config.alpha
+    for alpha in alphas:
+        if not abs(alpha) < float("inf"):
+            raise UserError(f"alpha: expected a finite number, found {alpha}")
+    limits = {"limit": config.limit, "variant_limit": config.variant_limit}
+    limits |= {f"benchmarks.{name}.limit": b.limit for name, b in config.benchmarks.items()}
+    for where, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise UserError(f"{where}: expected a positive number of documents or null, found {limit}")
+    if not config.stages:
+        raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def _known_keys(path: str) -> list[str]:
+    """Keys that the schema declares at the parent of a dotted `path`."""
+    cls: Any = Config
+    for part in path.split(".")[:-1]:
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        cls = hints.get(part, next((a for a in typing.get_args(cls) if a is not str), None))
+        args = [a for a in typing.get_args(cls) if a is not type(None)]
+        if typing.get_origin(cls) is not dict and args:
+            cls = args[0]
+    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _explain(error: Exception) -> str:
+    """One line out of Hydra's or OmegaConf's message."""
+    text = str(error)
+    chain: BaseException | None = error
+    while chain is not None:  # the cause often says more than its wrapper
+        text += "\n" + str(chain.__cause__ or chain.__context__ or "")
+        chain = chain.__cause__ or chain.__context__
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if missing:
+        group, option = missing.groups()
+        known = [p.stem for p in (CONF / group).glob("*.yaml")]
+        return f"{group}={option}: no such option{_nearest(option, known)}"
+    override = re.search(r"Could not override '([^']+)'", text)
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)
+    if unknown:
+        full = re.search(r"full_key: (\S+)", text)
+        path = full.group(1) if full else override.group(1) if override else unknown.group(1)
+        key = path.split(".")[-1]
+        groups = [p.name for p in CONF.iterdir() if p.is_dir()]
+        known = _known_keys(path) + (groups if "." not in path else [])
+        return f"unknown configuration key '{path}'{_nearest(key, known)}"
+    group = re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.S)
+    if group:
+        return f"'{group.group(1)}' is not in the defaults list; write '{group.group(1)}' as group=option"
+    required = re.search(r"missing mandatory value: (\S+)", text)
+    if required:
+        where = re.search(r"full_key: (\S+)", text)
+        return f"{where.group(1) if where else required.group(1)}: a value is required; set it"
+    if "LexerNoViableAltException" in text or "mismatched input" in text or "OverrideParse" in type(error).__name__:
+        return f"override not understood (expected key=value): {' '.join(str(error).split())}"
+    value = re.search(r"(Value '.*?' .*|Invalid value .*|Invalid type .*|Cannot convert .*)", text)
+    full = re.search(r"full_key: (\S+)", text)
+    if value:
+        return f"{full.group(1) if full else 'configuration'}: {value.group(1).strip()}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:2])
