@@ -1,0 +1,194 @@
+"""What the four families of perturbations share: the registry, sentences, irrelevant facts, typing errors, number words.
+
+A perturbation is a function of one document. It returns a changed copy, or None for a document that it cannot change
+soundly; such documents are left out, never passed through unchanged. Everything random comes from the generator that
+it is handed.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a perturbation may look at besides its own document."""
+
+    documents: Sequence[Document]
+    subtask: str | None
+
+
+Function = Callable[[Document, random.Random, Context], Document | None]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A perturbation of one benchmark form.
+
+    ``version`` is raised whenever the same seed would give other documents; ``id`` (``larger_numbers.v1``) names both
+    and is what goes into a cell's key. The function's docstring says what changes, what must stay true and the source.
+    """
+
+    name: str
+    form: str
+    version: int
+    function: Function
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}.v{self.version}"
+
+
+REGISTRY: dict[str, dict[str, Perturbation]] = {}
+
+
+def perturbation(form: str, version: int) -> Callable[[Function], Function]:
+    """Decorator: registers a function under its own name for a benchmark form."""
+
+    def register(function: Function) -> Function:
+        REGISTRY.setdefault(form, {})[function.__name__] = Perturbation(function.__name__, form, version, function)
+        return function
+
+    return register
+
+
+# Sentences ----------------------------------------------------------------------------------------------------------
+
+ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|vs|etc|No|U\.S|a\.m|p\.m|A\.M|P\.M|e\.g|i\.e|oz|lbs?|ft|in|[A-Z])\.$")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each with the white space that follows it, so that joining them gives the text back."""
+    parts: list[str] = []
+    for piece in re.findall(r".+?(?:[.!?]+[\"'”’)]*(?=\s+[A-Z0-9$\"“(])\s+|$)", text, flags=re.DOTALL):
+        if parts and ABBREVIATION.search(parts[-1].rstrip()):
+            parts[-1] += piece
+        else:
+            parts.append(piece)
+    return parts
+
+
+# Refers to something said just before, so nothing may be put between the two.
+REFERS_BACK = re.compile(
+    r"^(?:\W*\w+\W+){0,2}?(?:he|she|it|its|they|their|them|his|her|this|that|these|those|both|each|another|others?|rest"
+    r"|remaining|one|ones|there|then|some|half|all|none|neither|either|such|same|so|also|the|who|which)\b",
+    re.IGNORECASE,
+)
+
+# Plain facts about things that no question asks for. {n} becomes a number where a number may distract, else "many".
+FACTS = (
+    "The town library keeps {n} atlases on its top shelf.",
+    "A museum in another country owns {n} antique clocks.",
+    "The old lighthouse on the coast has {n} steps.",
+    "An actor in a distant city collects {n} theatre masks.",
+    "The castle on the hill has {n} narrow windows.",
+    "The village choir knows {n} folk tunes.",
+    "A harbour office keeps {n} lanterns in its cellar.",
+    "A painter abroad uses {n} fine brushes.",
+    "The opera house in the capital has {n} velvet curtains.",
+    "A sculptor overseas carved {n} marble statues.",
+    "The royal palace displays {n} silver crowns.",
+    "A tailor in a faraway town owns {n} thimbles.",
+    "The mountain hotel has {n} wooden balconies.",
+    "An embassy abroad flies {n} coloured flags.",
+    "The cathedral in the old quarter has {n} bronze bells.",
+    "A weaver in a remote valley owns {n} looms.",
+)
+
+
+def words(text: str) -> set[str]:
+    """Lower-case words of four letters or more, without a plural s: what two texts have in common if they share a topic."""
+    return {re.sub(r"(?:ies|es|s|y)$", "", word) for word in re.findall(r"[a-z]{4,}", text.lower())}
+
+
+def irrelevant_facts(rng: random.Random, text: str, count: int, numbers: Sequence[int] | None = None) -> list[str]:
+    """``count`` different facts that share no word with ``text``; with a number from ``numbers``, or with none.
+
+    Returns fewer when the text leaves fewer to choose from.
+    """
+    common = words("with have from that this their many keep keeps other another know knows uses fine")
+    known = words(text) - common
+    usable = [fact for fact in FACTS if not words(fact) & known]
+    chosen = rng.sample(usable, min(count, len(usable)))
+    return [fact.format(n=rng.choice(numbers) if numbers else "many") for fact in chosen]
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+UNITS = re.findall(
+    r"\w+",
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen",
+)
+TENS = re.findall(r"\w+", "zero ten twenty thirty forty fifty sixty seventy eighty ninety")
+NUMBER_WORD = re.compile(
+    r"\b(?:" + "|".join(UNITS + TENS[2:]) + r"|hundreds?|thousands?|millions?|billions?|dozens?|half|halves|halved?"
+    r"|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twentieths?|once|twice|thrice"
+    r"|double[ds]?|triple[ds]?|quadruple[ds]?|first|second|both|pairs?|couples?|single|percent\w*|fold|\w+fold|score)\b",
+    re.IGNORECASE,
+)
+
+
+def number_words(value: int) -> str:
+    """An integer from 0 to 999 999 999 in English words: 1360 is "one thousand three hundred sixty"."""
+    for size, name in ((1_000_000, "million"), (1000, "thousand"), (100, "hundred")):
+        if value >= size:
+            rest = f" {number_words(value % size)}" if value % size else ""
+            return f"{number_words(value // size)} {name}{rest}"
+    if value < 20:
+        return UNITS[value]
+    return TENS[value // 10] + (f"-{UNITS[value % 10]}" if value % 10 else "")
+
+
+def exact(number: str) -> Fraction:
+    """The value of a decimal number as written, commas allowed."""
+    return Fraction(number.replace(",", ""))
+
+
+# Typing errors ------------------------------------------------------------------------------------------------------
+
+# Words that one swap or one doubled letter turns into another English word.
+CONFUSABLE = re.compile(
+    r"angel|angle|barely|barley|begin|being|biting|board|bowel|broad|caned|canned|casual|causal|cause"
+    r"|cloud|could|dairy|desert|dessert|diary|diner|diners|dinner|dinners|elbow|hoping|hopping|later"
+    r"|latter|loses|losing|marital|martial|nuclear|perfect|planed|planned|prefect|quiet|quite|reserve"
+    r"|reverse|sacred|sauce|scared|silver|sliver|stake|steak|super|supper|taping|tapping|trail|trial"
+    r"|unclear|united|untied|writing"
+)
+)
+
+
+def mistype(word: str, rng: random.Random) -> str:
+    """The word with two inner letters swapped or one doubled; its first and last letter stay."""
+    swaps = [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
+    if swaps and rng.random() < 0.7:
+        i = rng.choice(swaps)
+        return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+    i = rng.choice([i for i in range(1, len(word) - 1) if word[i] not in (word[i - 1], word[i + 1])] or [1])
+    return word[:i] + word[i] + word[i:]
+
+
+def mistype_text(text: str, rng: random.Random, keep: Iterable[str] = (), share: float = 0.15) -> str | None:
+    """The text with typing errors in about ``share`` of its plain words, at least two; None if it has fewer than two.
+
+    A plain word has five letters or more, all lower case, stands between white space or sentence punctuation, is no
+    number word, no word of ``keep`` and none that a slip would turn into another word.
+    """
+    kept = {word.lower() for word in keep}
+    spans = [
+        match.span()
+        for match in re.finditer(r"(?<![^\s(])[a-z]{5,}(?=[.,;:?!)]*(?:\s|$))", text)
+        if match.group() not in kept
+        and not NUMBER_WORD.fullmatch(match.group())
+        and not CONFUSABLE.fullmatch(match.group())
+    ]
+    if len(spans) < 2:
+        return None
+    for start, end in sorted(rng.sample(spans, max(2, round(share * len(spans)))), reverse=True):
+        text = text[:start] + mistype(text[start:end], rng) + text[end:]
+    return text
