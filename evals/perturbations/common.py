@@ -51,7 +51,9 @@ def perturbation(form: str, version: int) -> Callable[[Function], Function]:
     """Decorator: registers a function under its own name for a benchmark form."""
 
     def register(function: Function) -> Function:
-        REGISTRY.setdefault(form, {})[function.__name__] = Perturbation(function.__name__, form, version, function)
+        REGISTRY.setdefault(form, {})[function.__name__] = Perturbation(
+            function.__name__, form, version, function
+        )
         return function
 
     return register
@@ -59,7 +61,9 @@ def perturbation(form: str, version: int) -> Callable[[Function], Function]:
 
 # Sentences ----------------------------------------------------------------------------------------------------------
 
-ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|vs|etc|No|U\.S|a\.m|p\.m|A\.M|P\.M|e\.g|i\.e|oz|lbs?|ft|in|[A-Z])\.$")
+ABBREVIATION = re.compile(
+    r"\b(?:Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|vs|etc|No|U\.S|a\.m|p\.m|A\.M|P\.M|e\.g|i\.e|oz|lbs?|ft|in|[A-Z])\.$"
+)
 
 
 def sentences(text: str) -> list[str]:
@@ -106,7 +110,9 @@ def words(text: str) -> set[str]:
     return {re.sub(r"(?:ies|es|s|y)$", "", word) for word in re.findall(r"[a-z]{4,}", text.lower())}
 
 
-def irrelevant_facts(rng: random.Random, text: str, count: int, numbers: Sequence[int] | None = None) -> list[str]:
+def irrelevant_facts(
+    rng: random.Random, text: str, count: int, numbers: Sequence[int] | None = None
+) -> list[str]:
     """``count`` different facts that share no word with ``text``; with a number from ``numbers``, or with none.
 
     Returns fewer when the text leaves fewer to choose from.
@@ -127,7 +133,9 @@ UNITS = re.findall(
 )
 TENS = re.findall(r"\w+", "zero ten twenty thirty forty fifty sixty seventy eighty ninety")
 NUMBER_WORD = re.compile(
-    r"\b(?:" + "|".join(UNITS + TENS[2:]) + r"|hundreds?|thousands?|millions?|billions?|dozens?|half|halves|halved?"
+    r"\b(?:"
+    + "|".join(UNITS + TENS[2:])
+    + r"|hundreds?|thousands?|millions?|billions?|dozens?|half|halves|halved?"
     r"|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twentieths?|once|twice|thrice"
     r"|double[ds]?|triple[ds]?|quadruple[ds]?|first|second|both|pairs?|couples?|single|percent\w*|fold|\w+fold|score)\b",
     re.IGNORECASE,
@@ -159,7 +167,6 @@ CONFUSABLE = re.compile(
     r"|latter|loses|losing|marital|martial|nuclear|perfect|planed|planned|prefect|quiet|quite|reserve"
     r"|reverse|sacred|sauce|scared|silver|sliver|stake|steak|super|supper|taping|tapping|trail|trial"
     r"|unclear|united|untied|writing"
-)
 )
 
 
