@@ -1,0 +1,63 @@
+# Everything runs in a virtual environment in .venv, made on first use from requirements/cpu.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+UV := uv==0.13.8
+ARGS ?=
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build, lm-eval and the rest of the lock
+.venv/.done: requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
+	@echo "installing $(TORCH) (a wheel that pip is configured to find, else PyTorch's CPU index)"
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
+	  || $(BIN)/pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/cpu.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in minutes
+	$(BIN)/python -m pipeline experiment=micro $(ARGS)
+
+plan: .venv/.done ## print the cells of an experiment, what is done and what is left: make plan ARGS="experiment=paper"
+	@$(BIN)/python -m pipeline plan $(ARGS)
+
+reproduce: .venv/.done ## the paper's experiment on Qwen2.5 (needs a GPU)
+	$(BIN)/python -m pipeline experiment=paper $(ARGS)
+
+sweep: .venv/.done ## the sweep of the scaling coefficient alone (needs a GPU)
+	$(BIN)/python -m pipeline experiment=paper conditions=baseline $(ARGS)
+
+tables: .venv/.done ## render tables and figures again from the records: make tables ARGS="experiment=micro"
+	$(BIN)/python -m pipeline 'stages=[render]' $(ARGS)
+
+donors: .venv/.done ## train the micro family's donors again
+	$(BIN)/python -m pipeline.donors $(ARGS)
+
+test: .venv/.done ## lint, types and tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/.done ## the slow tier of the tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: .venv/.done ## ruff and mypy alone
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+lock: .venv/.done ## resolve requirements/cpu.txt again
+	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra train --extra cluster \
+	  --override requirements/overrides.txt --python-version 3.11 $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--find-links $(TORCH_INDEX)/torch) --no-header \
+	  --no-emit-package torch --no-annotate -q -o requirements/cpu.txt
+
+clean: ## remove results, caches and the virtual environment
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
+
+.PHONY: help setup demo plan reproduce sweep tables donors test test-slow lint lock clean

@@ -1,0 +1,109 @@
+"""Documents of a benchmark: from the hub at a pinned revision, or from a folder with the same files.
+
+The folder is laid out as in `BenchmarkConfig.dataset.files`: gsm8k/test.jsonl, humaneval/HumanEval.jsonl.gz,
+sciq/test.json, bbh/bbh/<subtask>.json, … . `fingerprint` identifies the documents without loading them: by the
+bytes of local files, or by id and revision on the hub.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals import perturbations
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[str, Path]:
+    """Split → file under `folder`, for those splits that are there.
+
+    Raises:
+        UserError: if the test split is missing.
+    """
+    found = {}
+    for split, name in dataset["files"].items():
+        path = Path(folder) / name.format(subtask=subtask)
+        if path.is_file():
+            found[split] = path
+        elif split == "test":
+            raise UserError(f"{path}: no such file (documents of {dataset['id']}); check data.folder={folder}")
+    if "test" not in found:
+        raise UserError(f"{dataset['id']}: its files name no test split; set dataset.files.test, or unset data.folder")
+    return found
+
+
+def fingerprint(dataset: dict[str, Any], folder: str | None, subtask: str | None) -> Any:
+    """What identifies the documents: {split: sha256 of the file}, or hub id, configuration and revision."""
+    if folder is None:
+        config = dataset["config"].format(subtask=subtask) if dataset["config"] else None
+        return {"hub": dataset["id"], "config": config, "revision": dataset["revision"]}
+    return {split: _sha256(path) for split, path in files_of(dataset, folder, subtask).items()}
+
+
+def load(
+    dataset: dict[str, Any],
+    folder: str | None = None,
+    subtask: str | None = None,
+    form: str = "none",
+    perturbation: str | None = None,
+    seed: int = 0,
+) -> "DatasetDict":
+    """The splits of one benchmark or subtask; the test split perturbed if `perturbation` is named.
+
+    Every test document carries `source_doc`, the index of the plain document that it is or was made from.
+
+    Raises:
+        UserError: if the documents cannot be had, or the perturbation fits none of them.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if folder is None:
+        splits = _from_hub(dataset["id"], dataset["config"], dataset["revision"], subtask)
+    else:
+        files = files_of(dataset, folder, subtask)
+        splits = _from_files(tuple((k, str(v)) for k, v in files.items()), dataset["json_field"])
+    documents = [dict(row) for row in splits["test"]]
+    if perturbation is None:
+        documents = [row | {"source_doc": i} for i, row in enumerate(documents)]
+    else:
+        documents = perturbations.perturb(form, perturbation, documents, seed=seed, subtask=subtask)
+        if not documents:
+            raise UserError(
+                f"perturbation '{perturbation}' fits no document of {dataset['id']}"
+                f"{f' ({subtask})' if subtask else ''}; remove it from the benchmark's variants"
+            )
+    return DatasetDict({**splits, "test": Dataset.from_list(documents)})
+
+
+@lru_cache(maxsize=64)
+def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "DatasetDict":
+    from datasets import load_dataset
+
+    try:
+        return load_dataset("json", data_files=dict(files), field=json_field)
+    except Exception as e:  # datasets wraps every parse error in its own classes
+        cause = e.__cause__ or e
+        raise UserError(f"{dict(files)['test']}: cannot be read as JSON rows ({' '.join(str(cause).split())[:160]})") from e
+
+
+@lru_cache(maxsize=64)
+def _from_hub(name: str, config: str | None, revision: str | None, subtask: str | None) -> "DatasetDict":
+    from datasets import load_dataset
+
+    config = config.format(subtask=subtask) if config else None
+    try:
+        return load_dataset(name, config, revision=revision)
+    except Exception as e:
+        raise UserError(
+            f"{name}{f' ({config})' if config else ''} at {revision}: cannot be loaded from the hub or its cache"
+            f" ({' '.join(str(e).split())[:160]}); set data.folder to use local files"
+        ) from e
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

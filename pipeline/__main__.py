@@ -1,0 +1,57 @@
+"""The command line: `python -m pipeline [verb] key=value …`, in Hydra's override syntax.
+
+    python -m pipeline experiment=micro                          run everything
+    python -m pipeline experiment=micro stages=[extract,render]  run a part
+    python -m pipeline plan experiment=paper                     print the cells, run nothing
+    python -m pipeline config experiment=micro                   print the composed configuration
+
+Kept light: vLLM's processes import it again.
+"""
+
+import os
+import sys
+
+from pipeline.errors import UserError
+
+VERBS = ("run", "plan", "config")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    verb = arguments.pop(0) if arguments and "=" not in arguments[0] else "run"
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
+        return _run(verb, arguments)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _run(verb: str, overrides: list[str]) -> int:
+    from pipeline.config import compose
+
+    config = compose(overrides)
+    if verb == "config":
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        return 0
+    from pipeline import stages
+
+    if verb == "plan":
+        print(stages.prepare(config).describe())
+        return 0
+    stages.run(config, lambda line: print(line, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""One live vLLM engine behind lm-eval's interface, steered from cell to cell.
+
+    engine = Engine(config.engine, model="models/micro/instruct")
+    engine.steer("models/micro/instruct", [Term("results/vectors/…/vector.safetensors", 0.5)])
+    engine.lm  # an lm_eval LM: pass it to lm_eval.evaluate
+
+Starting an engine costs tens of seconds, a swap milliseconds to seconds; so one engine serves every condition
+of one architecture: the target with any α, the random controls, and the donors themselves.
+A swap is refused (`SteeringError`) unless every parameter was written and the prefix cache is empty.
+"""
+
+import importlib.metadata
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Device, EngineConfig
+from pipeline.errors import UserError
+from pipeline.vector import Term
+
+if TYPE_CHECKING:
+    from pipeline.lm import SteeredLM
+
+
+class SteeringError(UserError):
+    """The live weights are not what was asked for; nothing may be measured with them."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What a swap did: number of tensors written (per worker)."""
+
+    tensors: int
+
+
+class Engine:
+    """A vLLM engine whose weights can be replaced in place.
+
+    Args:
+        config: options of the engine.
+        model: folder of the checkpoint whose architecture, tokenizer and chat template the engine uses.
+
+    Raises:
+        UserError: where the machine cannot run it (no GPU, too little memory).
+    """
+
+    def __init__(self, config: EngineConfig, model: Path) -> None:
+        self.config = config
+        self.model = model
+        check_device(config.device)
+        prepare_environment(config)
+        from pipeline.lm import SteeredLM
+
+        options: dict[str, Any] = {}
+        if config.kv_cache_gb is not None and config.device is Device.gpu:
+            options["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
+        try:
+            self.lm: SteeredLM = SteeredLM(
+                pretrained=str(model),
+                dtype=config.dtype,
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                tensor_parallel_size=config.tensor_parallel_size,
+                gpu_memory_utilization=config.gpu_memory_utilization,
+                enforce_eager=config.enforce_eager,
+                seed=config.seed,
+                batch_size="auto",
+                worker_extension_cls="pipeline.worker.SteeringExtension",
+                disable_log_stats=True,
+                **options,
+            )
+        except (RuntimeError, ValueError, MemoryError) as e:
+            raise UserError(_start_failure(e, config)) from e
+
+    def steer(self, target: Path, terms: Sequence[Term] = ()) -> Swap:
+        """Replace the live weights by `target` + Σ α·v.
+
+        Raises:
+            SteeringError: if a parameter was not written, or old cache entries could survive.
+        """
+        plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
+        reports = self.lm.model.collective_rpc("steer", args=(str(target), plain))
+        for report in reports:
+            if report["missing"]:
+                missing = ", ".join(report["missing"][:5])
+                raise SteeringError(f"{target}: {len(report['missing'])} parameters were not written: {missing}")
+        if not self.lm.model.reset_prefix_cache():
+            raise SteeringError("the prefix cache could not be emptied after a swap; no request may be running")
+        return Swap(reports[0]["tensors"])
+
+    def close(self) -> None:
+        """End the engine and its processes."""
+        engine_core = self.lm.model.llm_engine.engine_core
+        engine_core.shutdown()
+
+    def describe(self) -> dict[str, Any]:
+        """The options in force, as plain data for provenance."""
+        return {k: getattr(v, "value", v) for k, v in asdict(self.config).items()}
+
+
+def check_device(device: Device) -> None:
+    """Refuse a GPU run on a machine without one, before anything heavy is imported.
+
+    Raises:
+        UserError: naming what to run instead.
+    """
+    if device is Device.gpu and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+        raise UserError(
+            "engine.device=gpu: no GPU on this machine; run `make demo` here, or add engine=cpu to run on the CPU"
+        )
+
+
+def prepare_environment(config: EngineConfig) -> None:
+    """Settings that vLLM and its libraries read from the environment at import."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if config.in_process else "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell
+    if config.device is Device.cpu and config.kv_cache_gb is not None:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gb)))
+    if config.batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    _alias_cpu_build()
+
+
+def _alias_cpu_build() -> None:
+    """Let lm-eval find vLLM's CPU build: it asks for a distribution named `vllm`, which that build is not."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        try:
+            version = importlib.metadata.version("vllm-cpu") + "+cpu"
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError("vLLM is not installed; run `make setup`, or install the extra 'cpu' or 'gpu'") from None
+        folder = Path(tempfile.gettempdir()) / f"vllm-alias-{os.getuid()}-{version}"
+        metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
+        if not metadata.exists():
+            metadata.parent.mkdir(parents=True, exist_ok=True)
+            partial = metadata.with_suffix(f".{os.getpid()}")
+            partial.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+            partial.replace(metadata)
+        sys.path.append(str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
+
+
+def _start_failure(error: BaseException, config: EngineConfig) -> str:
+    text = " ".join(str(error).split())
+    if "memory" in text.lower():
+        where = "kv_cache_gb" if config.device is Device.cpu else "gpu_memory_utilization, max_model_len or max_num_seqs"
+        return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]})"
+    return f"the engine did not start: {text[:300]}"

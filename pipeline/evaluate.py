@@ -1,0 +1,307 @@
+"""Evaluate cells: steer the engine to a cell's weights, run its benchmark through lm-eval, write its record.
+
+    evaluate(plan, report=print)
+
+Cells are ordered so that an engine starts once for each architecture and weights change once for each condition;
+each finished cell is on disk before the next begins. lm-eval does prompts, requests, filters and metrics; what is
+ours is where documents come from (`evals.data`), the prompt condition, and the counts of tokens and cut answers.
+"""
+
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from evals import data, sandbox
+from pipeline.config import ROOT, Config, PromptConfig
+from pipeline.engine import Engine
+from pipeline.errors import UserError
+from pipeline.plan import TASKS, Cell, Condition, Family, Plan, versions
+from pipeline.records import is_done, write_record
+from pipeline.vector import Term
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+NOT_EXTRACTED = "[invalid]"  # what lm-eval's filters return when nothing matches
+
+
+def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
+    """Compute every cell that has no record yet and return how many were computed.
+
+    Raises:
+        UserError: if the engine cannot start, a swap fails, or a document cannot be read; finished cells stay.
+    """
+    missing = plan.missing()
+    if not missing:
+        return 0
+    runner = Runner(plan)
+    progress = Progress(len(missing), report)
+    try:
+        for cell in in_order(missing):
+            if is_done(plan.results, cell.key):  # another run was quicker
+                progress.skip()
+                continue
+            started = time.monotonic()
+            metrics = runner.run(cell)
+            progress.done(cell, metrics, time.monotonic() - started)
+    finally:
+        runner.close()
+    return progress.computed
+
+
+def in_order(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """By engine, then by weights, so that both change as seldom as possible."""
+    listed = list(cells)
+    engines = list(dict.fromkeys(c.family.architecture for c in listed))
+    weights = list(dict.fromkeys(str(c.inputs["weights"]) for c in listed))
+    listed.sort(key=lambda c: (engines.index(c.family.architecture), weights.index(str(c.inputs["weights"]))))
+    return iter(listed)
+
+
+class Progress:
+    """One line for each finished cell, with an estimate of what is left."""
+
+    def __init__(self, total: int, report: Callable[[str], None]) -> None:
+        self.total, self.report = total, report
+        self.computed = self.skipped = 0
+        self.started = time.monotonic()
+
+    def skip(self) -> None:
+        self.skipped += 1
+
+    def done(self, cell: Cell, metrics: dict[str, Any], seconds: float) -> None:
+        self.computed += 1
+        finished = self.computed + self.skipped
+        left = (time.monotonic() - self.started) / self.computed * (self.total - finished)
+        score = f"{100 * metrics['score']:5.1f} ± {196 * metrics['stderr']:4.1f}"
+        name = f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
+        self.report(f"[{finished:>3}/{self.total}] {name:<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+class Runner:
+    """Holds the live engine and what is loaded, and runs one cell after the other."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.engine: Engine | None = None
+        self.architecture = self.weights = ""
+        self.manager: TaskManager | None = None
+        self.started: str = ""
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Evaluate one cell, write its record and return its metrics."""
+        engine = self._engine(cell.family)
+        self._steer(engine, cell.family, cell.condition)
+        began, started = time.monotonic(), datetime.now(UTC)
+        engine.lm.reset()
+        samples = self._samples(engine, cell)
+        lm = engine.lm
+        cost = {
+            "seconds": round(time.monotonic() - began, 3),
+            "generated_tokens": lm.generated_tokens,
+            "prompt_tokens": lm.prompt_tokens,
+            "requests": lm.requests,
+        }
+        metrics = summarise(samples, cell.task.config.metric)
+        provenance = _provenance(self.plan.config, cell, started)
+        write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
+        return metrics
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def _engine(self, family: Family) -> Engine:
+        if self.engine is None or self.architecture != family.architecture:
+            self.close()
+            self.engine = Engine(self.plan.config.engine, family.target.path)
+            self.architecture, self.weights = family.architecture, ""
+        return self.engine
+
+    def _steer(self, engine: Engine, family: Family, condition: Condition) -> None:
+        start, terms = family.checkpoint(condition.weights), []
+        if condition.alpha:
+            vector = self.plan.vector_folder(family) / "vector.safetensors"
+            if not vector.is_file():
+                raise UserError(f"{vector}: no such vector; run the stage 'extract' first")
+            terms = [Term(str(vector), condition.alpha, condition.seed)]
+        wanted = f"{start.path} {terms}"
+        if wanted != self.weights:
+            self.weights = ""  # until the swap is certified nothing is loaded
+            engine.steer(start.path, terms)
+            self.weights = wanted
+
+    def _samples(self, engine: Engine, cell: Cell) -> list[dict[str, Any]]:
+        from lm_eval.evaluator import evaluate as lm_evaluate
+
+        prompt = self.plan.config.prompts[cell.condition.prompt]
+        tasks = self._tasks(cell, prompt)
+        if any(task.get_config("unsafe_code") or cell.task.config.form == "humaneval" for task in tasks.values()):
+            sandbox.require(self.plan.config.allow_unsandboxed)
+        results = lm_evaluate(
+            lm=engine.lm,
+            task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
+            limit=cell.task.limit,
+            system_instruction=prompt.system,
+            apply_chat_template=cell.family.config.chat,
+            fewshot_as_multiturn=True,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        samples: list[dict[str, Any]] = []
+        for subtask, task in tasks.items():
+            rows = results["samples"][task.config.task]
+            samples += _merge(rows, subtask, task, engine, cell, start=len(samples))
+        return samples
+
+    def _tasks(self, cell: Cell, prompt: PromptConfig) -> dict[str | None, Any]:
+        """The lm-eval task of each subtask, with our documents and the prompt condition."""
+        from lm_eval.tasks import TaskManager
+
+        if self.manager is None:
+            logging.getLogger("lm_eval").setLevel(logging.ERROR)
+            self.manager = TaskManager(include_path=str(TASKS) if TASKS.is_dir() else None)
+        return {s: load_task(self.manager, self.plan.config, cell.task, s, prompt) for s in cell.task.subtasks}
+
+
+def load_task(manager: "TaskManager", config: Config, task: Any, subtask: str | None, prompt: PromptConfig) -> Any:
+    """An lm-eval task with our documents, changes and prompt condition.
+
+    Raises:
+        UserError: if lm-eval has no task of that name, or its documents cannot be read.
+    """
+    b = task.config
+    name = b.task.format(subtask=subtask)
+    if name not in manager.all_tasks:
+        raise UserError(f"benchmarks.{task.benchmark}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
+    documents = data.load(
+        asdict(b.dataset), config.data.folder, subtask, b.form, task.perturbation, config.perturbation_seed
+    )
+    spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
+    loaded = manager.load([spec])["tasks"][name]
+    loaded.set_config(key="num_fewshot", value=b.num_fewshot)
+    loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
+    if b.max_gen_toks is not None:
+        loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
+    if prompt.prefix:
+        stock = loaded.doc_to_text
+
+        def prefixed(doc: dict[str, Any], doc_to_text: Any = None) -> Any:
+            text = stock(doc, doc_to_text)  # doc_to_text is given for few-shot examples alone
+            return prompt.prefix + text if doc_to_text is None else text
+
+        loaded.doc_to_text = prefixed
+    return loaded
+
+
+def _merge(
+    rows: list[dict[str, Any]], subtask: str | None, task: Any, engine: Engine, cell: Cell, start: int
+) -> list[dict[str, Any]]:
+    """lm-eval's samples, one for each filter, as one for each document."""
+    b = cell.task.config
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        doc_id, doc = row["doc_id"], row["doc"]
+        sample = merged.get(doc_id)
+        if sample is None:
+            sample = merged[doc_id] = {
+                "doc_id": start + len(merged),
+                "subtask": subtask,
+                "source_doc": doc["source_doc"],
+                "prompt": row["arguments"][0][0],
+                "target": _text(row["target"]),
+                "output": "",
+                "extracted": {},
+                "scores": {},
+            }
+            if task.OUTPUT_TYPE == "multiple_choice":
+                choices = [arguments[1] for arguments in row["arguments"]]
+                likelihoods = [float(r[0][0]) for r in row["resps"]]
+                sample["output"] = choices[max(range(len(choices)), key=likelihoods.__getitem__)]
+                sample["loglikelihoods"] = likelihoods
+                sample |= {"prompt_tokens": 0, "tokens": 0, "finish": "scored"}
+            else:
+                sample["output"] = row["resps"][0][0]
+                sample |= asdict(engine.lm.generations[(task.config.task, doc_id)])
+        if task.OUTPUT_TYPE != "multiple_choice":
+            sample["extracted"][row["filter"]] = _text(row["filtered_resps"][0])
+        for metric in row["metrics"]:
+            value = row[metric]
+            sample["scores"][f"{metric},{row['filter']}"] = float(value[0] if isinstance(value, list) else value)
+    for sample in merged.values():
+        wanted = [b.metric, *b.also]
+        absent = [m for m in wanted if m not in sample["scores"]]
+        if absent:
+            raise UserError(
+                f"benchmarks.{cell.task.benchmark}: no metric '{absent[0]}'; lm-eval gave {', '.join(sample['scores'])}"
+            )
+        sample["scores"] = {m: sample["scores"][m] for m in wanted}
+        sample["score"] = sample["scores"][b.metric]
+    return list(merged.values())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def summarise(samples: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Means over documents; `stderr` is the sample standard error (Bessel-corrected), in the metric's unit (0 to 1)."""
+    n = len(samples)
+    scores = [s["score"] for s in samples]
+    score = math.fsum(scores) / n
+    variance = math.fsum((x - score) ** 2 for x in scores) / (n - 1) if n > 1 else 0.0
+    main_filter = metric.rsplit(",", 1)[1]
+    generated = [s for s in samples if s["finish"] != "scored"]
+    return {
+        "metric": metric,
+        "score": score,
+        "stderr": math.sqrt(variance / n),
+        "n": n,
+        "values": {m: math.fsum(s["scores"][m] for s in samples) / n for m in samples[0]["scores"]},
+        "share_not_extracted": _share(generated, lambda s: s["extracted"].get(main_filter) == NOT_EXTRACTED),
+        "share_truncated": _share(generated, lambda s: s["finish"] == "length"),
+        "mean_tokens": math.fsum(s["tokens"] for s in generated) / len(generated) if generated else 0.0,
+    }
+
+
+def _share(samples: list[dict[str, Any]], is_so: Callable[[dict[str, Any]], bool]) -> float:
+    return sum(map(is_so, samples)) / len(samples) if samples else 0.0
+
+
+def _provenance(config: Config, cell: Cell, started: datetime) -> dict[str, Any]:
+    return {
+        "family": {
+            part: {"id": source.id, "revision": source.revision}
+            for part in ("target", "sft", "grpo", "base")
+            if (source := getattr(cell.family.config, part)) is not None
+        },
+        "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
+        "sandbox": sandbox.probe().name if cell.task.config.form == "humaneval" else None,
+        "versions": versions() | {"python": platform.python_version()},
+        "host": platform.node(),
+        "started": started.isoformat(timespec="seconds"),
+        "command": " ".join(["python -m pipeline", *sys.argv[1:]]),
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    if "RV_GIT" not in os.environ:
+        asked = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+        )
+        os.environ["RV_GIT"] = asked.stdout.strip()
+    return os.environ["RV_GIT"] or None

@@ -1,0 +1,88 @@
+"""lm-eval's vLLM model, with what each answer cost kept beside it.
+
+Only `engine` imports this module, after the environment that vLLM reads at import has been set.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.vllm_causallms import VLLM
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Length and end of one answer: `finish` is vLLM's finish reason, "stop" or "length"."""
+
+    prompt_tokens: int
+    tokens: int
+    finish: str
+
+
+class SteeredLM(VLLM):
+    """`VLLM` that records token counts and finish reasons, by (task name, document index).
+
+    `generations` and the counters cover the requests since the last `reset`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the counts of earlier requests."""
+        self.generations: dict[tuple[str, int], Generation] = {}
+        self.requests = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self._ends: dict[tuple[int, ...], Generation] = {}
+        self._encoded: dict[tuple[str, ...], Any] = {}
+
+    def tok_encode(self, string: Any, add_special_tokens: Any = None, **kwargs: Any) -> Any:
+        """As in lm-eval; the last batch is remembered, because `generate_until` needs its lengths again."""
+        if isinstance(string, str):
+            return super().tok_encode(string, add_special_tokens, **kwargs)
+        key = tuple(string)
+        if key not in self._encoded:
+            self._encoded = {key: super().tok_encode(list(string), add_special_tokens, **kwargs)}
+        return self._encoded[key]
+
+    def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
+        outputs = super()._model_generate(requests, generate, sampling_params)
+        self.requests += len(outputs)
+        for output in outputs:
+            self.prompt_tokens += len(output.prompt_token_ids)
+            if generate:
+                answer = output.outputs[0]
+                self.generated_tokens += len(answer.token_ids)
+                self._ends[tuple(output.prompt_token_ids)] = Generation(
+                    len(output.prompt_token_ids), len(answer.token_ids), answer.finish_reason or "stop"
+                )
+        return outputs
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        encoded = self.tok_encode([r.args[0] for r in requests])
+        for request, tokens in zip(requests, encoded, strict=True):
+            _, _, room = self.modify_gen_kwargs(dict(request.args[1]), default_max_gen_toks=self.max_gen_toks)
+            self._must_fit(len(tokens) + room, f"{len(tokens)} of prompt and {room} to answer", request)
+        answers = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        for request, tokens in zip(requests, encoded, strict=True):
+            self.generations[(request.task_name or "", request.doc_id or 0)] = self._ends[tuple(tokens)]
+        self._ends.clear()
+        return answers
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        encoded = self.tok_encode([r.args[0] + r.args[1] for r in requests])
+        for request, tokens in zip(requests, encoded, strict=True):
+            self._must_fit(len(tokens) + 1, f"{len(tokens)} of prompt and option", request)
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _must_fit(self, tokens: int, what: str, request: Instance) -> None:
+        """lm-eval would cut the prompt from the left with a warning: the answer would be to another question."""
+        if tokens > self.max_length:
+            raise UserError(
+                f"{request.task_name}, document {request.doc_id}: needs {tokens} tokens ({what}), the engine has"
+                f" {self.max_length}; raise engine.max_model_len or lower the benchmark's max_gen_toks"
+            )

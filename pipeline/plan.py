@@ -1,0 +1,376 @@
+"""From the configuration to the list of cells, each with a key that holds everything that can change its answers.
+
+    plan = make_plan(config)          # reads file fingerprints, starts nothing heavy
+    plan.cells[0].key                 # digest of plan.cells[0].inputs
+
+A cell is (family, condition, task): some weights answer one benchmark, plain or perturbed, under one prompt.
+Conditions that come to the same thing (α = 0 and the baseline) share a key and are computed once.
+What is not in `inputs` (paths, W&B, batch size where answers do not move with it) does not change a key.
+"""
+
+import ast
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evals import data, perturbations
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import ROOT, BenchmarkConfig, CheckpointConfig, Config, FamilyConfig, Weights
+from pipeline.errors import UserError
+from pipeline.records import SCHEMA, digest, is_done
+
+PROTOCOL = 1  # raise it when pipeline/evaluate.py or lm.py changes what an answer or a score is
+PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
+TASKS = ROOT / "evals" / "tasks"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A row of the grid with one α and one seed."""
+
+    name: str
+    label: str
+    weights: Weights
+    alpha: float | None
+    seed: int | None
+    prompt: str
+    role: str  # main, control or sweep
+    variants: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark, plain or under one perturbation."""
+
+    name: str
+    benchmark: str
+    config: BenchmarkConfig
+    perturbation: str | None
+    limit: int | None
+
+    @property
+    def subtasks(self) -> list[str | None]:
+        return list(self.config.subtasks) or [None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The checkpoints of one target and its donors, and where its vector is."""
+
+    name: str
+    config: FamilyConfig
+    target: Checkpoint
+    sft: Checkpoint | None
+    grpo: Checkpoint | None
+    base: Checkpoint | None
+    vector_key: str | None
+
+    def checkpoint(self, weights: Weights) -> Checkpoint:
+        """The checkpoint that a condition starts from: a donor or the base, or the target that v is added to."""
+        found = {Weights.sft: self.sft, Weights.grpo: self.grpo, Weights.base: self.base}.get(weights, self.target)
+        if found is None:
+            raise UserError(f"families.{self.name}.{weights.value}: a condition needs this checkpoint; set its id")
+        return found
+
+    @cached_property
+    def architecture(self) -> str:
+        """Families with equal values can share one engine."""
+        return digest([_model_config(self.target), self.target.tokenizer_fingerprint])
+
+
+@dataclass(frozen=True)
+class Cell:
+    family: Family
+    condition: Condition
+    task: Task
+    inputs: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Config
+    families: dict[str, Family]
+    conditions: list[Condition]
+    tasks: list[Task]
+    cells: list[Cell]
+
+    @property
+    def results(self) -> Path:
+        return Path(self.config.results)
+
+    def unique(self) -> list[Cell]:
+        """One cell for each key, in the order in which they are computed."""
+        return list({cell.key: cell for cell in self.cells}.values())
+
+    def missing(self) -> list[Cell]:
+        """Cells without a record."""
+        return [cell for cell in self.unique() if not is_done(self.results, cell.key)]
+
+    def vector_folder(self, family: Family) -> Path:
+        return self.results / "vectors" / str(family.vector_key)
+
+    def needs_vector(self) -> bool:
+        return any(c.weights in (Weights.vector, Weights.random) for c in self.conditions)
+
+    def manifest(self) -> dict[str, Any]:
+        """All that analysis needs to find and name the records (format: ARCHITECTURE.md)."""
+        return {
+            "schema": SCHEMA,
+            "experiment": self.config.name,
+            "families": {
+                f.name: {
+                    "label": f.config.label,
+                    "group": f.config.group,
+                    "published_size": f.config.published_size,
+                    "geometry": str(self.vector_folder(f) / "geometry.json") if f.vector_key else None,
+                }
+                for f in self.families.values()
+            },
+            "benchmarks": {t.name: self._benchmark(t) for t in self.tasks},
+            "conditions": {
+                c.name: {
+                    "label": c.label,
+                    "weights": c.weights.value,
+                    "alpha": c.alpha,
+                    "seed": c.seed,
+                    "prompt": c.prompt,
+                    "role": c.role,
+                }
+                for c in self.conditions
+            },
+            "cells": [
+                {"family": c.family.name, "condition": c.condition.name, "benchmark": c.task.name, "key": c.key}
+                for c in self.cells
+            ],
+        }
+
+    def describe(self) -> str:
+        """The grid as text: for each family, condition and task whether the cell is done (x) or to do (.)."""
+        lines = []
+        for family in self.families.values():
+            cells = {(c.condition.name, c.task.name): c for c in self.cells if c.family is family}
+            width = max(len(c.label) for c in self.conditions)
+            lines.append(f"{family.name} ({family.config.label}): {family.target.source}")
+            lines += [f"  {chr(97 + i)}  {task.name}" for i, task in enumerate(self.tasks)]
+            lines.append(" " * (width + 4) + " ".join(chr(97 + i) for i in range(len(self.tasks))))
+            for condition in self.conditions:
+                marks = []
+                for task in self.tasks:
+                    cell = cells.get((condition.name, task.name))
+                    marks.append(" " if cell is None else "x" if is_done(self.results, cell.key) else ".")
+                lines.append(f"  {condition.label:<{width}}  {' '.join(marks)}")
+        done = len(self.unique()) - len(self.missing())
+        shared = len(self.cells) - len(self.unique())
+        lines.append(
+            f"{len(self.unique())} cells ({shared} more share one of them): {done} done (x), {len(self.missing())} to do (.)"
+        )
+        return "\n".join(lines)
+
+    @staticmethod
+    def _benchmark(task: Task) -> dict[str, Any]:
+        perturbation = perturbations.get(task.config.form, task.perturbation) if task.perturbation else None
+        return {
+            "label": task.config.label if perturbation is None else perturbation.name.replace("_", " "),
+            "published": task.config.published if perturbation is None else None,
+            "variant_of": task.benchmark if perturbation else None,
+            "perturbation": perturbation.id if perturbation else None,
+            "cluster": "subtask" if task.config.subtasks else "source_doc" if perturbation else None,
+            "chance": task.config.chance,
+            "limit": task.limit,
+        }
+
+
+def make_plan(config: Config) -> Plan:
+    """Resolve checkpoints and documents, and list the cells.
+
+    Raises:
+        UserError: for a checkpoint, document file, task or perturbation that is not there or does not fit.
+    """
+    conditions = list(_conditions(config))
+    tasks = list(_tasks(config))
+    names = config.sizes if config.sizes is not None else list(config.families)
+    if not names or not conditions or not tasks:
+        raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
+    needs_vector = any(c.weights in (Weights.vector, Weights.random) for c in conditions)
+    families = {name: _family(name, config.families[name], needs_vector) for name in names}
+    cells = []
+    for family in families.values():
+        for condition in conditions:
+            for task in tasks:
+                if _wanted(config, condition, task):
+                    inputs = _inputs(config, family, condition, task)
+                    cells.append(Cell(family, condition, task, inputs, digest(inputs)))
+    return Plan(config, families, conditions, tasks, cells)
+
+
+def _wanted(config: Config, condition: Condition, task: Task) -> bool:
+    if condition.role == "sweep":
+        chosen = config.sweep.benchmarks
+        return task.perturbation is None and (chosen is None or task.benchmark in chosen)
+    return task.perturbation is None or condition.variants
+
+
+def _conditions(config: Config) -> Iterator[Condition]:
+    for name, c in config.conditions.items():
+        seeds: list[int | None] = list(c.seeds) or [None]
+        for seed in seeds:
+            full = name if seed is None else f"{name}-s{seed}"
+            label = c.label if seed is None else f"{c.label} (seed {seed})"
+            yield Condition(full, label, c.weights, c.alpha, seed, c.prompt, c.role.value, c.variants)
+    for alpha in sorted(set(config.alpha)):
+        label = f"α = {alpha:g}".replace("-", "−")
+        yield Condition(
+            f"alpha={alpha!r}", label, Weights.vector, alpha, None, config.sweep.prompt, "sweep", variants=False
+        )
+
+
+def _tasks(config: Config) -> Iterator[Task]:
+    names = config.tasks if config.tasks is not None else list(config.benchmarks)
+    for name in names:
+        benchmark = config.benchmarks[name]
+        limit = _least(config.limit, benchmark.limit)
+        yield Task(name, name, benchmark, None, limit)
+        for variant in benchmark.variants:
+            perturbations.get(benchmark.form, variant)  # refuse an unknown one now
+            yield Task(f"{name}@{variant}", name, benchmark, variant, _least(limit, config.variant_limit))
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _family(name: str, config: FamilyConfig, needs_vector: bool) -> Family:
+    def opened(part: str, source: CheckpointConfig | None) -> Checkpoint | None:
+        if source is None:
+            return None
+        local = ROOT / source.id  # shipped checkpoints are found from any working directory
+        return Checkpoint.open(str(local) if local.is_dir() else source.id, source.revision)
+
+    target = opened("target", config.target)
+    assert target is not None
+    sft, grpo, base = opened("sft", config.sft), opened("grpo", config.grpo), opened("base", config.base)
+    vector_key = None
+    if sft is not None and grpo is not None:
+        vector_key = digest({"difference": [grpo.fingerprint, sft.fingerprint]})
+    elif needs_vector:
+        raise UserError(f"families.{name}: conditions with a vector need both donors; set sft.id and grpo.id")
+    return Family(name, config, target, sft, grpo, base, vector_key)
+
+
+def _inputs(config: Config, family: Family, condition: Condition, task: Task) -> dict[str, Any]:
+    """Everything that can change an answer or a score of this cell."""
+    weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.weights).fingerprint}
+    if condition.alpha:  # α = 0 is the target, bit for bit
+        weights |= {"vector": family.vector_key, "alpha": condition.alpha, "random_seed": condition.seed}
+    b = task.config
+    dataset = asdict(b.dataset)
+    return {
+        "protocol": PROTOCOL,
+        "weights": weights,
+        "model": _model_config(family.target),
+        "tokenizer": family.target.tokenizer_fingerprint if family.config.chat else None,
+        "prompt": asdict(config.prompts[condition.prompt]) | {"chat": family.config.chat},
+        "task": {
+            "names": [b.task.format(subtask=s) for s in task.subtasks],
+            "definition": _task_definition(b.task),
+            "changes": b.changes,
+            "metric": b.metric,
+            "also": b.also,
+            "num_fewshot": b.num_fewshot,
+            "max_gen_toks": b.max_gen_toks,
+            "limit": task.limit,
+        },
+        "documents": [data.fingerprint(dataset, config.data.folder, s) for s in task.subtasks],
+        "perturbation": _perturbation(b.form, task.perturbation, config.perturbation_seed),
+        "decoding": "greedy",
+        "engine": _numerics(config),
+        "versions": versions(),
+    }
+
+
+def _numerics(config: Config) -> dict[str, Any]:
+    """Engine options that can move an answer. In float32 greedy answers do not move with the batch."""
+    e = config.engine
+    numerics: dict[str, Any] = {"device": e.device.value, "dtype": e.dtype}
+    if e.dtype != "float32":
+        numerics |= {
+            "batch_invariant": e.batch_invariant,
+            "max_num_seqs": None if e.batch_invariant else e.max_num_seqs,
+            "tensor_parallel_size": e.tensor_parallel_size,
+            "enforce_eager": e.enforce_eager,
+        }
+    return numerics
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that make answers."""
+    found = {}
+    for name in PACKAGES:
+        candidates = (name, f"{name}-cpu") if name == "vllm" else (name,)
+        for candidate in candidates:
+            try:
+                found[name] = importlib.metadata.version(candidate).removesuffix("+cpu")
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        else:
+            raise UserError(f"{name} is not installed; run `make setup`")
+    return found
+
+
+def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json without what only describes its origin, and the stop tokens of generation_config.json."""
+    origin = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+    model = {k: v for k, v in checkpoint.config.items() if k not in origin}
+    path = checkpoint.path / "generation_config.json"
+    generation = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}
+
+
+@lru_cache
+def _task_definition(task: str) -> Any:
+    """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
+    if not (TASKS / f"{task.removeprefix('rv_')}.yaml").is_file():
+        return None
+    files = [TASKS / f"{task.removeprefix('rv_')}.yaml", *sorted(TASKS.glob("*.py")), *sorted(TASKS.glob("_*.yaml"))]
+    files += [ROOT / "evals" / "code.py", ROOT / "evals" / "sandbox.py"]
+    return {f.name: _yaml_content(f) if f.suffix == ".yaml" else code_fingerprint(f) for f in files}
+
+
+def _yaml_content(path: Path) -> Any:
+    return digest(yaml.load(path.read_text(), Loader=_PlainLoader))  # noqa: S506
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads `!function module.name` as a string."""
+
+
+_PlainLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
+
+
+def code_fingerprint(path: Path) -> str:
+    """Digest of what a Python file does: its syntax tree without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                node.body = body[1:] or [ast.Pass()]  # type: ignore[list-item]
+    return digest(ast.dump(tree))
+
+
+@lru_cache
+def _perturbation(form: str, name: str | None, seed: int) -> Any:
+    if name is None:
+        return None
+    folder = ROOT / "evals" / "perturbations"
+    code = {f.name: code_fingerprint(f) for f in sorted(folder.glob("*.py")) if f.stem in (form, "common")}
+    return {"id": perturbations.get(form, name).id, "seed": seed, "code": code}

@@ -1,0 +1,73 @@
+"""The side of steering that runs inside vLLM's worker: take new weights in place.
+
+`pipeline.engine` starts vLLM with `worker_extension_cls="pipeline.worker.SteeringExtension"` and calls `steer`
+through `collective_rpc` with plain arguments. Every worker of a tensor-parallel group streams the same
+tensors from the same files; vLLM's own loaders fuse and shard them.
+
+What `steer` covers: every parameter of the model must have been written by the call (vLLM only warns about a
+tensor that does not come), and a tied head that vLLM's CPU build has packed apart from the embedding is
+packed again. It does not touch the prefix cache: the engine empties it.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+class SteeringExtension:
+    """Mixed into vLLM's worker class (vLLM 0.24 to 0.33)."""
+
+    model_runner: "GPUModelRunner"
+
+    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> dict[str, Any]:
+        """Make the live weights `target` + Σ α·v, as `pipeline.vector.steered_tensors` computes them.
+
+        Args:
+            target: folder of the checkpoint that is added to.
+            terms: (vector file, α, seed of the random control or None) for each vector.
+
+        Returns:
+            {"tensors": number of tensors taken, "missing": names of model parameters that were not written}.
+        """
+        from pipeline.vector import Term, steered_tensors
+
+        return self.load(steered_tensors(target, [Term(*term) for term in terms]))
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+        """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns."""
+        model = self.model_runner.get_model()
+        taken = 0
+        loaded: set[str] = set()
+
+        def counted() -> Iterator[tuple[str, torch.Tensor]]:
+            nonlocal taken
+            for name, tensor in tensors:
+                taken += 1
+                yield name, tensor
+
+        stock_load_weights = model.load_weights
+
+        def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+            written: set[str] = stock_load_weights(weights)
+            loaded.update(written)
+            return written
+
+        model.load_weights = load_weights  # reload_weights drops the names that were written; we need them
+        try:
+            self.model_runner.reload_weights(weights_iterator=counted())
+        finally:
+            del model.load_weights
+        self._pack_tied_head(model)
+        expected = {name for name, _ in model.named_parameters()}
+        return {"tensors": taken, "missing": sorted(expected - loaded)}
+
+    @staticmethod
+    def _pack_tied_head(model: torch.nn.Module) -> None:
+        """vLLM's CPU build packs the head's matrix apart; reloading refreshes a tied embedding but not that copy."""
+        head = getattr(model, "lm_head", None)
+        if getattr(head, "weight", None) is not None and head.weight.device.type == "cpu":
+            head.quant_method.process_weights_after_loading(head)
