@@ -1,0 +1,946 @@
+"""The paper's tables from the records alone, as Markdown, LaTeX (booktabs) and CSV.
+
+    tables.render(manifest, results, out)     main, adversarial, controls, alpha_sweep, geometry, cost
+    tables.terminal(manifest, results)        a compact table for the terminal
+    tables.verdicts(manifest, results)        one line for each claim of the abstract
+
+Accuracies and differences are in per cent and percentage points. Markdown and LaTeX round for the reader; the CSV
+beside them holds every number behind the table. Rendering again gives the same bytes: nothing here knows the time.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import claims
+from pipeline.errors import UserError
+from pipeline.grid import MARKS, REFERENCE, Cell, Grid, Row, load
+from pipeline.statistics import Difference, Estimate, holm, mean_over_seeds
+
+DASH = "–"
+
+
+class Text(NamedTuple):
+    """A table entry: its text and the marks of its footnotes."""
+
+    text: str
+    marks: str = ""
+
+
+@dataclass
+class Table:
+    """A table before it takes a format; the first column holds labels, `data` becomes the CSV."""
+
+    name: str
+    title: str
+    header: list[Text]
+    blocks: list[tuple[str, list[list[Text]]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+    def marks(self) -> str:
+        """The footnote marks in use, in their fixed order."""
+        rows = [self.header, *(row for _, rows in self.blocks for row in rows)]
+        used = {mark for row in rows for entry in row for mark in entry.marks}
+        return "".join(sorted(used, key=lambda m: (m.isdigit(), "".join(MARKS).find(m), m)))
+
+
+def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
+    """Write every table as .md, .tex and .csv under `out`; return the paths in order."""
+    grid = load(manifest, results)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in build(grid):
+        for suffix, write in (("md", markdown), ("tex", latex), ("csv", as_csv)):
+            path = out / f"{table.name}.{suffix}"
+            path.write_text(write(table), encoding="utf-8", newline="\n")
+            written.append(path)
+    return written
+
+
+def build(grid: Grid) -> list[Table]:
+    """The six tables of a run."""
+    return [
+        main(grid),
+        adversarial(grid),
+        controls(grid),
+        alpha_sweep(grid),
+        geometry(grid),
+        cost(grid),
+    ]
+
+
+def verdicts(manifest: dict[str, Any], results: Path) -> list[str]:
+    """One line for each claim of the abstract (and family): the verdict, what it was judged on, and why."""
+    grid = load(manifest, results)
+    return [
+        f"{v.outcome:<14}  {grid.families[v.family]['label']}: {v.statement}: {verdict_reason(v)}"
+        for v in claims.verdicts(grid)
+    ]
+
+
+def verdict_reason(verdict: claims.Verdict) -> str:
+    """What was found and promised in each comparison that a verdict rests on."""
+    found = []
+    for c in verdict.comparisons:
+        if c.difference is not None:
+            promise = "no gain to build on" if c.promised is None else f"promised {signed(c.promised)}"
+            marks = f", marked {c.marks}" if c.marks else ""
+            found.append(f"{c.benchmark} {interval(c.difference)} ({promise}{marks})")
+    return "; ".join(([verdict.reason] if verdict.reason else []) + found)
+
+
+def problems(manifest: dict[str, Any], results: Path) -> list[str]:
+    """One line for each record that is missing or damaged."""
+    return load(manifest, results).problems
+
+
+def terminal(manifest: dict[str, Any], results: Path) -> str:
+    """Conditions × plain benchmarks as plain text: value ± half interval, difference to Baseline with its mark."""
+    grid = load(manifest, results)
+    rows = grid.rows("main", "control")
+    comparisons = _compare_all(grid, rows, grid.plain())
+    lines = []
+    used = ""
+    for family in grid.families:
+        header = [
+            grid.families[family]["label"],
+            *(grid.benchmarks[b]["label"] for b in grid.plain()),
+        ]
+        body = []
+        for row in rows:
+            entries = []
+            for benchmark in grid.plain():
+                shown = _value(grid, family, row, benchmark)
+                difference = comparisons.get((family, row.name, benchmark))
+                change = f" {signed(difference[0].value)}{_star(difference[1]):1}" if difference else ""
+                marks = f" [{shown.marks}]" if shown.marks else ""
+                used += shown.marks
+                entries.append(shown.text + change + marks)
+            body.append([row.label, *entries])
+        lines += _columns([header, *body]) + [""]
+    lines.append(
+        f"± half of the 95 % interval; difference to Baseline in points; * p < 0.05 after Holm's correction"
+    )
+    lines += [f"[{mark}] {MARKS[mark]}" for mark in MARKS if mark in used]
+    return "\n".join(lines)
+
+
+# ---- numbers ----
+
+
+def percent(x: float) -> str:
+    return DASH if math.isnan(x) else f"{100 * x:.1f}"
+
+
+def signed(x: float) -> str:
+    """Percentage points with a typographic sign."""
+    if math.isnan(x):
+        return DASH
+    text = f"{100 * x:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def interval(estimate: Estimate) -> str:
+    """A difference with its 95 % interval."""
+    if math.isnan(estimate.low):
+        return f"{signed(estimate.value)} (no interval)"
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+
+
+def plus_minus(estimate: Estimate) -> str:
+    """A mean with half of its 95 % interval's width."""
+    half = (estimate.high - estimate.low) / 2
+    return percent(estimate.value) if math.isnan(half) else f"{percent(estimate.value)} ± {percent(half)}"
+
+
+def _star(p: float) -> str:
+    return "*" if p < claims.SIGNIFICANT else ""
+
+
+Compared = tuple[Difference, float]  # with its p value after Holm's correction
+
+
+def _compare_all(
+    grid: Grid, rows: list[Row], benchmarks: list[str], reference: str = REFERENCE
+) -> dict[tuple[str, str, str], Compared]:
+    """Every row against the reference; Holm over all of them."""
+    found: dict[tuple[str, str, str], Difference] = {}
+    for family in grid.families:
+        for row in rows:
+            for benchmark in benchmarks:
+                difference = grid.difference(family, row.members, (reference,), benchmark)
+                if difference is not None:
+                    found[family, row.name, benchmark] = difference
+    return _adjust(found)
+
+
+def _adjust(
+    found: dict[tuple[str, str, str], Difference],
+) -> dict[tuple[str, str, str], Compared]:
+    adjusted = holm([difference.p for difference in found.values()]).tolist()
+    return {place: (difference, p) for (place, difference), p in zip(found.items(), adjusted, strict=True)}
+
+
+def _value(grid: Grid, family: str, row: Row, benchmark: str) -> Text:
+    """A row's accuracy, or a marked word where the cell is planned but not there, or a dash where it is not planned."""
+    if not grid.is_planned(family, row.members, benchmark):
+        return Text(DASH)
+    marks = grid.marks(family, row.members, benchmark)
+    value = grid.value(family, row.members, benchmark)
+    if value is None:
+        return Text("damaged" if "d" in marks else "missing", marks)
+    return Text(plus_minus(value), marks)
+
+
+def _facts(grid: Grid, family: str, row: Row, benchmark: str, compared: Compared | None) -> dict[str, Any]:
+    """The CSV's line for one cell: numbers in per cent and points, unrounded."""
+    info = grid.benchmarks[benchmark]
+    cell = grid.cell(family, row.members, benchmark)
+    value = grid.value(family, row.members, benchmark)
+    condition = grid.conditions[row.name]
+    return {
+        "family": family,
+        "group": grid.families[family]["group"],
+        "benchmark": benchmark,
+        "variant_of": info["variant_of"],
+        "condition": row.name,
+        "label": row.label,
+        "alpha": condition["alpha"],
+        "seeds": len(row.members) if condition["seed"] is not None else None,
+        "limit": info["limit"],
+        "marks": grid.marks(family, row.members, benchmark),
+        **_estimate_facts(value),
+        "mean_tokens": float(cell.tokens.mean()) if cell else None,
+        "share_truncated": cell.metrics.get("share_truncated") if cell else None,
+        "share_not_extracted": cell.metrics.get("share_not_extracted") if cell else None,
+        **_difference_facts(compared),
+    }
+
+
+def _estimate_facts(value: Estimate | None, prefix: str = "") -> dict[str, Any]:
+    names = (f"{prefix}value", f"{prefix}se", f"{prefix}low", f"{prefix}high")
+    numbers = [100 * x for x in (value.value, value.se, value.low, value.high)] if value else [None] * 4
+    return {
+        **dict(zip(names, numbers, strict=True)),
+        f"{prefix}n": value.n if value else None,
+    }
+
+
+def _difference_facts(compared: Compared | None) -> dict[str, Any]:
+    difference, p_holm = compared or (None, None)
+    return {
+        **_estimate_facts(difference, "difference_"),
+        "gained": difference.gained if difference else None,
+        "lost": difference.lost if difference else None,
+        "test": difference.test if difference else None,
+        "p": difference.p if difference else None,
+        "p_holm": p_holm,
+        "detectable": 100 * difference.detectable if difference else None,
+    }
+
+
+# ---- the tables ----
+
+
+def main(grid: Grid) -> Table:
+    """Main conditions × plain benchmarks for each family, with the published number under ours."""
+    rows, benchmarks = grid.rows("main"), grid.plain()
+    compared = _compare_all(grid, rows, benchmarks)
+    table = Table(
+        "main",
+        "Accuracy in per cent by condition and benchmark",
+        _header(grid, "Condition", benchmarks),
+    )
+    figure_notes: dict[str, str] = {}
+    for family, info in grid.families.items():
+        lines = []
+        for row in rows:
+            lines += _value_lines(grid, family, row, benchmarks, compared)
+            lines += _published_line(grid, family, row, benchmarks, figure_notes)
+            table.data += [
+                _facts(grid, family, row, b, compared.get((family, row.name, b)))
+                | _published_facts(grid, family, row, b)
+                for b in benchmarks
+            ]
+        lines += _detectable_line(grid, family, benchmarks, compared)
+        table.blocks.append((info["label"], lines))
+    _add_groups(grid, table, rows, benchmarks)
+    table.notes += [f"{mark}: {note}" for note, mark in figure_notes.items()]
+    if all(info["published_size"] is None for info in grid.families.values()):
+        table.notes.append("The paper has no figures for these models, so none stand beside ours.")
+    table.notes += _notes(grid, table, compared)
+    return table
+
+
+def controls(grid: Grid) -> Table:
+    """The controls against Baseline, then v against each control."""
+    benchmarks = grid.plain()
+    rows = [row for row in grid.rows("main", "control") if row.name in _shown_with_controls(grid)]
+    against = _contrasts(grid)
+    found: dict[tuple[str, str, str], Difference] = {}
+    for family in grid.families:
+        pairs = [(row.name, row, Row(REFERENCE, "", (REFERENCE,))) for row in rows]
+        pairs += [(label, new, old) for label, new, old in against]
+        for name, new, old in pairs:
+            for benchmark in benchmarks:
+                difference = grid.difference(family, new.members, old.members, benchmark)
+                if difference is not None:
+                    found[family, name, benchmark] = difference
+    compared = _adjust(found)
+    header = _header(grid, "Condition", benchmarks)
+    table = Table("controls", "Controls: prompt, donors and random vectors of equal norm", header)
+    for family, info in grid.families.items():
+        lines = []
+        for row in rows:
+            lines += _value_lines(grid, family, row, benchmarks, compared)
+            table.data += [
+                _facts(grid, family, row, b, compared.get((family, row.name, b))) for b in benchmarks
+            ]
+        table.blocks.append((info["label"], lines))
+        lines = []
+        for label, new, old in against:
+            entries = [_difference_text(compared.get((family, label, b))) for b in benchmarks]
+            lines.append([Text(label), *entries])
+            table.data += [
+                _facts(grid, family, new, b, compared.get((family, label, b)))
+                | {"label": label, "reference": old.name}
+                for b in benchmarks
+            ]
+        if lines:
+            table.blocks.append((f"{info['label']}: paired differences between rows", lines))
+    if any(len(row.members) > 1 for row in rows):
+        table.notes.append("Random controls are averaged over their seeds document by document.")
+    table.notes += _notes(grid, table, compared)
+    return table
+
+
+def alpha_sweep(grid: Grid) -> Table:
+    """Accuracy along α for every benchmark that has a sweep."""
+    sweep = grid.sweep()
+    swept = [name for _, name in sweep if name != REFERENCE and grid.conditions[name]["role"] == "sweep"]
+    benchmarks = [
+        b for b in grid.benchmarks if any(grid.is_planned(f, tuple(swept), b) for f in grid.families)
+    ] or grid.plain()
+    rows = [Row(name, f"α = {alpha:g}".replace("-", "−"), (name,)) for alpha, name in sweep]
+    compared = _compare_all(grid, rows, benchmarks, dict(sweep).get(0.0, REFERENCE))
+    table = Table(
+        "alpha_sweep",
+        "Accuracy in per cent along the scaling coefficient α",
+        _header(grid, "α", benchmarks),
+    )
+    for family, info in grid.families.items():
+        lines = []
+        for (alpha, _), row in zip(sweep, rows, strict=True):
+            lines += _value_lines(grid, family, row, benchmarks, compared)
+            facts = [_facts(grid, family, row, b, compared.get((family, row.name, b))) for b in benchmarks]
+            table.data += [fact | {"alpha": alpha} for fact in facts]
+        table.blocks.append((info["label"], lines))
+    if not sweep:
+        table.notes.append("The run has no sweep.")
+    table.notes += _notes(grid, table, compared)
+    return table
+
+
+def adversarial(grid: Grid) -> Table:
+    """Plain against perturbed documents, and whether the gain of each condition persists there."""
+    names = [
+        "Plain",
+        "Perturbed",
+        "Drop",
+        "Gain, plain",
+        "Gain, perturbed",
+        "Change of gain",
+        "Persists",
+    ]
+    table = Table(
+        "adversarial",
+        "Adversarial variants, paired by source document",
+        [Text("Condition"), *map(Text, names)],
+    )
+    rows = grid.rows("main")
+    found = {
+        (family, row.name, variant): result
+        for family in grid.families
+        for variant in grid.variants()
+        for row in rows
+        if (result := grid.robustness(family, row.members, variant)) is not None
+    }
+    compared = _adjust({place: r.gain for place, r in found.items() if r.gain is not None})
+    for family, info in grid.families.items():
+        for variant in grid.variants():
+            plain = grid.benchmarks[variant]["variant_of"]
+            lines = []
+            for row in rows:
+                if not grid.is_planned(family, row.members, variant):
+                    continue
+                result = found.get((family, row.name, variant))
+                both = grid.marks(family, row.members, plain) + grid.marks(family, row.members, variant)
+                marks = "".join(mark for mark in MARKS if mark in both)
+                gain = compared.get((family, row.name, variant))
+                facts = {
+                    "family": family,
+                    "benchmark": variant,
+                    "variant_of": plain,
+                    "condition": row.name,
+                }
+                facts |= {
+                    "label": row.label,
+                    "limit": grid.benchmarks[variant]["limit"],
+                    "marks": marks,
+                }
+                for prefix in (
+                    "plain",
+                    "perturbed",
+                    "drop",
+                    "gain_plain",
+                    "gain",
+                    "change",
+                ):
+                    facts |= _estimate_facts(getattr(result, prefix) if result else None, f"{prefix}_")
+                facts |= {
+                    "gain_p": gain[0].p if gain else None,
+                    "gain_p_holm": gain[1] if gain else None,
+                }
+                facts |= {"persists": _persists(gain) if gain else None}
+                table.data.append(facts)
+                if result is None:
+                    lines.append(
+                        [
+                            Text(row.label),
+                            Text("missing", marks or "m"),
+                            *[Text(DASH)] * 6,
+                        ]
+                    )
+                    continue
+                lines.append(
+                    [
+                        Text(row.label),
+                        Text(plus_minus(result.plain), marks),
+                        Text(plus_minus(result.perturbed)),
+                        Text(interval(result.drop)),
+                        Text(interval(result.gain_plain) if result.gain_plain else DASH),
+                        _difference_text(gain),
+                        Text(interval(result.change) if result.change else DASH),
+                        Text(_persists(gain) if gain else DASH),
+                    ]
+                )
+            if lines:
+                labels = (
+                    grid.benchmarks[plain]["label"],
+                    grid.benchmarks[variant]["label"],
+                )
+                table.blocks.append((f"{info['label']}: {labels[0]} → {labels[1]}", lines))
+    if not table.blocks:
+        table.notes.append("The run has no adversarial variant.")
+    table.notes.append(
+        "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − Baseline. "
+        "Change of gain: the difference in differences. Intervals are clustered by source document, or by the plain "
+        "benchmark's clusters where it has some. Persists: yes where the interval of the gain on the perturbed documents "
+        "lies above zero, reversed where it lies below, otherwise not shown."
+    )
+    table.notes += _notes(grid, table, compared)
+    return table
+
+
+def geometry(grid: Grid) -> Table:
+    """The vector's size and sparsity, from the geometry report that extraction wrote."""
+    table = Table("geometry", "Geometry of the vector", [Text("Vector")])
+    reports: dict[str, dict[str, Any]] = {}
+    for family, info in grid.families.items():
+        try:
+            report = geometry_report(grid, family)
+        except UserError as error:
+            table.notes.append(str(error))
+            continue
+        reports[info["label"]] = flatten(report)
+    names = list(dict.fromkeys(name for report in reports.values() for name in report))
+    table.header += [Text(label) for label in reports]
+    rows = [[Text(name), *(Text(_number(report.get(name))) for report in reports.values())] for name in names]
+    table.blocks.append(("", rows))
+    table.data = [
+        {"quantity": name} | {label: report.get(name) for label, report in reports.items()} for name in names
+    ]
+    table.notes += _context("geometry")
+    return table
+
+
+def cost(grid: Grid) -> Table:
+    """Tokens and time of the records, each counted once."""
+    names = [
+        "Cells",
+        "Documents",
+        "Prompt tokens",
+        "Generated tokens",
+        "Seconds",
+        "Generated tokens/s",
+        "GPU hours",
+    ]
+    table = Table("cost", "What the evaluation cost", [Text("Cells of"), *map(Text, names)])
+    unique = list(grid.unique_cells().values())
+    groups: list[tuple[str, Callable[[tuple[str, str, str]], str]]] = [
+        ("by benchmark", lambda place: grid.benchmarks[place[2]]["label"]),
+        ("by kind of condition", lambda place: grid.conditions[place[1]]["role"]),
+    ]
+    for family, info in grid.families.items():
+        own = [(place, cell) for place, cell in unique if place[0] == family]
+        for title, label_of in groups:
+            by_label: dict[str, list[Cell]] = {}
+            for place, cell in own:
+                by_label.setdefault(label_of(place), []).append(cell)
+            lines = [_cost_line(table, family, title, label, cells) for label, cells in by_label.items()]
+            table.blocks.append((f"{info['label']}, {title}", lines))
+    cells = [cell for _, cell in unique]
+    table.blocks.append(("", [_cost_line(table, "", "all", "All", cells)]))
+    table.notes.append("A record that several conditions share is counted once, under the first of them.")
+    if grid.problems:
+        table.notes.append(f"{len(grid.problems)} planned records are missing or damaged and not counted.")
+    return table
+
+
+def geometry_report(grid: Grid, family: str) -> dict[str, Any]:
+    """The geometry.json that the manifest names for a family.
+
+    Raises:
+        UserError: when it is not named, missing or unreadable.
+    """
+    label, name = grid.families[family]["label"], grid.families[family]["geometry"]
+    if name is None:
+        raise UserError(f"{label}: the manifest names no geometry report; run the extract stage to make one")
+    path = grid.results.joinpath(
+        *Path(name).parts[-3:]
+    )  # vectors/<key>/geometry.json, wherever the folder is now
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{label}: geometry report {path} cannot be read ({error}); run the extract stage again"
+        ) from None
+    return report
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted path; lists stay whole."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        k: v
+        for key, inner in value.items()
+        for k, v in flatten(inner, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+# ---- parts of tables ----
+
+
+def _header(grid: Grid, first: str, benchmarks: list[str]) -> list[Text]:
+    """Column heads; a limited benchmark says its limit in the head."""
+    heads = []
+    for benchmark in benchmarks:
+        info = grid.benchmarks[benchmark]
+        name = info["label"]
+        if info["variant_of"] is not None:
+            name = f"{grid.benchmarks[info['variant_of']]['label']}, {name}"
+        heads.append(Text(f"{name} (first {info['limit']})" if info["limit"] is not None else name))
+    return [Text(first), *heads]
+
+
+def _value_lines(
+    grid: Grid,
+    family: str,
+    row: Row,
+    benchmarks: list[str],
+    compared: dict[tuple[str, str, str], Compared],
+) -> list[list[Text]]:
+    """A line of accuracies and, where there are some, a line of differences to the reference."""
+    lines = [[Text(row.label), *(_value(grid, family, row, b) for b in benchmarks)]]
+    differences = [compared.get((family, row.name, b)) for b in benchmarks]
+    if any(differences):
+        lines.append([Text("Δ"), *map(_difference_text, differences)])
+    return lines
+
+
+def _difference_text(compared: Compared | None) -> Text:
+    return Text(interval(compared[0]) + _star(compared[1])) if compared else Text(DASH)
+
+
+def _published_line(
+    grid: Grid, family: str, row: Row, benchmarks: list[str], notes: dict[str, str]
+) -> list[list[Text]]:
+    """The paper's numbers for a row, in families of a size that it reports; dashes where it is silent."""
+    size = grid.families[family]["published_size"]
+    if size is None or row.name == REFERENCE:
+        return []
+    entries = []
+    for benchmark in benchmarks:
+        texts, marks = [], ""
+        for figure in claims.published_figures(size, grid.benchmarks[benchmark]["published"], row.name):
+            number = (
+                signed(figure["difference"] / 100)
+                if "difference" in figure
+                else f"{figure['score']:.1f} after"
+            )
+            texts.append(f"{number} ({', '.join(figure['source'])})")
+            if "note" in figure:
+                marks += notes.setdefault(figure["note"], str(len(notes) + 1))
+        entries.append(Text("; ".join(texts) or DASH, marks))
+    return [[Text("paper"), *entries]]
+
+
+def _published_facts(grid: Grid, family: str, row: Row, benchmark: str) -> dict[str, Any]:
+    size, name = (
+        grid.families[family]["published_size"],
+        grid.benchmarks[benchmark]["published"],
+    )
+    facts: dict[str, Any] = {
+        "published_difference": None,
+        "published_score": None,
+        "published_source": None,
+    }
+    figures = claims.published_figures(size, name, row.name)
+    for figure in figures:
+        facts |= {f"published_{k}": figure[k] for k in ("difference", "score") if k in figure}
+    sources = dict.fromkeys(source for figure in figures for source in figure["source"])
+    return facts | {"published_source": " ".join(sources) or None}
+
+
+def _detectable_line(
+    grid: Grid,
+    family: str,
+    benchmarks: list[str],
+    compared: dict[tuple[str, str, str], Compared],
+) -> list[list[Text]]:
+    row = grid.row("vector", 1)
+    found = [compared.get((family, row.name, b)) if row else None for b in benchmarks]
+    if row is None or not any(found):
+        return []
+    return [
+        [
+            Text(f"detectable ({row.label})"),
+            *(Text(percent(c[0].detectable) if c else DASH) for c in found),
+        ]
+    ]
+
+
+def _add_groups(grid: Grid, table: Table, rows: list[Row], benchmarks: list[str]) -> None:
+    """A block for each group of independently trained families: mean over them with its t interval."""
+    groups: dict[str, list[str]] = {}
+    for family, info in grid.families.items():
+        if info["group"] is not None:
+            groups.setdefault(info["group"], []).append(family)
+    for group, families in groups.items():
+        if len(families) < 2:
+            continue
+        lines = []
+        for row in rows:
+            values, differences = [Text(row.label)], [Text("Δ")]
+            for benchmark in benchmarks:
+                value, n_values = _over(grid.value(f, row.members, benchmark) for f in families)
+                change, n_changes = _over(
+                    grid.difference(f, row.members, (REFERENCE,), benchmark) for f in families
+                )
+                values.append(Text(f"{plus_minus(value)} (of {n_values})" if value else DASH))
+                differences.append(Text(f"{interval(change)} (of {n_changes})" if change else DASH))
+                table.data.append(
+                    {
+                        "family": f"mean of {len(families)}",
+                        "group": group,
+                        "benchmark": benchmark,
+                        "condition": row.name,
+                    }
+                    | {"label": row.label, "seeds": n_values}
+                    | _estimate_facts(value)
+                    | _estimate_facts(change, "difference_")
+                )
+            lines.append(values)
+            if any(entry.text != DASH for entry in differences[1:]):
+                lines.append(differences)
+        table.blocks.append((f"{group}: mean of {len(families)} independently trained families", lines))
+        table.notes.append(
+            "Means over families carry Student's t interval over the families (n is their number): it measures how "
+            "training varies, on these documents."
+        )
+
+
+def _over(estimates: Iterable[Estimate | None]) -> tuple[Estimate | None, int]:
+    values = [estimate.value for estimate in estimates if estimate is not None]
+    return (mean_over_seeds(values) if values else None), len(values)
+
+
+def _shown_with_controls(grid: Grid) -> set[str]:
+    names = {row.name for row in grid.rows("control")}
+    named = [
+        grid.row("target"),
+        grid.row("vector", 1),
+        grid.row("vector", 1, "think"),
+        grid.row("vector", -1),
+    ]
+    return names | {row.name for row in named if row}
+
+
+def _contrasts(grid: Grid) -> list[tuple[str, Row, Row]]:
+    """Pairs of rows that a reader of the paper wants compared directly, of those that the run has."""
+    vector, minus = grid.row("vector", 1), grid.row("vector", -1)
+    pairs = [
+        (vector, grid.row("random", 1)),
+        (minus, grid.row("random", -1)),
+        (vector, grid.row("sft")),
+        (vector, grid.row("grpo")),
+        (grid.row("grpo"), grid.row("sft")),
+        (grid.row("vector", 1, "think"), grid.row("target", 0, "think")),
+    ]
+    return [(f"{new.label} against {old.label}", new, old) for new, old in pairs if new and old]
+
+
+def _spread_line(grid: Grid, family: str, row: Row, benchmarks: list[str]) -> list[list[Text]]:
+    """The range of a random control over its seeds, because its interval is over documents only."""
+    if len(row.members) < 2:
+        return []
+    entries = []
+    for benchmark in benchmarks:
+        values = [v.value for m in row.members if (v := grid.value(family, (m,), benchmark))]
+        entries.append(Text(f"{percent(min(values))} to {percent(max(values))}" if values else DASH))
+    return [[Text("range over seeds"), *entries]]
+
+
+def _context(table: str) -> list[str]:
+    return [entry["text"] for entry in claims.published()["context"] if entry["table"] == table]
+
+
+def _notes(grid: Grid, table: Table, compared: dict[tuple[str, str, str], Compared]) -> list[str]:
+    """The footnotes that every table of accuracies shares."""
+    notes = [f"{mark}: {MARKS[mark]}." for mark in table.marks() if mark in MARKS]
+    if compared:
+        clusters = {
+            grid.benchmarks[b]["label"]: grid.benchmarks[b]["cluster"]
+            for _, _, b in compared
+            if grid.benchmarks[b]["cluster"]
+        }
+        clustered = "; ".join(f"{label} by {cluster}" for label, cluster in clusters.items()) or "none here"
+        notes.append(
+            f"±: half of the 95 % interval. Δ: difference to Baseline in percentage points, paired by document, with its "
+            f"95 % interval, clustered where documents depend on each other ({clustered}). * p < 0.05 after Holm's "
+            f"correction over the {len(compared)} comparisons of this table (exact McNemar where documents are independent, "
+            "otherwise a clustered t test)."
+        )
+    if any(row[0].text.startswith("detectable") for _, rows in table.blocks for row in rows):
+        notes.append(
+            "detectable: the smallest difference that a test at 5 % finds with 80 % power in documents like these."
+        )
+    if any(row[0].text == "paper" for _, rows in table.blocks for row in rows):
+        letters = "; ".join(
+            f"{letter} = {source}" for letter, source in claims.published()["sources"].items()
+        )
+        notes.append(f"paper: as published, in points against Baseline. {letters}.")
+    return notes + _context(table.name)
+
+
+def _cost_line(table: Table, family: str, group: str, label: str, cells: list[Cell]) -> list[Text]:
+    seconds = sum(cell.cost["seconds"] for cell in cells)
+    gpus = [_gpus(cell) for cell in cells]
+    hours = sum(n * cell.cost["seconds"] for n, cell in zip(gpus, cells, strict=True)) / 3600
+    facts = {
+        "cells": len(cells),
+        "documents": sum(len(cell.docs) for cell in cells),
+        "prompt_tokens": sum(cell.cost["prompt_tokens"] for cell in cells),
+        "generated_tokens": sum(cell.cost["generated_tokens"] for cell in cells),
+    }
+    rate = facts["generated_tokens"] / seconds if seconds else math.nan
+    table.data.append(
+        {
+            "family": family,
+            "group": group,
+            "label": label,
+            **facts,
+            "seconds": seconds,
+            "gpu_hours": hours,
+        }
+    )
+    shown = [f"{count:,}".replace(",", " ") for count in facts.values()]
+    return [
+        Text(label),
+        *map(Text, shown),
+        Text(f"{seconds:.1f}"),
+        Text(DASH if math.isnan(rate) else f"{rate:.0f}"),
+        Text(f"{hours:.2f}" if any(gpus) else DASH),
+    ]
+
+
+def _gpus(cell: Cell) -> int:
+    engine = cell.provenance["engine"]
+    return int(engine["tensor_parallel_size"]) if engine["device"] == "gpu" else 0
+
+
+def _persists(gain: Compared) -> str:
+    difference = gain[0]
+    return "yes" if difference.low > 0 else "reversed" if difference.high < 0 else "not shown"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", "−")
+    return DASH if value is None else str(value)
+
+
+# ---- formats ----
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown, padded so that it also reads as plain text."""
+
+    def entry(e: Text) -> str:
+        text = (
+            e.text.replace("\\", "\\\\")
+            .replace("|", "\\|")
+            .replace("*", "\\*")
+            .replace("<", "&lt;")
+            .replace("_", "\\_")
+        )
+        return f"{text}<sup>{e.marks}</sup>" if e.marks else text
+
+    rows = [[entry(e) for e in table.header]]
+    for title, lines in table.blocks:
+        if title:
+            rows.append([f"**{entry(Text(title))}**"] + [""] * (len(table.header) - 1))
+        rows += [[entry(e) for e in line] for line in lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+    notes = "".join(f"\n{entry(Text(note))}\n" for note in table.notes)
+    return f"# {table.title}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n" + notes
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "+": "$+$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "‖": r"$\|$",
+    "α": r"$\alpha$",
+    "Δ": r"$\Delta$",
+    "θ": r"$\theta$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    '"': "''",
+    " ": "~",
+    # A bracket after \\ would be read as its optional argument.
+    "[": "{[}",
+    "]": "{]}",
+}
+
+
+def tex(text: str) -> str:
+    """Text for LaTeX; a character that plain pdflatex cannot set becomes its code point in words."""
+    return "".join(
+        _TEX.get(c, c if c.isascii() or c in "äöüÄÖÜßéèêáàâíóúñç" else f"U+{ord(c):04X}") for c in text
+    )
+
+
+def latex(table: Table) -> str:
+    r"""A booktabs table environment for \input in any document that loads booktabs."""
+
+    def line(entries: list[Text]) -> str:
+        cells = [tex(e.text) + (rf"\textsuperscript{{{e.marks}}}" if e.marks else "") for e in entries]
+        return " & ".join(cells) + r" \\"
+
+    width = len(table.header)
+    body = [line(table.header)]
+    for title, lines in table.blocks:
+        body.append(r"\midrule")
+        if title:
+            body.append(rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{tex(title)}}}}} \\")
+        body += [line(entries) for entries in lines]
+    notes = "\n\n".join(tex(note) for note in table.notes)
+    return "\n".join(
+        [
+            r"\begin{table}[htbp]",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{tex(table.title)}.}}",
+            rf"\label{{tab:{table.name.replace('_', '-')}}}",
+            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            r"\toprule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}\end{{minipage}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def as_csv(table: Table) -> str:
+    """Every number behind the table; empty where there is none."""
+    names = list(dict.fromkeys(name for row in table.data for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in table.data:
+        writer.writerow({name: _plain(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
+
+
+def as_html(table: Table) -> str:
+    """A `figure` of HTML, every text escaped."""
+
+    def entry(e: Text, tag: str) -> str:
+        marks = f"<sup>{html.escape(e.marks)}</sup>" if e.marks else ""
+        return f"<{tag}>{html.escape(e.text)}{marks}</{tag}>"
+
+    width = len(table.header)
+    lines = ["<thead><tr>" + "".join(entry(e, "th") for e in table.header) + "</tr></thead>"]
+    for title, rows in table.blocks:
+        lines.append("<tbody>")
+        if title:
+            lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
+        for row in rows:
+            kind = {"Δ": "delta", "paper": "paper"}.get(row[0].text, "value")
+            lines.append(
+                f'<tr class="{kind}">{entry(row[0], "th")}{"".join(entry(e, "td") for e in row[1:])}</tr>'
+            )
+        lines.append("</tbody>")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    caption = f"<figcaption>{notes}</figcaption>" if notes else ""
+    return f'<figure id="table-{table.name}"><div class="scroll"><table>{"".join(lines)}</table></div>{caption}</figure>'
