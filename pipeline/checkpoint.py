@@ -1,0 +1,496 @@
+"""Hugging Face checkpoints as streams of safetensors tensors: open, read, fingerprint, write atomically.
+
+Covers one file or shards with an index, from a local folder or the hub, in bf16, fp16, fp32 or a mix of them.
+Every header is checked when the checkpoint is opened, and every file again when it is read, so that a truncated,
+inconsistent or changing checkpoint is an error and never a wrong tensor. Does not cover pickled weights (refused:
+loading them runs code), quantized weights and adapters.
+
+Tensors are read `PIECE` entries at a time into one reused buffer: memory does not grow with the model, and
+every pass runs at the speed of the processor's cache.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+
+PIECE = 1 << 18
+"""Entries handled at a time. The compact form and the random controls are defined by it: do not change it."""
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+_ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"U8": 1}
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: bytes `start` to `end` of `file`, which had `stamp` (size, mtime in ns) when opened."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+    stamp: tuple[int, int]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+# --- safetensors files ---------------------------------------------------------------------------------------
+
+
+def _stamp(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    """Metadata and tensors of one safetensors file.
+
+    Raises UserError when the file is truncated, names a tensor twice, or its offsets do not fit its shapes
+    (format: the safetensors README).
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            name = next(name for name, value in pairs if found[name] is not value)
+            raise UserError(f"{path}: {name} stands twice in the header; save the checkpoint again")
+        return found
+
+    damaged = f"{path} is truncated or not a safetensors file"
+    try:
+        with open(path, "rb") as stream:
+            stamp = _stamp(stream.fileno())
+            length = int.from_bytes(stream.read(8), "little")
+            if stamp[0] < 8 or length > stamp[0] - 8:
+                raise UserError(f"{damaged}: {stamp[0]} bytes are too few for its header; fetch it again")
+            header = json.loads(stream.read(length), object_pairs_hook=unique)
+        metadata = header.pop("__metadata__", {})
+        tensors = {}
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            tensors[name] = TensorInfo(
+                path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end, stamp
+            )
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; fetch the checkpoint again") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{damaged}: its header cannot be read; fetch it again") from None
+
+    end = 8 + length
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
+        if info.dtype not in _ITEM_SIZES:
+            raise UserError(
+                f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}: use a checkpoint in those"
+            )
+        if info.start != end or info.end - info.start != info.numel * _ITEM_SIZES[info.dtype]:
+            raise UserError(
+                f"{path}: the offsets of {name} do not fit its shape {list(info.shape)}; fetch it again"
+            )
+        end = info.end
+    if end != stamp[0]:
+        raise UserError(f"{damaged}: expected {end} bytes, found {stamp[0]}; fetch it again")
+    return metadata, tensors
+
+
+def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tensor]:
+    """The first `entries` entries (default: all) of a tensor, flat, in pieces of `PIECE`, in one reused buffer.
+
+    Raises UserError when the file changed after it was opened or while it was read.
+    """
+    numel = info.numel if entries is None else entries
+    buffer = torch.empty(min(PIECE, numel), dtype=DTYPES[info.dtype])
+    raw = memoryview(buffer.view(torch.uint8).numpy())
+    size = buffer.element_size()
+    with open_unchanged(info) as descriptor:
+        for first in range(0, numel, PIECE):
+            count = min(PIECE, numel - first)
+            os.preadv(descriptor, [raw[: count * size]], info.start + first * size)
+            yield buffer[:count]
+
+
+@contextmanager
+def open_unchanged(info: TensorInfo) -> Iterator[int]:
+    """A descriptor of the tensor's file; UserError when the file is not, or at the end no longer, what was opened."""
+    changed = UserError(
+        f"{info.file} changed after it was opened; run again, and let nothing write to it meanwhile"
+    )
+    try:
+        descriptor = os.open(info.file, os.O_RDONLY)
+    except FileNotFoundError:
+        raise changed from None
+    try:
+        if _stamp(descriptor) != info.stamp:
+            raise changed
+        yield descriptor
+        if _stamp(descriptor) != info.stamp:
+            raise changed
+    finally:
+        os.close(descriptor)
+
+
+def all_finite(piece: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinite: by its bits, which is several times faster than isfinite for bf16."""
+    bits, exponent = {
+        torch.bfloat16: (torch.int16, 0x7F80),
+        torch.float16: (torch.int16, 0x7C00),
+        torch.float32: (torch.int32, 0x7F800000),
+    }[piece.dtype]
+    if not piece.numel():
+        return True
+    magnitude = piece.view(bits) & (0x7FFF if bits is torch.int16 else 0x7FFFFFFF)
+    return int(magnitude.max()) < exponent
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside: pieces are small, and two threads on shared cores were 10 to 40 times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- fingerprints --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over all bytes found: the sha256 of each tensor, and the tensors with NaN or infinity."""
+
+    digests: dict[str, str]
+    non_finite: list[str]
+
+
+def fingerprint(shapes: Mapping[str, tuple[str, tuple[int, ...]]], digests: Mapping[str, str]) -> str:
+    """sha256 over name, dtype, shape and sha256 of the bytes of every tensor in order of names.
+
+    `shapes` maps a name to (dtype, shape). Sharding and the order in the files do not matter.
+    """
+    rows = [[name, shapes[name][0], list(shapes[name][1]), digests[name]] for name in sorted(digests)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def scan_tensor(parts: Iterator[torch.Tensor]) -> tuple[str, bool]:
+    """sha256 of a tensor's bytes, and whether all its entries are finite."""
+    digest, finite = hashlib.sha256(), True
+    for piece in parts:
+        digest.update(piece.view(torch.uint8).numpy())
+        finite = finite and all_finite(piece)
+    return digest.hexdigest(), finite
+
+
+def cached_scan(files: list[Path], scan: Any) -> Scan:
+    """`scan()`, or its earlier result when path, size and time of change of all files are the same.
+
+    The results lie in the folder RV_CACHE, or results/.cache when that is not set.
+    """
+    stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    path = Path(os.environ.get("RV_CACHE", "results/.cache")) / f"{name}.json"
+    try:
+        return Scan(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        pass
+    found = scan()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(found.__dict__))
+        temporary.replace(path)
+    except OSError:
+        pass  # a cache that cannot be written costs time, not correctness
+    return found
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------
+
+
+class Checkpoint:
+    """A folder with a model's configuration, safetensors weights and tokenizer.
+
+    Attributes: `source` (folder or hub id as given), `revision` (the commit, for a hub id), `path`, `config`,
+    `tensors` (name → TensorInfo), `tied` (the head is the embedding).
+    """
+
+    def __init__(self, path: Path, source: str, revision: str | None):
+        self.path, self.source, self.revision = path, source, revision
+        self.config: dict[str, Any] = _read_json(path / "config.json")
+        self.tensors: Mapping[str, TensorInfo] = _read_tensors(path)
+        self.tied = bool(self.config.get("tie_word_embeddings", HEAD not in self.tensors))
+        if not self.tied and HEAD not in self.tensors:
+            raise UserError(
+                f"{path}: config.json says that the head is not tied, but {HEAD} is missing; fetch it again"
+            )
+
+    @classmethod
+    def open(cls, source: str, revision: str | None = None) -> "Checkpoint":
+        """Opens a local folder, or a hub id at a revision; downloads what is not in the hub's cache.
+
+        Raises UserError when it does not exist, is damaged or incomplete, or holds no safetensors.
+        """
+        if os.path.isdir(source):
+            if revision is not None:
+                raise UserError(
+                    f"{source} is a folder and has no revision {revision}; leave the revision out"
+                )
+            return cls(Path(source), source, None)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+            raise UserError(
+                f"{source} is neither a folder nor a hub id such as Qwen/Qwen2.5-1.5B; check the spelling"
+            )
+        import huggingface_hub
+
+        try:
+            path = Path(
+                huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=_DOWNLOADED)
+            )
+        except Exception as error:  # the hub client raises many kinds, each with paragraphs
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{source} at {revision or 'main'}: no such folder, and the hub gave nothing: {reason}"
+            ) from None
+        return cls(path, source, path.name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, in the checkpoint's own dtype and shape."""
+        info = self.tensors[name]
+        whole = torch.empty(info.numel, dtype=DTYPES[info.dtype])
+        first = 0
+        for piece in pieces(info):
+            whole[first : first + len(piece)] = piece
+            first += len(piece)
+        return whole.view(info.shape)
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether the head differs from the embedding, by its bytes."""
+        return not self.tied and self.scan.digests[HEAD] != self.scan.digests.get(EMBEDDING)
+
+    def resolve(self, name: str) -> TensorInfo:
+        """The tensor of that name; for the head of a tied model, the embedding."""
+        return self.tensors[EMBEDDING if name == HEAD and self.tied else name]
+
+    @functools.cached_property
+    def scan(self) -> Scan:
+        """Digest and finiteness of every tensor: one pass over all bytes the first time, then from the cache."""
+        return cached_scan(sorted({info.file for info in self.tensors.values()}), self._scan)
+
+    def _scan(self) -> Scan:
+        names = sorted(self.tensors)
+        with one_thread(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            found = dict(
+                zip(names, pool.map(lambda name: scan_tensor(pieces(self.tensors[name])), names), strict=True)
+            )
+        return Scan({name: found[name][0] for name in names}, [name for name in names if not found[name][1]])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights: every tensor's name, dtype, shape and bytes; the same however they are sharded."""
+        return fingerprint(
+            {name: (info.dtype, info.shape) for name, info in self.tensors.items()}, self.scan.digests
+        )
+
+    # The tokenizer: its files, read as data.
+
+    @functools.cached_property
+    def token_ids(self) -> dict[str, int]:
+        """The token-to-id map, with the added tokens."""
+        if (self.path / "tokenizer.json").exists():
+            tokenizer = _read_json(self.path / "tokenizer.json")
+            vocabulary = tokenizer["model"]["vocab"]
+            if isinstance(vocabulary, list):  # a Unigram model lists (token, score) pairs
+                vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+            return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+        if (self.path / "vocab.json").exists():
+            return _read_json(self.path / "vocab.json") | _read_json(self.path / "added_tokens.json", {})
+        raise UserError(
+            f"{self.path} has no tokenizer.json; copy the tokenizer that the model was trained with into it"
+        )
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, str | None]:
+        """Which token has which role (beginning, end, padding, unknown), by content."""
+        settings = _read_json(self.path / "special_tokens_map.json", {}) | _read_json(
+            self.path / "tokenizer_config.json", {}
+        )
+        found = {role: settings.get(role) for role in _ROLES}
+        return {role: token["content"] if isinstance(token, dict) else token for role, token in found.items()}
+
+    @functools.cached_property
+    def chat_template_hash(self) -> str | None:
+        """sha256 of the chat template; None when there is none."""
+        template = _read_json(self.path / "tokenizer_config.json", {}).get("chat_template")
+        if (self.path / "chat_template.jinja").exists():
+            template = (self.path / "chat_template.jinja").read_text(encoding="utf-8")
+        return None if template is None else _hash(template)
+
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """sha256 of all that decides how text becomes tokens: map, merges, rules, special tokens, chat template."""
+        rules: dict[str, Any] = {}
+        if (self.path / "tokenizer.json").exists():
+            rules = _read_json(self.path / "tokenizer.json")
+            # Training scripts leave their own truncation and padding behind; users of the tokenizer set them anew.
+            rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
+        elif (self.path / "merges.txt").exists():
+            rules = {"merges": (self.path / "merges.txt").read_text(encoding="utf-8")}
+        return _hash([rules, self.token_ids, self.special_tokens, self.chat_template_hash])
+
+    def companions(self) -> list[Path]:
+        """The files beside the weights that a complete copy needs: configuration, tokenizer, templates, licence."""
+        return sorted(
+            file
+            for file in self.path.iterdir()
+            if file.is_file()
+            and file.suffix not in _WEIGHT_SUFFIXES
+            and not file.name.startswith(".")
+            and file.name != "README.md"
+        )
+
+
+def layer_order(name: str) -> tuple[bool, list[int | str]]:
+    """A key that sorts embedding, layers by number, final norm, head."""
+    return name == HEAD, [int(part) if part.isdigit() else part for part in name.split(".")]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    if default is not None and not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: expected a Hugging Face checkpoint there; check the folder"
+        ) from None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; fetch it again") from None
+
+
+def _read_tensors(path: Path) -> dict[str, TensorInfo]:
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.exists() and index.exists():
+        raise UserError(
+            f"{path} holds both {single.name} and {index.name}: tensors would stand twice; remove one"
+        )
+    if index.exists():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f"{index} has no weight_map; fetch it again")
+    elif single.exists():
+        weight_map = None
+    elif any(path.glob("adapter_model.*")):
+        raise UserError(f"{path} holds an adapter, not a model; merge it into its base model first")
+    elif any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        raise UserError(
+            f"{path} holds pickled weights, which can run code when loaded; convert them to safetensors"
+        )
+    else:
+        raise UserError(
+            f"{path} holds neither {single.name} nor {index.name}; check the folder, or fetch it again"
+        )
+
+    tensors: dict[str, TensorInfo] = {}
+    for shard in sorted(set(weight_map.values())) if weight_map else [single.name]:
+        if weight_map and not (path / shard).exists():
+            raise UserError(f"{index} names {shard}, which is missing; fetch the checkpoint again")
+        for name, info in read_header(path / shard)[1].items():
+            if name in tensors:
+                raise UserError(
+                    f"{path}: {name} stands in {tensors[name].file.name} and in {shard}; remove one"
+                )
+            if info.dtype not in DTYPES:
+                raise UserError(f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}")
+            tensors[name] = info
+    for name in weight_map or {}:
+        if name not in tensors or tensors[name].file.name != weight_map[name]:
+            raise UserError(
+                f"{index} names {name} in {weight_map[name]}, which does not hold it; fetch it again"
+            )
+    for name in tensors:
+        if weight_map and name not in weight_map:
+            raise UserError(f"{path}: {tensors[name].file.name} holds {name}, which the index does not name")
+    return tensors
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+def encode_header(
+    metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...], int]], length: int = 0
+) -> bytes:
+    """A safetensors header for tensors (name → dtype, shape, bytes) that follow in this order, padded to `length`."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = encoded.ljust(max(length - 8, -(-len(encoded) // 8) * 8))
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def sync(path: Path) -> None:
+    """Makes a file or folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A temporary path beside `out` to write a file or folder to, which becomes `out` when the block succeeds.
+
+    Everything is synced before the rename. On failure nothing is left, and an earlier `out` stays as it was.
+    Raises UserError when the disk refuses, for instance because it is full.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another folder") from None
+    try:
+        new, old = scratch / "new", scratch / "old"
+        yield new
+        if new.is_dir():
+            for file in new.iterdir():
+                sync(file)
+        sync(new)
+        if out.is_dir():
+            out.rename(old)  # a folder cannot be renamed over another
+        new.rename(out)
+        sync(out.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror}; nothing was left there: free space, or choose another"
+        ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

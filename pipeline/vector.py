@@ -1,0 +1,565 @@
+"""Task vectors: extract v = θ_GRPO − θ_SFT, add Σ α·v to a target, and variants of v.
+
+Arithmetic is in fp32 from the donors' weights and rounded once, to the target's dtype (arXiv 2509.01363; task
+arithmetic: arXiv 2212.04089). With no terms, or all α = 0, the target comes back bit for bit. Everything streams in pieces,
+so that memory does not grow with the model, and `apply` on disk is bit-equal to `steered_tensors` in a live engine.
+
+    grpo, sft = Checkpoint.open("grpo"), Checkpoint.open("sft")
+    extract(grpo, sft, Path("results/vectors/mine"))
+    apply(Checkpoint.open("target"), [Term("results/vectors/mine", 1.0)], Path("steered"))
+
+Addition and analogy (a + c − b) are several terms with their signs. A random control is a term with a seed.
+
+A vector is a safetensors file with a JSON description under the metadata key `task_vector`, in one of two forms that
+hold the same bits: dense (F32 tensors), or compact (one U8 tensor each: see `_pack`). The donors' heads are stored only
+when one differs from its embedding; without it, a target's separate head takes the embedding's difference.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import compatibility
+from pipeline.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    PIECE,
+    Checkpoint,
+    Scan,
+    TensorInfo,
+    all_finite,
+    cached_scan,
+    encode_header,
+    fingerprint,
+    layer_order,
+    one_thread,
+    open_unchanged,
+    pieces,
+    read_header,
+    replacing,
+    scan_tensor,
+)
+from pipeline.compatibility import check_compatible as check_compatible
+from pipeline.errors import UserError
+
+FILE = "vector.safetensors"
+RECIPE = "steering.json"
+
+
+@dataclass(frozen=True)
+class Term:
+    """α times a vector (a file, or the folder that holds it); with a seed, α times Gaussian noise in its place.
+
+    The noise has the vector's norm in every tensor and depends on the seed and the tensor's name alone.
+    """
+
+    vector: str
+    alpha: float
+    random_seed: int | None = None
+
+
+# --- the vector as a file ------------------------------------------------------------------------------------
+
+
+class Vector:
+    """A vector's file. Attributes: `path`, `description` (donors, identity, variants), `shapes` (name → shape)."""
+
+    def __init__(self, path: Path, description: dict[str, Any], tensors: Mapping[str, TensorInfo]):
+        self.path, self.description, self.tensors = path, description, tensors
+        shapes = description["shapes"]
+        self.shapes = {name: tuple(shapes[name]) for name in sorted(shapes, key=layer_order)}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Vector":
+        """Opens a vector's file, or the one in a folder. Raises UserError when it is damaged or something else."""
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        metadata, tensors = read_header(file)
+        if "task_vector" not in metadata:
+            raise UserError(f"{file} is not a task vector; make one with extract")
+        vector = cls(file, json.loads(metadata["task_vector"]), tensors)
+        if vector.shapes.keys() != tensors.keys():
+            raise UserError(f"{file}: its tensors are not those of its description; extract it again")
+        return vector
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The entries of a tensor, flat, fp32, in pieces; the buffer is reused, and may be overwritten by the caller."""
+        if self.description["form"] == "dense":
+            return pieces(self.tensors[name])
+        return _unpacked(self.tensors[name], math.prod(self.shapes[name]))
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor in fp32."""
+        return torch.cat([torch.empty(0), *(piece.clone() for piece in self.pieces(name))]).view(
+            self.shapes[name]
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of names, shapes and fp32 bytes: the same for the dense and the compact form of a vector."""
+        shapes = {name: ("F32", shape) for name, shape in self.shapes.items()}
+        return fingerprint(shapes, cached_scan([self.path], self._scan).digests)
+
+    def _scan(self) -> Scan:
+        with one_thread():
+            return Scan({name: scan_tensor(self.pieces(name))[0] for name in self.shapes}, [])
+
+    def check_donors(self, grpo: Checkpoint, sft: Checkpoint) -> None:
+        """Raises UserError when the donors are not, or no longer, those that the vector was extracted from."""
+        for role, donor in (("grpo", grpo), ("sft", sft)):
+            expected = self.description["donors"][role]["fingerprint"]
+            if donor.fingerprint != expected:
+                raise UserError(
+                    f"{donor.path} is not the {role} donor of {self.path}: expected fingerprint {expected[:12]}, "
+                    f"found {donor.fingerprint[:12]}; extract the vector again"
+                )
+
+
+def extract(grpo: Checkpoint, sft: Checkpoint, out: Path, compact: bool = False) -> Path:
+    """Writes v = θ_GRPO − θ_SFT in fp32 to `out`/vector.safetensors and returns that path.
+
+    The same donors give the same bytes. Rows of padding that only one donor has are left out, and noted.
+    Raises UserError when the donors do not fit each other, with one line for each problem.
+    """
+    problems, notes = compatibility.compare_checkpoints(sft, grpo)
+    compatibility.refuse(problems)
+    ours, theirs = compatibility.shapes(grpo, donors_head=True), compatibility.shapes(sft, donors_head=True)
+    shapes = {
+        name: min(grpo.resolve(name).shape, sft.resolve(name).shape)
+        for name in sorted(ours | theirs, key=layer_order)
+    }
+    description = {
+        "donors": {"grpo": _provenance(grpo), "sft": _provenance(sft)},
+        "identity": compatibility.identity(grpo),
+        "notes": notes,
+        "variants": [],
+    }
+
+    def difference(name: str) -> Iterator[torch.Tensor]:
+        entries = math.prod(shapes[name])
+        wide = torch.empty(2, min(PIECE, entries))
+        for plus, minus in zip(
+            pieces(grpo.resolve(name), entries), pieces(sft.resolve(name), entries), strict=True
+        ):
+            a, b = wide[0, : len(plus)].copy_(plus), wide[1, : len(plus)].copy_(minus)
+            yield a.sub_(b)
+
+    return _write(out, description, shapes, difference, compact)
+
+
+def compact(source: Vector, out: Path) -> Path:
+    """Writes a vector in its compact form, which holds the same bits and is applied directly."""
+    return _write(out, source.description, source.shapes, source.pieces, compact=True)
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, str | None]:
+    source = checkpoint.source if checkpoint.revision else Path(checkpoint.source).resolve().name
+    return {"source": source, "revision": checkpoint.revision, "fingerprint": checkpoint.fingerprint}
+
+
+def _write(
+    out: Path,
+    description: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: Callable[[str], Iterator[torch.Tensor]],
+    compact: bool,
+) -> Path:
+    path = out / FILE
+    if path.exists():
+        Vector.open(path)  # refuses to replace what is not a vector
+    elif out.exists() and (not out.is_dir() or any(file.name != "geometry.json" for file in out.iterdir())):
+        raise UserError(f"{out} exists and holds something else than a vector; choose another folder")
+    form = "compact" if compact else "dense"
+    described = {
+        **description,
+        "schema": 1,
+        "form": form,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+    }
+    metadata = {"format": "pt", "task_vector": json.dumps(described, sort_keys=True)}
+
+    def layout(sizes: Mapping[str, int]) -> dict[str, tuple[str, tuple[int, ...], int]]:
+        if compact:
+            return {name: ("U8", (size,), size) for name, size in sizes.items()}
+        return {name: ("F32", shapes[name], size) for name, size in sizes.items()}
+
+    # The compact form's sizes are known only at the end: the header's place is kept with the largest they can be.
+    sizes = {
+        name: _packed_limit(math.prod(shape)) if compact else 4 * math.prod(shape)
+        for name, shape in shapes.items()
+    }
+    length = len(encode_header(metadata, layout(sizes)))
+    with one_thread(), replacing(path) as new, open(new, "wb") as stream:
+        stream.write(bytes(length))
+        for name in shapes:
+            start = stream.tell()
+            for piece in parts(name):
+                if not all_finite(piece):
+                    raise UserError(
+                        f"the difference in {name} is NaN or infinite; use donors with finite weights"
+                    )
+                stream.write(_pack(piece) if compact else memoryview(piece.numpy()))
+            sizes[name] = stream.tell() - start
+        stream.seek(0)
+        stream.write(encode_header(metadata, layout(sizes), length))
+    return path
+
+
+# --- the compact form ----------------------------------------------------------------------------------------
+#
+# A piece of up to PIECE entries is: the number of entries whose bits are not 0 and the number of those whose lower
+# 16 bits are not 0 (two u4), the upper halves of the former and the lower halves of the latter (u2), and the bit masks of
+# which entries they are, padded to 8 bytes. Differences of bf16 weights rarely need their lower half. A piece
+# that would not be smaller is its fp32 entries, under the count _DENSE.
+
+_DENSE = 0xFFFFFFFF
+
+
+def _packed_limit(numel: int) -> int:
+    return 8 * math.ceil(numel / PIECE) + 4 * numel
+
+
+def _pack(piece: torch.Tensor) -> bytes:
+    bits = piece.numpy().view(np.uint32)
+    changed = bits != 0
+    values = bits[changed]
+    lower = values.astype(np.uint16)
+    needed = lower != 0
+    body = b"".join(
+        (
+            (values >> 16).astype(np.uint16).tobytes(),
+            lower[needed].tobytes(),
+            np.packbits(changed).tobytes(),
+            np.packbits(needed).tobytes(),
+        )
+    )
+    body += bytes(-len(body) % 8)
+    if len(body) >= bits.nbytes:
+        return np.array([_DENSE, 0], np.uint32).tobytes() + bits.tobytes()
+    return np.array([len(values), np.count_nonzero(needed)], np.uint32).tobytes() + body
+
+
+def _unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
+    offset = info.start
+    buffer = torch.empty(min(PIECE, numel))
+    raw = np.empty(_packed_limit(len(buffer)), np.uint8)
+    with open_unchanged(info) as descriptor:
+        for first in range(0, numel, PIECE):
+            piece = buffer[: min(PIECE, numel - first)]
+            bits = piece.numpy().view(np.uint32)
+            head = raw[:8]
+            os.preadv(descriptor, [head], offset)
+            changed, needed = (int(count) for count in head.view(np.uint32))
+            if changed == _DENSE:
+                os.preadv(descriptor, [memoryview(bits).cast("B")], offset + 8)
+                offset += 8 + bits.nbytes
+                yield piece
+                continue
+            ends = np.cumsum([2 * changed, 2 * needed, -(-len(bits) // 8), -(-changed // 8)])
+            size = -(-int(ends[-1]) // 8) * 8
+            os.preadv(descriptor, [raw[:size]], offset + 8)
+            offset += 8 + size
+            values = raw[: ends[0]].view(np.uint16).astype(np.uint32) << 16
+            if needed:
+                mask = np.unpackbits(raw[ends[2] : ends[3]], count=changed).view(bool)
+                values[mask] |= raw[ends[0] : ends[1]].view(np.uint16)
+            bits[:] = 0
+            bits[np.unpackbits(raw[ends[1] : ends[2]], count=len(bits)).view(bool)] = values
+            yield piece
+
+
+# --- the random control --------------------------------------------------------------------------------------
+
+
+def _generator(purpose: str, seed: int, name: str, piece: int) -> np.random.Generator:
+    """Independent numbers for each piece of each tensor, the same in whatever order they are asked for."""
+    digest = hashlib.sha256(json.dumps([purpose, seed, name, piece]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
+    """Gaussian noise in the vector's shape and with its norm.
+
+    Each piece is scaled to its share of the norm, sqrt(entries of the piece / entries), so that one pass is enough:
+    for tensors of one piece this is uniform on the sphere, for larger ones the share varies by 0.2 % in a true Gaussian.
+    """
+    numel = math.prod(vector.shapes[name])
+    square = sum(float(piece.double().square().sum()) for piece in vector.pieces(name))
+    for index, first in enumerate(range(0, numel, PIECE)):
+        count = min(PIECE, numel - first)
+        noise = torch.from_numpy(_generator("noise", seed, name, index).standard_normal(count, np.float32))
+        yield noise.mul_(math.sqrt(square * count / numel / float(noise.double().square().sum())))
+
+
+# --- adding to a target --------------------------------------------------------------------------------------
+
+
+def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the target checkpoint (name, whole tensor in its dtype) with Σ α·v added, in layer order.
+
+    Raises UserError when names or shapes do not fit; the full check is `check_compatible`.
+    """
+    checkpoint = Checkpoint.open(target)
+    active = _active(terms)
+    _check_names(checkpoint, [vector for _, vector in active])
+    for name in sorted(checkpoint.tensors, key=layer_order):
+        info = checkpoint.tensors[name]
+        parts = [piece.clone() for piece in _steered(info, name, active)]
+        yield name, torch.cat(parts).view(info.shape)
+
+
+def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
+    """Writes the target with Σ α·v added as a complete checkpoint in folder `out`, and returns it.
+
+    Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is a model
+    card and steering.json says the same as data. `out` appears by one rename when everything is on disk.
+    Raises UserError when something does not fit, with one line for each problem, before any byte is written, and
+    when `out` exists and is not an earlier result of this function.
+    """
+    if out.exists() and not (out / RECIPE).exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
+    vectors = [(term, Vector.open(term.vector)) for term in terms]
+    problems, notes = compatibility.content_problems(target), []
+    for _, vector in vectors:
+        compatibility.compare(
+            f"target {target.source}", compatibility.identity(target), compatibility.shapes(target),
+            f"vector {vector.path}", vector.description["identity"], vector.shapes, problems, notes,
+        )  # fmt: skip
+    compatibility.refuse(problems)
+    active = _active(terms)
+    recipe = {
+        "target": _provenance(target),
+        "terms": [
+            {
+                "alpha": term.alpha,
+                "random_seed": term.random_seed,
+                "vector": vector.fingerprint,
+                **{key: vector.description[key] for key in ("donors", "variants", "notes")},
+            }
+            for term, vector in vectors
+        ],
+        "notes": list(dict.fromkeys(notes)),
+    }
+    with one_thread(), replacing(out) as new:
+        new.mkdir()
+        for shard in sorted({info.file for info in target.tensors.values()}):
+            _write_shard(new / shard.name, shard, target, active)
+        for file in target.companions():
+            shutil.copyfile(file, new / file.name)
+        (new / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(_card(target, recipe), encoding="utf-8")
+    return out
+
+
+def _write_shard(path: Path, shard: Path, target: Checkpoint, active: list[tuple[Term, Vector]]) -> None:
+    inside = sorted((info.start, name) for name, info in target.tensors.items() if info.file == shard)
+    with open(shard, "rb") as source, open(path, "wb") as stream:
+        stream.write(source.read(inside[0][0]))
+        for _, name in inside:
+            for piece in _steered(target.tensors[name], name, active):
+                stream.write(memoryview(piece.view(torch.uint8).numpy()))
+
+
+def _active(terms: Iterable[Term]) -> list[tuple[Term, Vector]]:
+    for term in terms:
+        if not math.isfinite(term.alpha):
+            raise UserError(f"α is {term.alpha}; expected a finite number")
+    return [(term, Vector.open(term.vector)) for term in terms if term.alpha != 0]
+
+
+def _check_names(target: Checkpoint, vectors: Iterable[Vector]) -> None:
+    shapes = compatibility.shapes(target)
+    for vector in vectors:
+        fits = shapes.keys() - {HEAD} == vector.shapes.keys() - {HEAD} and (
+            HEAD in shapes or HEAD not in vector.shapes
+        )
+        for name in vector.shapes if fits else ():
+            ours, theirs = shapes[name], vector.shapes[name]
+            fits &= ours == theirs or (name in (EMBEDDING, HEAD) and ours[1:] == theirs[1:])
+        if not fits:
+            raise UserError(
+                f"{vector.path} does not fit {target.path}: names or shapes differ; check_compatible says which"
+            )
+
+
+def _steered(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> Iterator[torch.Tensor]:
+    """The target's tensor in pieces, with the terms added; rows of padding that a vector lacks stay as they are."""
+    sources = []
+    for term, vector in active:
+        own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
+        delta = vector.pieces(own) if term.random_seed is None else _noise(vector, own, term.random_seed)
+        sources.append((term.alpha, delta))
+    if not sources:
+        yield from pieces(info)
+        return
+    total, wide = torch.empty(2, min(PIECE, info.numel))
+    for piece in pieces(info):
+        total.zero_()
+        reach = 0
+        for alpha, delta in sources:
+            if (part := next(delta, None)) is not None:
+                part = part[: len(piece)]
+                # Product and sum apart: a fused multiply-add would round differently at the ends of pieces.
+                total[: len(part)].add_(part.mul_(alpha))
+                reach = max(reach, len(part))
+        if reach:
+            result = wide[:reach].copy_(piece[:reach]).add_(total[:reach])
+            piece[:reach].copy_(result)
+            if not all_finite(piece):
+                raise UserError(
+                    f"{name} is NaN or infinite in {info.dtype} after the addition; use a smaller α or finite inputs"
+                )
+        yield piece
+
+
+def _card(target: Checkpoint, recipe: Mapping[str, Any]) -> str:
+    lines = ["---", "library_name: transformers", "tags: [task-arithmetic, merge]"]
+    if target.revision:
+        lines.append(f"base_model: {target.source}")
+    lines += [
+        "---",
+        f"# {recipe['target']['source']} with task vectors added",
+        "",
+        "θ = θ_target + Σ α·v with v = θ_GRPO − θ_SFT, computed in fp32 and rounded once.",
+        "Fingerprints are sha256 over names, dtypes, shapes and bytes of all tensors.",
+        "",
+        "| what | α | source | revision | fingerprint |",
+        "|---|---|---|---|---|",
+    ]
+
+    def row(what: str, alpha: str, donor: Mapping[str, str | None]) -> str:
+        return (
+            f"| {what} | {alpha} | {donor['source']} | {donor['revision'] or '—'} | {donor['fingerprint']} |"
+        )
+
+    lines.append(row("target", "—", recipe["target"]))
+    for number, term in enumerate(recipe["terms"], start=1):
+        seed = term["random_seed"]
+        kind = f"vector {number}" if seed is None else f"noise of vector {number}'s norm (seed {seed})"
+        lines.append(f"| {kind} | {term['alpha']:g} | — | — | {term['vector']} |")
+        lines += [row(f"vector {number}: {role} donor", "", term["donors"][role]) for role in ("grpo", "sft")]
+    notes = list(recipe["notes"])
+    for number, term in enumerate(recipe["terms"], start=1):
+        notes += [f"vector {number}: {note}" for note in term["notes"]]
+        notes += [f"vector {number}: variant {json.dumps(variant)}" for variant in term["variants"]]
+    if notes:
+        lines += ["", "Notes:", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+# --- variants ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which part of a vector is kept, in this order: a mask, then trimming, then dropping.
+
+    modules: keep tensors with one of these components in their name, such as "mlp", "self_attn", "q_proj", "embed_tokens"
+        (the paper's mask m, arXiv 2509.01363).
+    layers: keep layers first to last, both included; tensors outside of layers are dropped.
+    trim: keep this share of each tensor's entries, the largest by magnitude (the trimming of TIES, arXiv 2306.01708).
+    dare: keep each entry with this probability and divide it by it, drawn from `seed` (DARE, arXiv 2311.03099).
+    """
+
+    modules: tuple[str, ...] | None = None
+    layers: tuple[int, int] | None = None
+    trim: float | None = None
+    dare: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, share in (("trim", self.trim), ("dare", self.dare)):
+            if share is not None and not 0 < share <= 1:
+                raise UserError(
+                    f"{what} is {share}; expected the share of entries to keep, above 0 and at most 1"
+                )
+
+    def keeps(self, name: str) -> bool:
+        """Whether the mask keeps the tensor."""
+        parts = name.split(".")
+        if self.modules is not None and not set(parts) & set(self.modules):
+            return False
+        if self.layers is None:
+            return True
+        layer = layer_of(name)
+        return layer is not None and self.layers[0] <= layer <= self.layers[1]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None outside of layers."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def derive(source: Vector, variant: Variant, out: Path, compact: bool = True) -> Path:
+    """Writes a variant of a vector, itself a vector, to `out`/vector.safetensors and returns that path.
+
+    Raises UserError when the mask keeps no tensor.
+    """
+    if not any(variant.keeps(name) for name in source.shapes):
+        raise UserError(
+            f"{variant} keeps no tensor of {source.path}; its modules are {', '.join(_modules(source))}"
+        )
+    used = {key: value for key, value in asdict(variant).items() if value is not None}
+    description = {**source.description, "variants": [*source.description["variants"], used]}
+
+    def parts(name: str) -> Iterator[torch.Tensor]:
+        limit = (
+            _limit(source, name, variant.trim) if variant.trim is not None and variant.keeps(name) else None
+        )
+        for index, piece in enumerate(source.pieces(name)):
+            if not variant.keeps(name):
+                piece.zero_()
+            if limit is not None:
+                magnitude = piece.abs().view(torch.int32)
+                at_limit = magnitude == limit[0]
+                kept = (magnitude > limit[0]) | (at_limit & (at_limit.cumsum(0) <= limit[1]))
+                limit = limit[0], limit[1] - int(at_limit.sum())
+                piece.masked_fill_(~kept, 0.0)  # a product would leave negative zeros
+            if variant.dare is not None:
+                draws = _generator("dare", variant.seed, name, index).random(len(piece), np.float32)
+                piece.masked_fill_(torch.from_numpy(draws >= variant.dare), 0.0).div_(variant.dare)
+            yield piece
+
+    return _write(out, description, source.shapes, parts, compact)
+
+
+def _limit(source: Vector, name: str, share: float) -> tuple[int, int]:
+    """The bits of the smallest magnitude that is kept, and how many entries with just that magnitude are.
+
+    Radix selection: magnitudes of floats are ordered as their bits, so two histograms of 16 and 15 bits find the k-th
+    largest without holding the tensor.
+    """
+    keep = int(share * math.prod(source.shapes[name]))
+    upper = torch.zeros(1 << 16, dtype=torch.int64)
+    for piece in source.pieces(name):
+        upper += torch.bincount(piece.abs().view(torch.int32) >> 15, minlength=1 << 16)
+    high, keep = _kth_bin(upper, keep)
+    lower = torch.zeros(1 << 15, dtype=torch.int64)
+    for piece in source.pieces(name):
+        bits = piece.abs().view(torch.int32)
+        lower += torch.bincount(bits[(bits >> 15) == high] & 0x7FFF, minlength=1 << 15)
+    low, keep = _kth_bin(lower, keep)
+    return (high << 15) | low, keep
+
+
+def _kth_bin(histogram: torch.Tensor, k: int) -> tuple[int, int]:
+    """The bin of the k-th largest element, and how many of that bin are among the k largest."""
+    above = histogram.flip(0).cumsum(0)
+    from_top = min(int(torch.searchsorted(above, k)), len(histogram) - 1)
+    before = int(above[from_top - 1]) if from_top else 0
+    return len(histogram) - 1 - from_top, k - before
+
+
+def _modules(source: Vector) -> list[str]:
+    return sorted(
+        {part for name in source.shapes for part in name.split(".")[:-1] if not part.isdigit()}
+        - {"model", "layers"}
+    )
