@@ -1,6 +1,6 @@
 """The published figures, and the verdict of a run on each claim of the abstract.
 
-Both are data: paper_tables/published.yaml and paper_tables/claims.yaml, which states the rule that `judge` follows.
+Both are data: paper_tables/published.yaml, and paper_tables/claims.yaml with the rule that `judge` follows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from pipeline.statistics import Difference, holm
 
 _FOLDER = Path(__file__).resolve().parent.parent / "paper_tables"
 SIGNIFICANT = 0.05
-REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = (
-    "reproduced",
-    "not reproduced",
-    "not testable",
-)
+REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = ("reproduced", "not reproduced", "not testable")
 
 
 @lru_cache
@@ -40,7 +36,7 @@ def claims() -> dict[str, Any]:
 
 
 def published_figures(size: str | None, benchmark: str | None, condition: str) -> list[dict[str, Any]]:
-    """Figures for this size, published benchmark name and condition; those of unstated size fit every size."""
+    """Figures for this size, published benchmark and condition; those of unstated size fit every size."""
     if size is None or benchmark is None:
         return []
     return [
@@ -104,16 +100,7 @@ def verdicts(grid: Grid) -> list[Verdict]:
         for claim, group in zip(claims()["claims"], tests, strict=True):
             comparisons = tuple(_compare(grid, family, test, next(adjusted)) for test in group)
             outcome, reason = judge(comparisons)
-            found.append(
-                Verdict(
-                    family,
-                    claim["statement"],
-                    claim["sentence"],
-                    outcome,
-                    reason,
-                    comparisons,
-                )
-            )
+            found.append(Verdict(family, claim["statement"], claim["sentence"], outcome, reason, comparisons))
     return found
 
 

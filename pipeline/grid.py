@@ -3,8 +3,8 @@
     grid = load(read_manifest(Path("results/runs/micro.json")), Path("results"))
     grid.difference("micro", ("vector",), ("baseline",), "gsm8k")
 
-A missing or damaged record becomes one line in ``grid.problems`` and a hole in the grid, never a stop. The texts of
-samples are not kept: the report reads those that it shows again.
+A missing or damaged record becomes one line in ``grid.problems`` and a hole in the grid, never a stop. The
+texts of samples are not kept: the report reads those that it shows again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ class Cell:
         marks = {
             "t": self.metrics["share_truncated"] > FLAG_SHARE,
             "x": self.metrics["share_not_extracted"] > FLAG_SHARE,
-            "c": self.clusters is not None and self.clusters.max() + 1 < min(FEW_CLUSTERS, len(self.docs)),
             "h": abs(self.metrics["score"] - float(self.score.mean())) > 1e-6,
         }
         return "".join(mark for mark, raised in marks.items() if raised)
@@ -122,12 +121,7 @@ class Grid:
         grouped: dict[tuple[Any, ...], list[str]] = {}
         for name, condition in self.conditions.items():
             if condition["role"] in roles:
-                seeds = (
-                    condition["weights"],
-                    condition["alpha"],
-                    condition["prompt"],
-                    condition["role"],
-                )
+                seeds = (condition["weights"], condition["alpha"], condition["prompt"], condition["role"])
                 grouped.setdefault(seeds if condition["seed"] is not None else (name,), []).append(name)
         rows = []
         for names in grouped.values():
@@ -147,7 +141,7 @@ class Grid:
         return None
 
     def sweep(self) -> list[tuple[float, str]]:
-        """(α, condition) of target + α·v, ascending, sweep conditions first; the bare target stands for α = 0."""
+        """(α, condition) of target + α·v, ascending; without a sweep condition the bare target is α = 0."""
         swept = [c for c in self.conditions.values() if c["role"] == "sweep"]
         if not swept:
             return []
@@ -185,27 +179,25 @@ class Grid:
                     marks.add("p")
         return "".join(mark for mark in MARKS if mark in marks)
 
+    def header_marks(self, benchmark: str) -> str:
+        """Marks of a whole column."""
+        clusters = [cell.clusters for place, cell in self._cells.items() if place[2] == benchmark]
+        return "c" if any(c is not None and c.max() + 1 < min(FEW_CLUSTERS, len(c)) for c in clusters) else ""
+
     def value(self, family: str, members: tuple[str, ...], benchmark: str) -> Estimate | None:
         """Mean score of a row's cell."""
         cell = self.cell(family, members, benchmark)
         return None if cell is None else mean_interval(cell.score, cell.clusters)
 
     def difference(
-        self,
-        family: str,
-        members: tuple[str, ...],
-        reference: tuple[str, ...],
-        benchmark: str,
+        self, family: str, members: tuple[str, ...], reference: tuple[str, ...], benchmark: str
     ) -> Difference | None:
         """Paired difference of two rows; None where a cell is missing or both rows are the same cell."""
-        new, old = (
-            self.cell(family, members, benchmark),
-            self.cell(family, reference, benchmark),
-        )
+        new, old = (self.cell(family, members, benchmark), self.cell(family, reference, benchmark))
         return None if new is None or old is None or new.key == old.key else difference(old, new)
 
     def robustness(self, family: str, members: tuple[str, ...], variant: str) -> Robustness | None:
-        """Plain against perturbed documents of one row, and what is left of its gain over the reference there."""
+        """Plain against perturbed documents of one row, and what is left of its gain there."""
         plain = self.benchmarks[variant]["variant_of"]
         cells = [
             self.cell(family, row, benchmark)
@@ -221,14 +213,7 @@ class Grid:
         clusters = _source_clusters(new_perturbed, new_plain, at_perturbed, at_plain)
         a, b = new_plain.score[at_plain], new_perturbed.score[at_perturbed]
         drop = paired_difference(a, b, clusters)
-        result = Robustness(
-            mean_interval(a, clusters),
-            mean_interval(b, clusters),
-            drop,
-            None,
-            None,
-            None,
-        )
+        result = Robustness(mean_interval(a, clusters), mean_interval(b, clusters), drop, None, None, None)
         if old_plain is None or old_perturbed is None or members == (REFERENCE,):
             return result
         ids = [new_perturbed.docs[i] for i in at_perturbed]
@@ -257,8 +242,8 @@ class Grid:
 class Robustness:
     """One row on a perturbed benchmark, over the perturbed documents and their sources.
 
-    ``drop`` is perturbed - plain; ``gain_plain`` and ``gain`` are row - reference on plain and perturbed documents;
-    ``change`` is gain - gain_plain, the difference in differences. None where the reference is missing.
+    ``drop`` is perturbed - plain; ``gain_plain`` and ``gain`` are row - reference on plain and perturbed
+    documents; ``change`` is gain - gain_plain, the difference in differences. None: the reference is missing.
     """
 
     plain: Estimate
@@ -270,7 +255,7 @@ class Robustness:
 
 
 def load(manifest: dict[str, Any], results: Path) -> Grid:
-    """Read every record that the manifest names; cheap to repeat, because unchanged records are remembered."""
+    """Read every record that the manifest names; unchanged records are remembered, so repeating is cheap."""
     return Grid(manifest, results)
 
 
@@ -347,19 +332,16 @@ def _join(
 
 
 def _source_clusters(
-    perturbed: Cell,
-    plain: Cell,
-    at_perturbed: NDArray[np.intp],
-    at_plain: NDArray[np.intp],
+    perturbed: Cell, plain: Cell, at_perturbed: NDArray[np.intp], at_plain: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """The plain benchmark's clusters where it has some (they are the coarser ones), else the source documents."""
+    """The plain benchmark's clusters where it has some (the coarser ones), else the source documents."""
     if plain.clusters is not None:
         return plain.clusters[at_plain]
     return _codes([perturbed.sources[i] for i in at_perturbed])
 
 
 def _average(cells: list[Cell]) -> Cell:
-    """Mean score and length of each document over cells of the same benchmark, on the documents that all have."""
+    """Mean score and length of each document over cells of one benchmark, on the documents that all have."""
     first = cells[0]
     positions = [_positions(cell.docs, first.docs) for cell in cells]
     kept = np.flatnonzero(np.all([p >= 0 for p in positions], axis=0))

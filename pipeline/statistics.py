@@ -4,12 +4,13 @@ Everything is in the units of the scores (fractions; the tables multiply by 100)
 
 - *independent binary* documents (0 or 1, no cluster holds two of them): Wilson's score interval for a mean,
   Bonett and Price's interval for a paired difference, the exact McNemar test;
-- everything else: the mean of the documents (or of their differences) with the cluster-robust standard error of
-  Miller 2024 (arXiv 2411.00640, section 2.2), and Student's t with (clusters - 1) degrees of freedom.
+- everything else: the mean of the documents (or of their differences) with the cluster-robust standard error
+  of Liang and Zeger 1986 (for evaluations: Miller 2024, arXiv 2411.00640), and Student's t with
+  (clusters - 1) degrees of freedom.
 
-Not covered: intervals for very few clusters (below about ten the t interval is wide but only roughly right), and
-models that share strength between benchmarks. Only ``scipy.special`` is imported, because ``scipy.stats`` and
-``statsmodels`` take two seconds to import; the tests compare every function here with both.
+Not covered: intervals for very few clusters (below about ten the t interval is wide but only roughly right),
+and models that share strength between benchmarks. Only ``scipy.special`` is imported, because ``scipy.stats``
+and ``statsmodels`` take two seconds to import; the tests compare every function here with both.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Estimate:
 class Difference(Estimate):
     """A paired difference, new minus reference.
 
-    ``p`` is two-sided and not adjusted, by ``test`` ("McNemar" or "t"); ``gained`` and ``lost`` count the documents
-    whose score rose and fell; ``detectable`` is the smallest true difference that a test at 5 % would find with
-    80 % power in documents like these (NaN when no document differs).
+    ``p`` is two-sided and not adjusted, by ``test`` ("McNemar" or "t"); ``gained`` and ``lost`` count the
+    documents whose score rose and fell; ``detectable`` is the smallest true difference that a test at 5 %
+    would find with 80 % power in documents like these (NaN when no document differs).
     """
 
     p: float
@@ -58,7 +59,7 @@ class Difference(Estimate):
 
 
 def mean_interval(scores: ArrayLike, clusters: ArrayLike | None = None) -> Estimate:
-    """Mean of ``scores`` (n,) with its 95 % interval; ``clusters`` (n,) labels documents that are not independent."""
+    """Mean of ``scores`` (n,) and its 95 % interval; ``clusters`` (n,) labels dependent documents."""
     x = np.asarray(scores, dtype=float)
     codes = _clusters(x, clusters)
     if codes is None and _binary(x):
@@ -76,7 +77,7 @@ def paired_difference(reference: ArrayLike, new: ArrayLike, clusters: ArrayLike 
     if codes is None and _binary(a) and _binary(b):
         estimate = _bonett_price(gained, lost, n)
         p, test = mcnemar_exact(gained, lost), "McNemar"
-        # Under the null hypothesis the variance of the mean difference is the share of discordant documents over n.
+        # Under the null hypothesis the mean difference has the variance (discordant share) / n.
         null_se = math.sqrt((gained + lost) / n**2)
     else:
         se, freedom = _standard_error(d, codes)
@@ -84,18 +85,11 @@ def paired_difference(reference: ArrayLike, new: ArrayLike, clusters: ArrayLike 
         p, test = _t_test(estimate.value, se, freedom), "t"
         null_se = se
     detectable = _Z_POWER * null_se if null_se > 0 else math.nan
-    return Difference(
-        **estimate.__dict__,
-        p=p,
-        test=test,
-        gained=gained,
-        lost=lost,
-        detectable=detectable,
-    )
+    return Difference(**estimate.__dict__, p=p, test=test, gained=gained, lost=lost, detectable=detectable)
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
-    """Two-sided exact McNemar p: a fair coin over the discordant documents (McNemar 1947; Fagerland et al. 2013)."""
+    """Two-sided exact McNemar p: a fair coin over the discordant documents (Fagerland et al. 2013)."""
     n = gained + lost
     return 1.0 if n == 0 else min(1.0, 2 * float(bdtr(min(gained, lost), n, 0.5)))
 
@@ -112,7 +106,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean_over_seeds(values: ArrayLike) -> Estimate:
-    """Mean of independent repetitions (k,) with Student's t interval; it measures the spread between seeds alone."""
+    """Mean of independent repetitions (k,) with Student's t interval, for the spread between seeds alone."""
     x = np.asarray(values, dtype=float)
     se, freedom = _standard_error(x, None)
     return _student(float(x.mean()), se, freedom, len(x))
@@ -129,15 +123,15 @@ def _clusters(x: NDArray[np.float64], clusters: ArrayLike | None) -> NDArray[np.
     if clusters is None:
         return None
     codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    # Equal documents have no spread between clusters either: the interval for independent documents is then the
-    # honest one, because a standard error of zero would claim certainty.
+    # Equal documents have no spread between clusters either: the interval for independent documents is then
+    # the honest one, because a standard error of zero would claim certainty.
     if len(codes) == codes.max() + 1 or bool((x == x[0]).all()):
         return None
     return codes
 
 
 def _standard_error(x: NDArray[np.float64], codes: NDArray[np.intp] | None) -> tuple[float, int]:
-    """Cluster-robust standard error of the mean, with the G / (G - 1) correction, and its degrees of freedom."""
+    """Cluster-robust standard error of the mean with the G / (G - 1) correction; its degrees of freedom."""
     residual = x - x.mean()
     sums = residual if codes is None else np.bincount(codes, weights=residual)
     groups = len(sums)
@@ -169,7 +163,7 @@ def _wilson(x: NDArray[np.float64]) -> Estimate:
 
 
 def _bonett_price(gained: int, lost: int, n: int) -> Estimate:
-    """Bonett and Price 2012, recommended by Fagerland, Lydersen and Laake 2014: Laplace-adjusted Wald interval."""
+    """Bonett and Price 2012: Laplace-adjusted Wald; recommended by Fagerland, Lydersen and Laake 2014."""
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     half = _Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     value = (gained - lost) / n

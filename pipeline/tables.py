@@ -4,53 +4,23 @@
     tables.terminal(manifest, results)        a compact table for the terminal
     tables.verdicts(manifest, results)        one line for each claim of the abstract
 
-Accuracies and differences are in per cent and percentage points. Markdown and LaTeX round for the reader; the CSV
-beside them holds every number behind the table. Rendering again gives the same bytes: nothing here knows the time.
+Accuracies and differences are in per cent and percentage points. Markdown and LaTeX round for the reader; the
+CSV beside them holds every number behind the table. Rendering again gives the same bytes.
 """
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline import claims
 from pipeline.errors import UserError
+from pipeline.formats import DASH, Table, Text, as_csv, columns, latex, markdown
 from pipeline.grid import MARKS, REFERENCE, Cell, Grid, Row, load
 from pipeline.statistics import Difference, Estimate, holm, mean_over_seeds
-
-DASH = "–"
-
-
-class Text(NamedTuple):
-    """A table entry: its text and the marks of its footnotes."""
-
-    text: str
-    marks: str = ""
-
-
-@dataclass
-class Table:
-    """A table before it takes a format; the first column holds labels, `data` becomes the CSV."""
-
-    name: str
-    title: str
-    header: list[Text]
-    blocks: list[tuple[str, list[list[Text]]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
-
-    def marks(self) -> str:
-        """The footnote marks in use, in their fixed order."""
-        rows = [self.header, *(row for _, rows in self.blocks for row in rows)]
-        used = {mark for row in rows for entry in row for mark in entry.marks}
-        return "".join(sorted(used, key=lambda m: (m.isdigit(), "".join(MARKS).find(m), m)))
 
 
 def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
@@ -68,14 +38,7 @@ def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
 
 def build(grid: Grid) -> list[Table]:
     """The six tables of a run."""
-    return [
-        main(grid),
-        adversarial(grid),
-        controls(grid),
-        alpha_sweep(grid),
-        geometry(grid),
-        cost(grid),
-    ]
+    return [main(grid), adversarial(grid), controls(grid), alpha_sweep(grid), geometry(grid), cost(grid)]
 
 
 def verdicts(manifest: dict[str, Any], results: Path) -> list[str]:
@@ -104,17 +67,16 @@ def problems(manifest: dict[str, Any], results: Path) -> list[str]:
 
 
 def terminal(manifest: dict[str, Any], results: Path) -> str:
-    """Conditions × plain benchmarks as plain text: value ± half interval, difference to Baseline with its mark."""
+    """Conditions × plain benchmarks as text: value ± half interval, difference to Baseline with its mark."""
     grid = load(manifest, results)
     rows = grid.rows("main", "control")
     comparisons = _compare_all(grid, rows, grid.plain())
     lines = []
     used = ""
     for family in grid.families:
-        header = [
-            grid.families[family]["label"],
-            *(grid.benchmarks[b]["label"] for b in grid.plain()),
-        ]
+        heads = _header(grid, grid.families[family]["label"], grid.plain())
+        used += "".join(head.marks for head in heads)
+        header = [head.text + (f" [{head.marks}]" if head.marks else "") for head in heads]
         body = []
         for row in rows:
             entries = []
@@ -126,9 +88,9 @@ def terminal(manifest: dict[str, Any], results: Path) -> str:
                 used += shown.marks
                 entries.append(shown.text + change + marks)
             body.append([row.label, *entries])
-        lines += _columns([header, *body]) + [""]
+        lines += columns([header, *body]) + [""]
     lines.append(
-        f"± half of the 95 % interval; difference to Baseline in points; * p < 0.05 after Holm's correction"
+        "± half of the 95 % interval; difference to Baseline in points; * p < 0.05 after Holm's correction"
     )
     lines += [f"[{mark}] {MARKS[mark]}" for mark in MARKS if mark in used]
     return "\n".join(lines)
@@ -183,15 +145,13 @@ def _compare_all(
     return _adjust(found)
 
 
-def _adjust(
-    found: dict[tuple[str, str, str], Difference],
-) -> dict[tuple[str, str, str], Compared]:
+def _adjust(found: dict[tuple[str, str, str], Difference]) -> dict[tuple[str, str, str], Compared]:
     adjusted = holm([difference.p for difference in found.values()]).tolist()
     return {place: (difference, p) for (place, difference), p in zip(found.items(), adjusted, strict=True)}
 
 
 def _value(grid: Grid, family: str, row: Row, benchmark: str) -> Text:
-    """A row's accuracy, or a marked word where the cell is planned but not there, or a dash where it is not planned."""
+    """A row's accuracy, a marked word where the planned cell is not there, a dash where none is planned."""
     if not grid.is_planned(family, row.members, benchmark):
         return Text(DASH)
     marks = grid.marks(family, row.members, benchmark)
@@ -229,10 +189,7 @@ def _facts(grid: Grid, family: str, row: Row, benchmark: str, compared: Compared
 def _estimate_facts(value: Estimate | None, prefix: str = "") -> dict[str, Any]:
     names = (f"{prefix}value", f"{prefix}se", f"{prefix}low", f"{prefix}high")
     numbers = [100 * x for x in (value.value, value.se, value.low, value.high)] if value else [None] * 4
-    return {
-        **dict(zip(names, numbers, strict=True)),
-        f"{prefix}n": value.n if value else None,
-    }
+    return {**dict(zip(names, numbers, strict=True)), f"{prefix}n": value.n if value else None}
 
 
 def _difference_facts(compared: Compared | None) -> dict[str, Any]:
@@ -256,9 +213,7 @@ def main(grid: Grid) -> Table:
     rows, benchmarks = grid.rows("main"), grid.plain()
     compared = _compare_all(grid, rows, benchmarks)
     table = Table(
-        "main",
-        "Accuracy in per cent by condition and benchmark",
-        _header(grid, "Condition", benchmarks),
+        "main", "Accuracy in per cent by condition and benchmark", _header(grid, "Condition", benchmarks)
     )
     figure_notes: dict[str, str] = {}
     for family, info in grid.families.items():
@@ -302,6 +257,7 @@ def controls(grid: Grid) -> Table:
         lines = []
         for row in rows:
             lines += _value_lines(grid, family, row, benchmarks, compared)
+            lines += _spread_line(grid, family, row, benchmarks)
             table.data += [
                 _facts(grid, family, row, b, compared.get((family, row.name, b))) for b in benchmarks
             ]
@@ -333,9 +289,7 @@ def alpha_sweep(grid: Grid) -> Table:
     rows = [Row(name, f"α = {alpha:g}".replace("-", "−"), (name,)) for alpha, name in sweep]
     compared = _compare_all(grid, rows, benchmarks, dict(sweep).get(0.0, REFERENCE))
     table = Table(
-        "alpha_sweep",
-        "Accuracy in per cent along the scaling coefficient α",
-        _header(grid, "α", benchmarks),
+        "alpha_sweep", "Accuracy in per cent along the scaling coefficient α", _header(grid, "α", benchmarks)
     )
     for family, info in grid.families.items():
         lines = []
@@ -352,15 +306,7 @@ def alpha_sweep(grid: Grid) -> Table:
 
 def adversarial(grid: Grid) -> Table:
     """Plain against perturbed documents, and whether the gain of each condition persists there."""
-    names = [
-        "Plain",
-        "Perturbed",
-        "Drop",
-        "Gain, plain",
-        "Gain, perturbed",
-        "Change of gain",
-        "Persists",
-    ]
+    names = ["Plain", "Perturbed", "Drop", "Gain, plain", "Gain, perturbed", "Change of gain", "Persists"]
     table = Table(
         "adversarial",
         "Adversarial variants, paired by source document",
@@ -386,40 +332,15 @@ def adversarial(grid: Grid) -> Table:
                 both = grid.marks(family, row.members, plain) + grid.marks(family, row.members, variant)
                 marks = "".join(mark for mark in MARKS if mark in both)
                 gain = compared.get((family, row.name, variant))
-                facts = {
-                    "family": family,
-                    "benchmark": variant,
-                    "variant_of": plain,
-                    "condition": row.name,
-                }
-                facts |= {
-                    "label": row.label,
-                    "limit": grid.benchmarks[variant]["limit"],
-                    "marks": marks,
-                }
-                for prefix in (
-                    "plain",
-                    "perturbed",
-                    "drop",
-                    "gain_plain",
-                    "gain",
-                    "change",
-                ):
+                facts = {"family": family, "benchmark": variant, "variant_of": plain, "condition": row.name}
+                facts |= {"label": row.label, "limit": grid.benchmarks[variant]["limit"], "marks": marks}
+                for prefix in ("plain", "perturbed", "drop", "gain_plain", "gain", "change"):
                     facts |= _estimate_facts(getattr(result, prefix) if result else None, f"{prefix}_")
-                facts |= {
-                    "gain_p": gain[0].p if gain else None,
-                    "gain_p_holm": gain[1] if gain else None,
-                }
+                facts |= {"gain_p": gain[0].p if gain else None, "gain_p_holm": gain[1] if gain else None}
                 facts |= {"persists": _persists(gain) if gain else None}
                 table.data.append(facts)
                 if result is None:
-                    lines.append(
-                        [
-                            Text(row.label),
-                            Text("missing", marks or "m"),
-                            *[Text(DASH)] * 6,
-                        ]
-                    )
+                    lines.append([Text(row.label), Text("missing", marks or "m"), *[Text(DASH)] * 6])
                     continue
                 lines.append(
                     [
@@ -434,18 +355,15 @@ def adversarial(grid: Grid) -> Table:
                     ]
                 )
             if lines:
-                labels = (
-                    grid.benchmarks[plain]["label"],
-                    grid.benchmarks[variant]["label"],
-                )
+                labels = (grid.benchmarks[plain]["label"], grid.benchmarks[variant]["label"])
                 table.blocks.append((f"{info['label']}: {labels[0]} → {labels[1]}", lines))
     if not table.blocks:
         table.notes.append("The run has no adversarial variant.")
     table.notes.append(
-        "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − Baseline. "
-        "Change of gain: the difference in differences. Intervals are clustered by source document, or by the plain "
-        "benchmark's clusters where it has some. Persists: yes where the interval of the gain on the perturbed documents "
-        "lies above zero, reversed where it lies below, otherwise not shown."
+        "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
+        "Baseline. Change of gain: the difference in differences. Intervals are clustered by source document, "
+        "or by the plain benchmark's clusters where it has some. Persists: yes where the interval of the gain "
+        "on the perturbed documents lies above zero, reversed where it lies below, otherwise not shown."
     )
     table.notes += _notes(grid, table, compared)
     return table
@@ -549,16 +467,13 @@ def _header(grid: Grid, first: str, benchmarks: list[str]) -> list[Text]:
         name = info["label"]
         if info["variant_of"] is not None:
             name = f"{grid.benchmarks[info['variant_of']]['label']}, {name}"
-        heads.append(Text(f"{name} (first {info['limit']})" if info["limit"] is not None else name))
+        name += f" (first {info['limit']})" if info["limit"] is not None else ""
+        heads.append(Text(name, grid.header_marks(benchmark)))
     return [Text(first), *heads]
 
 
 def _value_lines(
-    grid: Grid,
-    family: str,
-    row: Row,
-    benchmarks: list[str],
-    compared: dict[tuple[str, str, str], Compared],
+    grid: Grid, family: str, row: Row, benchmarks: list[str], compared: dict[tuple[str, str, str], Compared]
 ) -> list[list[Text]]:
     """A line of accuracies and, where there are some, a line of differences to the reference."""
     lines = [[Text(row.label), *(_value(grid, family, row, b) for b in benchmarks)]]
@@ -596,15 +511,8 @@ def _published_line(
 
 
 def _published_facts(grid: Grid, family: str, row: Row, benchmark: str) -> dict[str, Any]:
-    size, name = (
-        grid.families[family]["published_size"],
-        grid.benchmarks[benchmark]["published"],
-    )
-    facts: dict[str, Any] = {
-        "published_difference": None,
-        "published_score": None,
-        "published_source": None,
-    }
+    size, name = (grid.families[family]["published_size"], grid.benchmarks[benchmark]["published"])
+    facts: dict[str, Any] = {"published_difference": None, "published_score": None, "published_source": None}
     figures = claims.published_figures(size, name, row.name)
     for figure in figures:
         facts |= {f"published_{k}": figure[k] for k in ("difference", "score") if k in figure}
@@ -613,20 +521,14 @@ def _published_facts(grid: Grid, family: str, row: Row, benchmark: str) -> dict[
 
 
 def _detectable_line(
-    grid: Grid,
-    family: str,
-    benchmarks: list[str],
-    compared: dict[tuple[str, str, str], Compared],
+    grid: Grid, family: str, benchmarks: list[str], compared: dict[tuple[str, str, str], Compared]
 ) -> list[list[Text]]:
     row = grid.row("vector", 1)
     found = [compared.get((family, row.name, b)) if row else None for b in benchmarks]
     if row is None or not any(found):
         return []
     return [
-        [
-            Text(f"detectable ({row.label})"),
-            *(Text(percent(c[0].detectable) if c else DASH) for c in found),
-        ]
+        [Text(f"detectable ({row.label})"), *(Text(percent(c[0].detectable) if c else DASH) for c in found)]
     ]
 
 
@@ -665,8 +567,8 @@ def _add_groups(grid: Grid, table: Table, rows: list[Row], benchmarks: list[str]
                 lines.append(differences)
         table.blocks.append((f"{group}: mean of {len(families)} independently trained families", lines))
         table.notes.append(
-            "Means over families carry Student's t interval over the families (n is their number): it measures how "
-            "training varies, on these documents."
+            "Means over families carry Student's t interval over the families: it measures how training "
+            "varies, on these documents."
         )
 
 
@@ -726,14 +628,14 @@ def _notes(grid: Grid, table: Table, compared: dict[tuple[str, str, str], Compar
         }
         clustered = "; ".join(f"{label} by {cluster}" for label, cluster in clusters.items()) or "none here"
         notes.append(
-            f"±: half of the 95 % interval. Δ: difference to Baseline in percentage points, paired by document, with its "
-            f"95 % interval, clustered where documents depend on each other ({clustered}). * p < 0.05 after Holm's "
-            f"correction over the {len(compared)} comparisons of this table (exact McNemar where documents are independent, "
-            "otherwise a clustered t test)."
+            "±: half of the 95 % interval. Δ: difference to Baseline in percentage points, paired by "
+            "document, with its 95 % interval, clustered where documents depend on each other "
+            f"({clustered}). * p < 0.05 after Holm's correction over the {len(compared)} comparisons of this "
+            "table (exact McNemar where documents are independent, otherwise a clustered t test)."
         )
     if any(row[0].text.startswith("detectable") for _, rows in table.blocks for row in rows):
         notes.append(
-            "detectable: the smallest difference that a test at 5 % finds with 80 % power in documents like these."
+            "detectable: the smallest difference that a test at 5 % finds with 80 % power in such documents."
         )
     if any(row[0].text == "paper" for _, rows in table.blocks for row in rows):
         letters = "; ".join(
@@ -755,14 +657,7 @@ def _cost_line(table: Table, family: str, group: str, label: str, cells: list[Ce
     }
     rate = facts["generated_tokens"] / seconds if seconds else math.nan
     table.data.append(
-        {
-            "family": family,
-            "group": group,
-            "label": label,
-            **facts,
-            "seconds": seconds,
-            "gpu_hours": hours,
-        }
+        {"family": family, "group": group, "label": label, **facts, "seconds": seconds, "gpu_hours": hours}
     )
     shown = [f"{count:,}".replace(",", " ") for count in facts.values()]
     return [
@@ -788,159 +683,3 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−")
     return DASH if value is None else str(value)
-
-
-# ---- formats ----
-
-
-def _columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def markdown(table: Table) -> str:
-    """GitHub's Markdown, padded so that it also reads as plain text."""
-
-    def entry(e: Text) -> str:
-        text = (
-            e.text.replace("\\", "\\\\")
-            .replace("|", "\\|")
-            .replace("*", "\\*")
-            .replace("<", "&lt;")
-            .replace("_", "\\_")
-        )
-        return f"{text}<sup>{e.marks}</sup>" if e.marks else text
-
-    rows = [[entry(e) for e in table.header]]
-    for title, lines in table.blocks:
-        if title:
-            rows.append([f"**{entry(Text(title))}**"] + [""] * (len(table.header) - 1))
-        rows += [[entry(e) for e in line] for line in lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    notes = "".join(f"\n{entry(Text(note))}\n" for note in table.notes)
-    return f"# {table.title}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n" + notes
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "−": "$-$",
-    "+": "$+$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "→": r"$\rightarrow$",
-    "‖": r"$\|$",
-    "α": r"$\alpha$",
-    "Δ": r"$\Delta$",
-    "θ": r"$\theta$",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "’": "'",
-    "“": "``",
-    "”": "''",
-    '"': "''",
-    " ": "~",
-    # A bracket after \\ would be read as its optional argument.
-    "[": "{[}",
-    "]": "{]}",
-}
-
-
-def tex(text: str) -> str:
-    """Text for LaTeX; a character that plain pdflatex cannot set becomes its code point in words."""
-    return "".join(
-        _TEX.get(c, c if c.isascii() or c in "äöüÄÖÜßéèêáàâíóúñç" else f"U+{ord(c):04X}") for c in text
-    )
-
-
-def latex(table: Table) -> str:
-    r"""A booktabs table environment for \input in any document that loads booktabs."""
-
-    def line(entries: list[Text]) -> str:
-        cells = [tex(e.text) + (rf"\textsuperscript{{{e.marks}}}" if e.marks else "") for e in entries]
-        return " & ".join(cells) + r" \\"
-
-    width = len(table.header)
-    body = [line(table.header)]
-    for title, lines in table.blocks:
-        body.append(r"\midrule")
-        if title:
-            body.append(rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{tex(title)}}}}} \\")
-        body += [line(entries) for entries in lines]
-    notes = "\n\n".join(tex(note) for note in table.notes)
-    return "\n".join(
-        [
-            r"\begin{table}[htbp]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{tex(table.title)}.}}",
-            rf"\label{{tab:{table.name.replace('_', '-')}}}",
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
-            r"\toprule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-            rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}\end{{minipage}}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def as_csv(table: Table) -> str:
-    """Every number behind the table; empty where there is none."""
-    names = list(dict.fromkeys(name for row in table.data for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in table.data:
-        writer.writerow({name: _plain(value) for name, value in row.items()})
-    return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else value
-
-
-def as_html(table: Table) -> str:
-    """A `figure` of HTML, every text escaped."""
-
-    def entry(e: Text, tag: str) -> str:
-        marks = f"<sup>{html.escape(e.marks)}</sup>" if e.marks else ""
-        return f"<{tag}>{html.escape(e.text)}{marks}</{tag}>"
-
-    width = len(table.header)
-    lines = ["<thead><tr>" + "".join(entry(e, "th") for e in table.header) + "</tr></thead>"]
-    for title, rows in table.blocks:
-        lines.append("<tbody>")
-        if title:
-            lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
-        for row in rows:
-            kind = {"Δ": "delta", "paper": "paper"}.get(row[0].text, "value")
-            lines.append(
-                f'<tr class="{kind}">{entry(row[0], "th")}{"".join(entry(e, "td") for e in row[1:])}</tr>'
-            )
-        lines.append("</tbody>")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-    caption = f"<figcaption>{notes}</figcaption>" if notes else ""
-    return f'<figure id="table-{table.name}"><div class="scroll"><table>{"".join(lines)}</table></div>{caption}</figure>'

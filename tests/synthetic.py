@@ -1,4 +1,4 @@
-"""Runs with known effects, written through the real store: a manifest, records and a geometry report, no engine."""
+"""Runs with known effects, written through the real store: a manifest and its records, no engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -93,8 +93,8 @@ def write_run(
 ) -> dict[str, Any]:
     """Write a run and return its manifest.
 
-    ``skill(condition, benchmark)`` is the probability of a right answer. A document has one difficulty for all
-    conditions, so that answers are paired; equal weights, α and prompt share a record as in a real plan.
+    ``skill(condition, benchmark)`` is the probability of a right answer. A document has one difficulty for
+    all conditions, so that answers are paired; equal weights, α and prompt share a record as in a real plan.
     """
     rng = np.random.default_rng(seed)
     conditions = {name: {"seed": None, **c} for name, c in (conditions or CONDITIONS).items()}
