@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evals.micro import arithmetic, code, reading
-from evals.micro.reasoning import SUBTASKS
+from evals.micro.reasoning import SUBTASKS as SUBTASKS
 
 FORMS = ("gsm8k", "humaneval", "sciq", "bbh")
 SIZES = {
