@@ -103,7 +103,7 @@ _TEX = {
     "“": "``",
     "”": "''",
     '"': "''",
-    " ": "~",
+    "\u202f": r"\,",
     # A bracket after \\ would be read as its optional argument.
     "[": "{[}",
     "]": "{]}",

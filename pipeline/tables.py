@@ -70,7 +70,7 @@ def terminal(manifest: dict[str, Any], results: Path) -> str:
     """Conditions × plain benchmarks as text: value ± half interval, difference to Baseline with its mark."""
     grid = load(manifest, results)
     rows = grid.rows("main", "control")
-    comparisons = _compare_all(grid, rows, grid.plain())
+    comparisons = compare_all(grid, rows, grid.plain())
     lines = []
     used = ""
     for family in grid.families:
@@ -83,10 +83,10 @@ def terminal(manifest: dict[str, Any], results: Path) -> str:
             for benchmark in grid.plain():
                 shown = _value(grid, family, row, benchmark)
                 difference = comparisons.get((family, row.name, benchmark))
-                change = f" {signed(difference[0].value)}{_star(difference[1]):1}" if difference else ""
+                change = f"{signed(difference[0].value):>6}{_star(difference[1])}" if difference else ""
                 marks = f" [{shown.marks}]" if shown.marks else ""
                 used += shown.marks
-                entries.append(shown.text + change + marks)
+                entries.append(f"{shown.text:<11}{change}{marks}".rstrip())
             body.append([row.label, *entries])
         lines += columns([header, *body]) + [""]
     lines.append(
@@ -131,7 +131,7 @@ def _star(p: float) -> str:
 Compared = tuple[Difference, float]  # with its p value after Holm's correction
 
 
-def _compare_all(
+def compare_all(
     grid: Grid, rows: list[Row], benchmarks: list[str], reference: str = REFERENCE
 ) -> dict[tuple[str, str, str], Compared]:
     """Every row against the reference; Holm over all of them."""
@@ -211,7 +211,7 @@ def _difference_facts(compared: Compared | None) -> dict[str, Any]:
 def main(grid: Grid) -> Table:
     """Main conditions × plain benchmarks for each family, with the published number under ours."""
     rows, benchmarks = grid.rows("main"), grid.plain()
-    compared = _compare_all(grid, rows, benchmarks)
+    compared = compare_all(grid, rows, benchmarks)
     table = Table(
         "main", "Accuracy in per cent by condition and benchmark", _header(grid, "Condition", benchmarks)
     )
@@ -287,7 +287,7 @@ def alpha_sweep(grid: Grid) -> Table:
         b for b in grid.benchmarks if any(grid.is_planned(f, tuple(swept), b) for f in grid.families)
     ] or grid.plain()
     rows = [Row(name, f"α = {alpha:g}".replace("-", "−"), (name,)) for alpha, name in sweep]
-    compared = _compare_all(grid, rows, benchmarks, dict(sweep).get(0.0, REFERENCE))
+    compared = compare_all(grid, rows, benchmarks, dict(sweep).get(0.0, REFERENCE))
     table = Table(
         "alpha_sweep", "Accuracy in per cent along the scaling coefficient α", _header(grid, "α", benchmarks)
     )
@@ -361,34 +361,69 @@ def adversarial(grid: Grid) -> Table:
         table.notes.append("The run has no adversarial variant.")
     table.notes.append(
         "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
-        "Baseline. Change of gain: the difference in differences. Intervals are clustered by source document, "
-        "or by the plain benchmark's clusters where it has some. Persists: yes where the interval of the gain "
-        "on the perturbed documents lies above zero, reversed where it lies below, otherwise not shown."
+        "Baseline. Change of gain: the difference in differences. Intervals are clustered by source "
+        "document, or by the plain benchmark's clusters where it has some. Persists: yes where the interval of "
+        "the gain on the perturbed documents lies above zero, reversed where below, else not shown."
     )
     table.notes += _notes(grid, table, compared)
     return table
 
 
 def geometry(grid: Grid) -> Table:
-    """The vector's size and sparsity, from the geometry report that extraction wrote."""
-    table = Table("geometry", "Geometry of the vector", [Text("Vector")])
+    """The vector by kind of module: size, sparsity, rounding at α = 1 and direction (pipeline/geometry.py)."""
+    names = ["Entries", "‖v‖", "‖v‖/‖θ‖", "Unchanged %", "Swallowed %", "Rounding %"]
+    directions: list[str] = []
     reports: dict[str, dict[str, Any]] = {}
-    for family, info in grid.families.items():
+    table = Table("geometry", "Geometry of the vector, by kind of module", [])
+    for family in grid.families:
         try:
-            report = geometry_report(grid, family)
+            reports[family] = geometry_report(grid, family)
         except UserError as error:
             table.notes.append(str(error))
             continue
-        reports[info["label"]] = flatten(report)
-    names = list(dict.fromkeys(name for report in reports.values() for name in report))
-    table.header += [Text(label) for label in reports]
-    rows = [[Text(name), *(Text(_number(report.get(name))) for report in reports.values())] for name in names]
-    table.blocks.append(("", rows))
-    table.data = [
-        {"quantity": name} | {label: report.get(name) for label, report in reports.items()} for name in names
-    ]
+        directions += [d for d in reports[family]["total"]["directions"] if d not in directions]
+    table.header = [Text("Module"), *map(Text, names)]
+    table.header += [Text(f"{what} {d}") for d in directions for what in ("Cosine", "Equal signs %")]
+    for family, report in reports.items():
+        lines = []
+        for level in ("modules", "layers", "cells", "total"):
+            for entry in [report[level]] if level == "total" else report[level]:
+                facts = _geometry_facts(entry, directions)
+                place = {"module": entry.get("module"), "layer": entry.get("layer")}
+                table.data.append({"family": family, "level": level} | place | facts)
+                if level in ("modules", "total"):
+                    shown = [_number(v) for v in list(facts.values())[1:]]
+                    entries = f"{facts['entries']:,}".replace(",", "\u202f")
+                    lines.append([Text(entry.get("module", "all")), Text(entries), *map(Text, shown)])
+        table.blocks.append((grid.families[family]["label"], lines))
+    table.notes.append(
+        "‖v‖/‖θ‖: against the target's own weights. Unchanged: entries of v that are exactly 0. Swallowed: "
+        "changed entries that rounding to the target's dtype undoes at α = 1. Rounding: its error against "
+        "‖v‖ at α = 1."
+    )
     table.notes += _context("geometry")
     return table
+
+
+def _geometry_facts(entry: dict[str, Any], directions: list[str]) -> dict[str, Any]:
+    at_one = next((a for a in entry["alphas"] if a["alpha"] == 1.0), {"swallowed": None, "rounding": None})
+    facts = {
+        "entries": entry["entries"],
+        "norm": entry["norm"],
+        "relative_norm": entry["relative_norm"],
+        "unchanged": _hundredfold(entry["sparsity"]),
+        "swallowed": _hundredfold(at_one["swallowed"]),
+        "rounding": _hundredfold(at_one["rounding"]),
+    }
+    for direction in directions:
+        found = entry["directions"].get(direction, {"cosine": None, "sign_agreement": None})
+        facts[f"cosine {direction}"] = found["cosine"]
+        facts[f"signs {direction}"] = _hundredfold(found["sign_agreement"])
+    return facts
+
+
+def _hundredfold(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def cost(grid: Grid) -> Table:
@@ -443,17 +478,6 @@ def geometry_report(grid: Grid, family: str) -> dict[str, Any]:
             f"{label}: geometry report {path} cannot be read ({error}); run the extract stage again"
         ) from None
     return report
-
-
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries by dotted path; lists stay whole."""
-    if not isinstance(value, dict):
-        return {path: value}
-    return {
-        k: v
-        for key, inner in value.items()
-        for k, v in flatten(inner, f"{path}.{key}" if path else str(key)).items()
-    }
 
 
 # ---- parts of tables ----
@@ -659,7 +683,7 @@ def _cost_line(table: Table, family: str, group: str, label: str, cells: list[Ce
     table.data.append(
         {"family": family, "group": group, "label": label, **facts, "seconds": seconds, "gpu_hours": hours}
     )
-    shown = [f"{count:,}".replace(",", " ") for count in facts.values()]
+    shown = [f"{count:,}".replace(",", "\u202f") for count in facts.values()]
     return [
         Text(label),
         *map(Text, shown),

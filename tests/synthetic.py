@@ -211,7 +211,7 @@ def samples(right: Any, benchmark: dict[str, Any], prompt: str = "plain") -> lis
                 "scores": {"exact_match,none": float(is_right)},
                 "score": float(is_right),
                 "prompt_tokens": 12,
-                "tokens": 10 + i % 7 + (5 if prompt == "think" else 0),
+                "tokens": 10 + i % 7 + (5 if prompt == "think" else 0) + 3 * bool(is_right),
                 "finish": "stop",
             }
         )
