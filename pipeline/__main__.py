@@ -54,4 +54,5 @@ def _run(verb: str, overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
     sys.exit(main(sys.argv[1:]))

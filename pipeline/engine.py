@@ -120,7 +120,6 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell
     if config.device is Device.cpu and config.kv_cache_gb is not None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gb)))
     if config.batch_invariant:

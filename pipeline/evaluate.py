@@ -191,7 +191,10 @@ def load_task(manager: "TaskManager", config: Config, task: Any, subtask: str | 
         asdict(b.dataset), config.data.folder, subtask, b.form, task.perturbation, config.perturbation_seed
     )
     spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
-    loaded = manager.load([spec])["tasks"][name]
+    if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
+        spec |= {"training_split": None, "fewshot_split": None, "validation_split": None}
+    # an inline group is lm-eval's way to take a stock task with overrides
+    loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
     loaded.set_config(key="num_fewshot", value=b.num_fewshot)
     loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
     if b.max_gen_toks is not None:
