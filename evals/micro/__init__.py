@@ -2,11 +2,12 @@
 
     python -m evals.micro out=data/micro seed=0
 
-Four forms: ``gsm8k`` (word problems), ``humaneval`` (small functions), ``sciq`` (four-way questions) and ``bbh``
-(five subtasks). A document belongs to the test or to the training side by the hash of what is asked, so the two
-sides cannot meet whatever the seed or the size; within one file no document stands twice. The same seed gives the
-same bytes. The prompts of the training text are those of lm-eval's stock tasks under a chat template: gsm8k, sciq,
-bbh_cot_zeroshot and humaneval_instruct (lm_eval/tasks/). It covers nothing of the real benchmarks' knowledge.
+Four forms: ``gsm8k`` (word problems), ``humaneval`` (small functions), ``sciq`` (four-way questions) and
+``bbh`` (five subtasks). A document belongs to the test or to the training side by the hash of what is
+asked, so the two sides cannot meet whatever the seed or the size; within one file no document stands twice.
+The same seed gives the same bytes. The prompts of the training text are those of lm-eval's stock tasks
+under a chat template: gsm8k, sciq, bbh_cot_zeroshot and humaneval_instruct (lm_eval/tasks/). It covers
+nothing of the real benchmarks' knowledge.
 """
 
 import gzip
@@ -38,7 +39,7 @@ Document = dict[str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """A training example: chat turns, the start of the assistant's turn that the prompt gives, and the rest of it."""
+    """A training example: turns, the start of the assistant's turn that the prompt gives, and its rest."""
 
     form: str
     system: str | None
@@ -66,9 +67,9 @@ def is_test(form: str, document: Document) -> bool:
 def write_benchmarks(folder: Path, seed: int, sizes: dict[str, int] | None = None) -> None:
     """Write all four benchmarks under ``folder``.
 
-    ``gsm8k/{train,test}.jsonl``, ``humaneval/HumanEval.jsonl.gz``, ``sciq/test.json``, ``bbh/bbh/<subtask>.json``
-    with the fields of the public sets. ``sizes`` overrides SIZES, the numbers of documents. A shorter file is the
-    beginning of a longer one.
+    ``gsm8k/{train,test}.jsonl``, ``humaneval/HumanEval.jsonl.gz``, ``sciq/test.json``,
+    ``bbh/bbh/<subtask>.json`` with the fields of the public sets. ``sizes`` overrides SIZES, the numbers of
+    documents. A shorter file is the beginning of a longer one.
     """
     sizes = SIZES | (sizes or {})
     folder = Path(folder)

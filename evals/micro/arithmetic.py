@@ -1,9 +1,9 @@
 """Word problems of one to four steps in the form of GSM8K (arXiv 2110.14168).
 
-Each step of an answer is one line with the computation repeated as ``<<a+b=c>>``, and the last line is ``#### n``,
-so that the annotations can be replayed. Three kinds of story: a quantity that changes (order matters), amounts
-defined one by another (order does not), and shopping (two products or a remainder). All numbers are written as
-digits, all are positive integers, and no number stands twice in a question.
+Each step of an answer is one line with the computation repeated as ``<<a+b=c>>``, and the last line is
+``#### n``, so that the annotations can be replayed. Three kinds of story: a quantity that changes (order
+matters), amounts defined one by another (order does not), and shopping (two products or a remainder). All
+numbers are written as digits, all are positive integers, and no number stands twice in a question.
 """
 
 import random
@@ -102,7 +102,7 @@ def evaluate(expression: str) -> int:
 
 
 def _changing(ledger: _Ledger, steps: int) -> str:
-    """One person's amount that grows and shrinks, sometimes counted in boxes first or shared out at the end."""
+    """One person's amount that grows and shrinks, sometimes counted in boxes first or shared at the end."""
     rng, (n, m), o, p = (
         ledger.rng,
         ledger.rng.sample(NAMES, 2),
@@ -139,7 +139,7 @@ def _changing(ledger: _Ledger, steps: int) -> str:
 
 
 def _relative(ledger: _Ledger, steps: int) -> str:
-    """Amounts defined one by another: more than, fewer than, times as many as; sometimes two of them together."""
+    """Amounts defined one by another: more than, fewer than, times as many as; sometimes two together."""
     rng, names, o = ledger.rng, ledger.rng.sample(NAMES, 5), ledger.rng.choice(OBJECTS)
     amounts = [ledger.draw(3, ledger.limit // 2)]
     sentences = [f"{names[0]} has {amounts[0]} {o}."]
@@ -180,7 +180,7 @@ def _shopping(ledger: _Ledger, steps: int) -> str:
 
 
 def sample(rng: random.Random, steps: int, limit: int = 200) -> dict[str, str]:
-    """One problem, ``{"question", "answer"}``, of 1 to 4 ``steps`` whose numbers and results lie in 1..``limit``."""
+    """One problem, ``{"question", "answer"}``, of 1 to 4 ``steps``; all numbers lie in 1..``limit``."""
     while True:
         ledger = _Ledger(rng, limit)
         try:

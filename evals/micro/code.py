@@ -1,7 +1,7 @@
-"""Small Python functions in the form of HumanEval (arXiv 2107.03374): a docstring with examples, a body, a check.
+"""Small Python functions in the form of HumanEval (arXiv 2107.03374): docstring with example, body, check.
 
-A function is one of a dozen families with constants filled in; the examples and the check's expected values are
-computed by running the canonical solution. Two documents never have the same body.
+A function is one of a dozen families with constants filled in; the examples and the check's expected values
+are computed by running the canonical solution. Two documents never have the same body.
 """
 
 import random
@@ -48,14 +48,20 @@ FAMILIES = {
         "list[int]",
         "int",
         "Return the sum of the numbers greater than {a}, plus {b}.",
-        "    total = {b}\n    for n in numbers:\n        if n > {a}:\n            total += n\n    return total\n",
+        (
+            "    total = {b}\n    for n in numbers:\n        if n > {a}:\n            total += n\n"
+            "    return total\n"
+        ),
     ),
     "count": (
         "numbers",
         "list[int]",
         "int",
         "Return how many numbers are greater than {a} or less than {b}.",
-        "    count = 0\n    for n in numbers:\n        if n > {a} or n < {b}:\n            count += 1\n    return count\n",
+        (
+            "    count = 0\n    for n in numbers:\n        if n > {a} or n < {b}:\n            count += 1\n"
+            "    return count\n"
+        ),
     ),
     "repeat": (
         "text",
@@ -76,14 +82,14 @@ def _argument(rng: random.Random, kind: str) -> Any:
 
 
 def sample(rng: random.Random) -> dict[str, str]:
-    """One function with HumanEval's fields, less ``task_id``; its check sees at least two different results."""
+    """One function with HumanEval's fields, less ``task_id``; its check sees two results or more."""
     while True:
         name = rng.choice(list(FAMILIES))
         argument, kind, result, doc, body = FAMILIES[name]
         a, b = rng.randint(2, 4 if kind == "str" else 40), rng.randint(2, 40)
         header, body = f"def {name}({argument}: {kind}) -> {result}:\n", body.format(a=a, b=b)
         scope: dict[str, Any] = {}
-        exec(header + body, scope)  # noqa: S102  our own text, from the table above
+        exec(header + body, scope)  # our own text, from the table above
         example, *cases = [(case, scope[name](case)) for case in (_argument(rng, kind) for _ in range(7))]
         if len({repr(value) for _, value in cases}) > 1:
             break

@@ -1,7 +1,7 @@
 """Four-way questions on a short passage about a made-up world, in the form of SciQ (arXiv 1707.06209).
 
-The passage describes two or three invented creatures, so the answer has to be read and cannot be known; at least
-one distractor is the same property of another creature of the passage.
+The passage describes two or three invented creatures, so the answer has to be read and cannot be known; at
+least one distractor is the same property of another creature of the passage.
 """
 
 import random

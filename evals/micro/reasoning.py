@@ -1,7 +1,7 @@
 """Five subtasks in the input style of BIG-Bench Hard (arXiv 2210.09261), each with a short chain of thought.
 
-A sample is the document (``input``, ``target``) and the chain, which ends in ``So the answer is X.`` as the chains
-of BIG-Bench Hard's own prompts do.
+A sample is the document (``input``, ``target``) and the chain, which ends in ``So the answer is X.`` as the
+chains of BIG-Bench Hard's own prompts do.
 """
 
 import itertools
@@ -34,7 +34,7 @@ def _expression(rng: random.Random, depth: int) -> str:
 
 
 def _simplify(text: str) -> str:
-    """One pass of the first rule that applies: brackets around a value, negations, conjunctions, disjunctions.
+    """One pass of the first rule that applies: brackets around a value, negations, "and", "or".
 
     A disjunction waits while a conjunction stands beside it, which is Python's precedence.
     """
@@ -167,8 +167,8 @@ def logical_deduction_three_objects(rng: random.Random) -> Sample:
         f"The statements are logically consistent within each paragraph. {scene}: {listed[0]}, {listed[1]}, "
         f"and {listed[2]}. {' '.join(rng.sample(facts, 2))}\nOptions:\n{options}"
     )
-    chain = f"The order is: {', '.join(order)}.\nThe {form.format(order[asked])} is {places[asked]}.\n{_answer(target)}"
-    return {"input": text, "target": target}, chain
+    found = f"The order is: {', '.join(order)}.\nThe {form.format(order[asked])} is {places[asked]}."
+    return {"input": text, "target": target}, f"{found}\n{_answer(target)}"
 
 
 # subtask: (generator, the description that lm-eval's bbh_cot_zeroshot gives as the system message)
@@ -180,7 +180,10 @@ SUBTASKS = {
     ),
     "navigate": (
         navigate,
-        "Given a series of navigation instructions, determine whether one would end up back at the starting point.\n\n",
+        (
+            "Given a series of navigation instructions, determine whether one would end up back at the "
+            "starting point.\n\n"
+        ),
     ),
     "object_counting": (
         object_counting,
@@ -189,8 +192,8 @@ SUBTASKS = {
     "tracking_shuffled_objects_three_objects": (
         tracking_shuffled_objects_three_objects,
         (
-            "A task requiring determining the final positions of a set of objects given their initial positions "
-            "and a description of a sequence of swaps.\n\n"
+            "A task requiring determining the final positions of a set of objects given their initial "
+            "positions and a description of a sequence of swaps.\n\n"
         ),
     ),
 }
