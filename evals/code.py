@@ -1,16 +1,19 @@
-"""Scores answers that are programs: HumanEval, HumanEval+ and MBPP, pass@1, in the form that lm-eval's task files call.
+"""Scores answers that are programs: HumanEval, HumanEval+ and MBPP, pass@1, in the form that lm-eval calls.
 
-The stock tasks import the hub's `code_eval` when they are loaded and run answers in the evaluating process. Here a filter receives all
-answers of a task at once, builds the programs as the stock task does and runs them in parallel in the sandbox; what it returns for an answer is
-the verdict as text: ``passed``, ``failed: …``, ``timeout: …``, or lm-eval's ``[invalid]`` where the answer holds no code. `pass_at_1` reads it.
+The stock tasks load the hub's `code_eval` with their task file and run answers in the evaluating process. Here
+a filter receives all answers of a task at once, builds the programs as the stock task does, and runs them in
+parallel in the sandbox. What it returns for an answer is the verdict as text: `passed`, `failed: …`,
+`timeout: …`, or lm-eval's `[invalid]` where the answer holds no code. `pass_at_1` reads that.
 
-Differences from the stock tasks: 10 s of CPU time instead of 3 s on the clock (see `sandbox.Limits`); the tests use the helpers that a
-prompt defines (HumanEval/32, 38, 50) as the prompt defines them, not as the answer may have redefined them.
+Different from the stock tasks: 10 s of CPU time instead of 3 s on the clock, and the other limits of
+`sandbox.Limits`; what `sandbox` says about arguments and arrays; and the tests use the helpers that a prompt defines
+(HumanEval/32, 38, 50) as the prompt defines them, not as the answer may have redefined them.
 """
 
 import ast
 import builtins
 import re
+from collections.abc import Callable
 from typing import Any
 
 from evals import sandbox
@@ -18,28 +21,30 @@ from pipeline.errors import UserError
 
 INVALID = "[invalid]"
 Doc = dict[str, Any]
+Build = Callable[[Doc, str], sandbox.Program | None]
 
 
 def humaneval_verdicts(resps: list[list[str]], docs: list[Doc]) -> list[list[str]]:
-    """A filter over HumanEval-like documents {prompt, entry_point, test}: verdicts in the shape of `resps`."""
+    """A filter over documents {prompt, entry_point, test}: verdicts in the shape of `resps`."""
     return _verdicts(resps, docs, humaneval_program)
 
 
 def mbpp_verdicts(resps: list[list[str]], docs: list[Doc]) -> list[list[str]]:
-    """A filter over MBPP documents {test_list}: verdicts in the shape of `resps`."""
+    """A filter over documents {test_list}: verdicts in the shape of `resps`."""
     return _verdicts(resps, docs, mbpp_program)
 
 
-def pass_at_1(doc: Doc, results: list[list[str]]) -> dict[str, float]:
-    """lm-eval's process_results: 1.0 if the document's answer passed, else 0.0."""
-    return {"pass@1": float(results[0][0] == "passed")}
+def pass_at_1(doc: Doc, results: list[str]) -> dict[str, float]:
+    """lm-eval's process_results: 1.0 if the document's (first) answer passed, else 0.0."""
+    return {"pass@1": float(results[0] == "passed")}
 
 
 def humaneval_program(doc: Doc, answer: str) -> sandbox.Program | None:
-    """The prompt continued by the answer up to its first code fence (lm-eval's `build_predictions_instruct`); None if that is blank.
+    """The prompt continued by the answer up to its first code fence; None if that continuation is blank.
 
-    The answer continues the function that the assistant's turn was prefilled with, so a fence ends it: a completion without
-    fences is taken whole, and text that the model puts before a fence of its own stays in the program and fails, as in the stock task.
+    This is lm-eval's `build_predictions_instruct`: the assistant's turn was prefilled with the prompt, so that
+    a fence ends the program. An answer without fences is taken whole. Prose stays in, and fails, even where a
+    block of its own follows.
     """
     body = answer.partition("```")[0]
     if not body.strip():
@@ -49,14 +54,14 @@ def humaneval_program(doc: Doc, answer: str) -> sandbox.Program | None:
         source=doc["prompt"] + body,
         tests=f"{doc['test']}\ncheck({name})",
         names=(name,),
-        setup=_as_program(doc["prompt"]),
+        setup=_without_body(doc["prompt"]),
     )
 
 
 def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
-    """The first code block of the answer (lm-eval's `extract_code_blocks`) against the document's first three tests; None without a block.
+    """The answer's first code block against the document's first three tests; None without a block.
 
-    The opening fence is the prompt's (`gen_prefix`), so it is put back before searching.
+    This is lm-eval's `extract_code_blocks`: the opening fence stands at the end of the prompt (`gen_prefix`).
     """
     blocks = re.findall(r"```(?:\w+)?\n?(.*?)\n?```", f"```{answer}", re.DOTALL)
     if not blocks or not blocks[0].strip():
@@ -65,12 +70,12 @@ def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
     return sandbox.Program(source=blocks[0], tests=tests, names=_free_names(tests))
 
 
-def mbpp_fewshot(dataset: Any) -> Any:
-    """The three examples that the stock task quotes, tasks 2, 3 and 4 of MBPP's `prompt` split."""
-    return dataset.filter(lambda row: row["task_id"] in (2, 3, 4)).map(lambda row: {"is_fewshot": True})
+def mbpp_fewshot(prompt_split: Any) -> Any:
+    """The three examples that the stock task quotes: tasks 2, 3 and 4 of MBPP's split `prompt`."""
+    return prompt_split.filter(lambda row: row["task_id"] in (2, 3, 4)).map(lambda row: {"is_fewshot": True})
 
 
-def _verdicts(resps: list[list[str]], docs: list[Doc], build: Any) -> list[list[str]]:
+def _verdicts(resps: list[list[str]], docs: list[Doc], build: Build) -> list[list[str]]:
     programs = [build(doc, answer) for answers, doc in zip(resps, docs, strict=True) for answer in answers]
     judged = iter(sandbox.run([program for program in programs if program is not None]))
     texts = iter([INVALID if program is None else _text(next(judged)) for program in programs])
@@ -81,8 +86,8 @@ def _text(verdict: sandbox.Verdict) -> str:
     return f"{verdict.status}: {verdict.detail}" if verdict.detail else verdict.status
 
 
-def _as_program(prompt: str) -> str:
-    """A prompt ends in a function of which it gives the docstring, which is a program, or only the signature, which lacks a body."""
+def _without_body(prompt: str) -> str:
+    """A program of the prompt alone: it ends in a docstring, or gets a body that does nothing."""
     for program in (prompt, f"{prompt}\n    pass\n"):
         try:
             compile(program, "prompt", "exec")
@@ -91,12 +96,12 @@ def _as_program(prompt: str) -> str:
         else:
             return program
     raise UserError(
-        f"a HumanEval prompt must be Python up to the function's body, found {reason}: {prompt[:80]!r}; fix the document"
+        f"a HumanEval prompt must be Python up to a function's body, found {reason} in {prompt[:60]!r}; mend it"
     )
 
 
 def _free_names(tests: str) -> tuple[str, ...]:
-    """The names that the tests read and neither Python nor the tests define: the program's."""
+    """The names that the tests read and that neither Python nor the tests define: the program's."""
     names = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
     return tuple(sorted({node.id for node in names} - bound - set(dir(builtins))))
