@@ -4,9 +4,9 @@
 
 alpha_sweep (α against accuracy with 95 % bands), forest (differences to Baseline), geometry (relative norm of
 v by layer and module), length (accuracy against mean answer length) and robustness (drop on adversarial
-variants). Colours are Okabe and Ito's, and every series also has its own marker or line, so that grey print and
-colour-blind readers lose nothing. Rendering again gives the same bytes. A figure without data is not drawn, and
-an older one is removed.
+variants). Colours are Okabe and Ito's, and every series also has its own marker or line, so that grey print
+and colour-blind readers lose nothing. Rendering again gives the same bytes. A figure without data is not drawn,
+and an older one is removed.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def forest(grid: Grid) -> Figure | None:
 
 
 def length(grid: Grid) -> Figure | None:
-    """Accuracy against mean answer length; the sweep is a line, its α written beside it."""
+    """Accuracy against mean answer length; the sweep is a line with some of its α beside it."""
     rows = [row for row in grid.rows("main", "control")]
     panels = [
         (family, benchmark)
@@ -164,8 +164,9 @@ def length(grid: Grid) -> Figure | None:
         ax.plot(
             x, y, color="#888888", linewidth=1, marker=".", zorder=1, label="sweep of α" if swept else None
         )
+        told = {swept[0][0], 0.0, 1.0, swept[-1][0]} if swept else set()
         for (alpha, _), at_x, at_y in zip(swept, x, y, strict=True):
-            text = f"{alpha:g}".replace("-", "−")
+            text = f"α = {alpha:g}".replace("-", "−") if alpha in told else ""
             ax.annotate(text, (at_x, at_y), (3, 3), textcoords="offset points", fontsize=7, color="#444444")
         colours = (BLACK, BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
         for i, row in enumerate(rows):

@@ -362,15 +362,15 @@ def adversarial(grid: Grid) -> Table:
     table.notes.append(
         "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
         "Baseline. Change of gain: the difference in differences. Intervals are clustered by source "
-        "document, or by the plain benchmark's clusters where it has some. Persists: yes where the interval of "
-        "the gain on the perturbed documents lies above zero, reversed where below, else not shown."
+        "document, or by the plain benchmark's clusters where it has some. Persists: yes where the interval "
+        "of the gain on the perturbed documents lies above zero, reversed where below, else not shown."
     )
     table.notes += _notes(grid, table, compared)
     return table
 
 
 def geometry(grid: Grid) -> Table:
-    """The vector by kind of module: size, sparsity, rounding at α = 1 and direction (pipeline/geometry.py)."""
+    """The vector by kind of module: size, sparsity, rounding at α = 1, direction (pipeline/geometry.py)."""
     names = ["Entries", "‖v‖", "‖v‖/‖θ‖", "Unchanged %", "Swallowed %", "Rounding %"]
     directions: list[str] = []
     reports: dict[str, dict[str, Any]] = {}
