@@ -1,13 +1,13 @@
 """Scores answers that are programs: HumanEval, HumanEval+ and MBPP, pass@1, in the form that lm-eval calls.
 
-The stock tasks load the hub's `code_eval` with their task file and run answers in the evaluating process. Here
-a filter receives all answers of a task at once, builds the programs as the stock task does, and runs them in
-parallel in the sandbox. What it returns for an answer is the verdict as text: `passed`, `failed: …`,
+The stock tasks load the hub's `code_eval` with their task file and run answers in the evaluating process.
+Here a filter receives all answers of a task at once, builds the programs as the stock task does, and runs them
+in parallel in the sandbox. What it returns for an answer is the verdict as text: `passed`, `failed: …`,
 `timeout: …`, or lm-eval's `[invalid]` where the answer holds no code. `pass_at_1` reads that.
 
 Different from the stock tasks: 10 s of CPU time instead of 3 s on the clock, and the other limits of
-`sandbox.Limits`; what `sandbox` says about arguments and arrays; and the tests use the helpers that a prompt defines
-(HumanEval/32, 38, 50) as the prompt defines them, not as the answer may have redefined them.
+`sandbox.Limits`; what `sandbox` says about arguments and arrays; and the tests use the helpers that a prompt
+defines (HumanEval/32, 38, 50) as the prompt defines them, not as the answer may have redefined them.
 """
 
 import ast
@@ -42,8 +42,8 @@ def pass_at_1(doc: Doc, results: list[str]) -> dict[str, float]:
 def humaneval_program(doc: Doc, answer: str) -> sandbox.Program | None:
     """The prompt continued by the answer up to its first code fence; None if that continuation is blank.
 
-    This is lm-eval's `build_predictions_instruct`: the assistant's turn was prefilled with the prompt, so that
-    a fence ends the program. An answer without fences is taken whole. Prose stays in, and fails, even where a
+    This is lm-eval's `build_predictions_instruct`: the assistant's turn was prefilled with the prompt, so a
+    fence ends the program. An answer without fences is taken whole. Prose stays in, and fails, even where a
     block of its own follows.
     """
     body = answer.partition("```")[0]
@@ -96,7 +96,7 @@ def _without_body(prompt: str) -> str:
         else:
             return program
     raise UserError(
-        f"a HumanEval prompt must be Python up to a function's body, found {reason} in {prompt[:60]!r}; mend it"
+        f"a HumanEval prompt must be Python up to a function's body, found {reason}: mend {prompt[:60]!r}"
     )
 
 
