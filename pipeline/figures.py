@@ -5,8 +5,8 @@
 alpha_sweep (α against accuracy with 95 % bands), forest (differences to Baseline), geometry (relative norm of
 v by layer and module), length (accuracy against mean answer length) and robustness (drop on adversarial
 variants). Colours are Okabe and Ito's, and every series also has its own marker or line, so that grey print
-and colour-blind readers lose nothing. Rendering again gives the same bytes. A figure without data is not drawn,
-and an older one is removed.
+and colour-blind readers lose nothing. Rendering again gives the same bytes. A figure without data is not
+drawn, and an older one is removed.
 """
 
 from __future__ import annotations

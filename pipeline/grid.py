@@ -10,7 +10,7 @@ texts of samples are not kept: the report reads those that it shows again.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +86,7 @@ class Grid:
         self.conditions: dict[str, dict[str, Any]] = manifest["conditions"]
         self.planned: dict[tuple[str, str, str], str] = {}
         self.problems: list[str] = []
-        self._cells: dict[tuple[str, str, str], Cell] = {}
+        self.cells: dict[tuple[str, str, str], Cell] = {}
         self._state: dict[tuple[str, str, str], str] = {}
         seen: dict[str, tuple[Cell | None, str]] = {}
         for entry in manifest["cells"]:
@@ -96,9 +96,9 @@ class Grid:
                 seen[key] = self._read(place, key)
             cell, self._state[place] = seen[key]
             if cell is not None:
-                self._cells[place] = cell
+                self.cells[place] = cell
         self._fullest: dict[tuple[str, str], int] = {}
-        for (family, _, benchmark), cell in self._cells.items():
+        for (family, _, benchmark), cell in self.cells.items():
             column = (family, benchmark)
             self._fullest[column] = max(self._fullest.get(column, 0), len(cell.docs))
 
@@ -159,7 +159,7 @@ class Grid:
 
     def cell(self, family: str, members: tuple[str, ...], benchmark: str) -> Cell | None:
         """The cell of a row, averaged over those of its members that exist."""
-        cells = [self._cells[p] for m in members if (p := (family, m, benchmark)) in self._cells]
+        cells = [self.cells[p] for m in members if (p := (family, m, benchmark)) in self.cells]
         return None if not cells else cells[0] if len(cells) == 1 else _average(cells)
 
     def is_planned(self, family: str, members: tuple[str, ...], benchmark: str) -> bool:
@@ -171,7 +171,7 @@ class Grid:
         for member in members:
             place = (family, member, benchmark)
             marks.update(self._state.get(place, ""))
-            if (cell := self._cells.get(place)) is not None:
+            if (cell := self.cells.get(place)) is not None:
                 marks.update(cell.flags)
                 if self.benchmarks[benchmark]["limit"] is not None:
                     marks.add("l")
@@ -181,7 +181,7 @@ class Grid:
 
     def header_marks(self, benchmark: str) -> str:
         """Marks of a whole column."""
-        clusters = [cell.clusters for place, cell in self._cells.items() if place[2] == benchmark]
+        clusters = [cell.clusters for place, cell in self.cells.items() if place[2] == benchmark]
         return "c" if any(c is not None and c.max() + 1 < min(FEW_CLUSTERS, len(c)) for c in clusters) else ""
 
     def value(self, family: str, members: tuple[str, ...], benchmark: str) -> Estimate | None:
@@ -233,7 +233,7 @@ class Grid:
     def unique_cells(self) -> dict[str, tuple[tuple[str, str, str], Cell]]:
         """Each record once, under the first place that uses it."""
         unique: dict[str, tuple[tuple[str, str, str], Cell]] = {}
-        for place, cell in self._cells.items():
+        for place, cell in self.cells.items():
             unique.setdefault(cell.key, (place, cell))
         return unique
 
@@ -340,6 +340,19 @@ def _source_clusters(
     return _codes([perturbed.sources[i] for i in at_perturbed])
 
 
+def subset(cell: Cell, kept: NDArray[np.intp]) -> Cell:
+    """The cell on some of its documents, given by position."""
+    return replace(
+        cell,
+        docs=tuple(cell.docs[i] for i in kept),
+        sources=tuple(cell.sources[i] for i in kept),
+        targets=tuple(cell.targets[i] for i in kept),
+        clusters=None if cell.clusters is None else cell.clusters[kept],
+        score=cell.score[kept],
+        tokens=cell.tokens[kept],
+    )
+
+
 def _average(cells: list[Cell]) -> Cell:
     """Mean score and length of each document over cells of one benchmark, on the documents that all have."""
     first = cells[0]
@@ -347,16 +360,6 @@ def _average(cells: list[Cell]) -> Cell:
     kept = np.flatnonzero(np.all([p >= 0 for p in positions], axis=0))
     score = np.mean([cell.score[p[kept]] for cell, p in zip(cells, positions, strict=True)], axis=0)
     tokens = np.mean([cell.tokens[p[kept]] for cell, p in zip(cells, positions, strict=True)], axis=0)
-    return Cell(
-        key="+".join(cell.key for cell in cells),
-        docs=tuple(first.docs[i] for i in kept),
-        sources=tuple(first.sources[i] for i in kept),
-        targets=tuple(first.targets[i] for i in kept),
-        clusters=None if first.clusters is None else first.clusters[kept],
-        score=score,
-        tokens=tokens,
-        metrics={},
-        cost={},
-        provenance={},
-        inputs={},
-    )
+    key = "+".join(cell.key for cell in cells)
+    nothing: dict[str, Any] = {"metrics": {}, "cost": {}, "provenance": {}, "inputs": {}}
+    return replace(subset(first, kept), key=key, score=score, tokens=tokens, **nothing)

@@ -182,7 +182,7 @@ def _facts(grid: Grid, family: str, row: Row, benchmark: str, compared: Compared
         "mean_tokens": float(cell.tokens.mean()) if cell else None,
         "share_truncated": cell.metrics.get("share_truncated") if cell else None,
         "share_not_extracted": cell.metrics.get("share_not_extracted") if cell else None,
-        **_difference_facts(compared),
+        **difference_facts(compared),
     }
 
 
@@ -192,7 +192,7 @@ def _estimate_facts(value: Estimate | None, prefix: str = "") -> dict[str, Any]:
     return {**dict(zip(names, numbers, strict=True)), f"{prefix}n": value.n if value else None}
 
 
-def _difference_facts(compared: Compared | None) -> dict[str, Any]:
+def difference_facts(compared: Compared | None) -> dict[str, Any]:
     difference, p_holm = compared or (None, None)
     return {
         **_estimate_facts(difference, "difference_"),
@@ -264,7 +264,7 @@ def controls(grid: Grid) -> Table:
         table.blocks.append((info["label"], lines))
         lines = []
         for label, new, old in against:
-            entries = [_difference_text(compared.get((family, label, b))) for b in benchmarks]
+            entries = [difference_text(compared.get((family, label, b))) for b in benchmarks]
             lines.append([Text(label), *entries])
             table.data += [
                 _facts(grid, family, new, b, compared.get((family, label, b)))
@@ -349,7 +349,7 @@ def adversarial(grid: Grid) -> Table:
                         Text(plus_minus(result.perturbed)),
                         Text(interval(result.drop)),
                         Text(interval(result.gain_plain) if result.gain_plain else DASH),
-                        _difference_text(gain),
+                        difference_text(gain),
                         Text(interval(result.change) if result.change else DASH),
                         Text(_persists(gain) if gain else DASH),
                     ]
@@ -503,11 +503,11 @@ def _value_lines(
     lines = [[Text(row.label), *(_value(grid, family, row, b) for b in benchmarks)]]
     differences = [compared.get((family, row.name, b)) for b in benchmarks]
     if any(differences):
-        lines.append([Text("Δ"), *map(_difference_text, differences)])
+        lines.append([Text("Δ"), *map(difference_text, differences)])
     return lines
 
 
-def _difference_text(compared: Compared | None) -> Text:
+def difference_text(compared: Compared | None) -> Text:
     return Text(interval(compared[0]) + _star(compared[1])) if compared else Text(DASH)
 
 

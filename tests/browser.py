@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven through its debugging pipe (Chrome DevTools Protocol), standard library alone."""
+"""A real headless Chromium, driven through its debugging pipe (Chrome DevTools Protocol)."""
 
 import base64
 import fcntl
