@@ -162,11 +162,19 @@ def exact(number: str) -> Fraction:
 
 # Words that one swap or one doubled letter turns into another English word.
 CONFUSABLE = re.compile(
-    r"angel|angle|barely|barley|begin|being|biting|board|bowel|broad|caned|canned|casual|causal|cause"
-    r"|cloud|could|dairy|desert|dessert|diary|diner|diners|dinner|dinners|elbow|hoping|hopping|later"
-    r"|latter|loses|losing|marital|martial|nuclear|perfect|planed|planned|prefect|quiet|quite|reserve"
-    r"|reverse|sacred|sauce|scared|silver|sliver|stake|steak|super|supper|taping|tapping|trail|trial"
-    r"|unclear|united|untied|writing"
+    r"angel|angle|bale|bales|ball|balls|barely|barley|bear|beat|beats|beds|been|begin|being|bellow|below"
+    r"|betas|biting|bits|blot|blots|board|bolt|bolts|bowel|brag|bred|broad|calm|caned|canned|carve|casual"
+    r"|causal|cause|choose|chop|chops|chose|clam|clot|clots|cloud|coast|colt|colts|coma|comas|comma|commas"
+    r"|coop|coops|coral|corral|cost|could|crave|dairy|desert|dessert|diary|diner|diners|dinner|dinners"
+    r"|droops|drops|elbow|feed|filing|filling|fined|finned|fired|form|forth|fried|from|froth|gaol|girl"
+    r"|goal|good|hoops|hoot|hoped|hoping|hopping|hops|later|latter|lion|lions|loin|loins|loose|looses|lose"
+    r"|loses|losing|loss|lots|marital|martial|meds|meet|mole|moles|moped|mopped|nuclear|paper|papers|part"
+    r"|parts|perfect|pined|pinned|planed|planned|pole|poll|polls|pots|prat|prefect|quiet|quite|rating"
+    r"|ratting|reserve|reverse|ridding|riding|rods|roots|rots|sacred|salt|salts|sauce|scared|scarred"
+    r"|shoots|shot|shots|silver|slat|slats|slid|sliver|slop|solid|spilt|spit|split|spot|spots|stake"
+    r"|staring|starring|steak|steep|step|steps|stoops|stop|stops|striped|stripped|super|supper|taping"
+    r"|tapping|tear|teas|tins|tired|tons|toons|trail|trails|trial|trials|tried|unclear|united|untied|weed"
+    r"|writing"
 )
 
 
@@ -181,21 +189,22 @@ def mistype(word: str, rng: random.Random) -> str:
 
 
 def mistype_text(text: str, rng: random.Random, keep: Iterable[str] = (), share: float = 0.15) -> str | None:
-    """The text with typing errors in about ``share`` of its plain words, at least two; None if it has fewer than two.
+    """The text with typing errors in about ``share`` of its plain words, at least two if it has them; None without any.
 
-    A plain word has five letters or more, all lower case, stands between white space or sentence punctuation, is no
+    A plain word has four letters or more, all lower case, stands between white space or sentence punctuation, is no
     number word, no word of ``keep`` and none that a slip would turn into another word.
     """
     kept = {word.lower() for word in keep}
     spans = [
         match.span()
-        for match in re.finditer(r"(?<![^\s(])[a-z]{5,}(?=[.,;:?!)]*(?:\s|$))", text)
+        for match in re.finditer(r"(?<![^\s(])[a-z]{4,}(?=[.,;:?!)]*(?:\s|$))", text)
         if match.group() not in kept
         and not NUMBER_WORD.fullmatch(match.group())
         and not CONFUSABLE.fullmatch(match.group())
     ]
-    if len(spans) < 2:
+    if not spans:
         return None
-    for start, end in sorted(rng.sample(spans, max(2, round(share * len(spans)))), reverse=True):
+    count = max(min(2, len(spans)), round(share * len(spans)))
+    for start, end in sorted(rng.sample(spans, count), reverse=True):
         text = text[:start] + mistype(text[start:end], rng) + text[end:]
     return text

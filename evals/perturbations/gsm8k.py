@@ -24,6 +24,7 @@ from evals.perturbations.common import (
     number_words,
     perturbation,
     sentences,
+    words,
 )
 
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")
@@ -443,9 +444,236 @@ def irrelevant_sentences(document: Document, rng: random.Random, context: Contex
 def typing_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Typing errors in about a sixth of the plain words of the question.
 
-    Changes: two inner letters swapped or one doubled, in lower-case words of five letters or more. Must stay true:
+    Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more. Must stay true:
     every number in digits or words, every name, every sign, and the answer. Source: character-level noise of
     PromptRobust (arXiv:2306.04528) and R2ATA (arXiv:2411.05345).
     """
     question = mistype_text(document["question"], rng)
     return None if question is None else {**document, "question": question}
+
+
+# Words by which a sentence depends on the ones before it, or on when something happens.
+DEPENDENT = re.compile(
+    r"\b(?:he|she|it|its|they|them|their|theirs|his|her|hers|him|this|that|these|those|both|each of|then|next|later"
+    r"|after\w*|before|finally|first|second|last|also|another|others?|same|such|rest|remain\w*|left|total|altogether"
+    r"|together|all|everyone|instead|however|so|now|again|still|already|today|yesterday|tomorrow|ones?|other half"
+    r"|half of|previous|following|meanwhile|likewise|too|only|more(?! than| \w+ than)|additional|extra|there"
+    r"|gives?|gave|takes?|took|gets?|got|loses?|lost|buys?|bought|sells?|sold|finds?|found|eats?|ate|uses|used|adds?"
+    r"|added|spends?|spent|wants?)\b",
+    re.IGNORECASE,
+)
+STATE = re.compile(
+    r"\b(?:has|have|had|is|are|costs?|weighs?|weighed|needs?|needed|earns?|earned|contains?|holds?|owns?|owned"
+    r"|charges?|charged|collected|scored|picked|caught|baked|read|ran|planted|made|works?|worked|drinks?|drank|drives?"
+    r"|walks?|runs?|reads?|makes|plays?|sleeps?|chews?|produces?|lays?|grows?|pays?|received?|drinks?)\b"
+)
+NAME = re.compile(r"\b(?!(?:A|An|In|On|At|For|Each|Every|To|Of|Some|One|Two|Three|The|I|If|From|By|With)\b)[A-Z][a-z]+\b")
+COMPARED = re.compile(r"\b(?:than|as (?:many|much|old|long|far|big|heavy|tall|fast)\b[\w ]*? as) [A-Z]\w+")
+
+
+def stands_alone(sentence: str, earlier: str) -> bool:
+    """Whether a premise reads the same wherever it stands: a state, without a word that refers to another sentence."""
+    if DEPENDENT.search(sentence) or not STATE.search(sentence) or not re.match(r"[A-Z][a-z'’]* ", sentence):
+        return False
+    definite = words(" ".join(re.findall(r"\b(?:[Tt]he|[Ee]ach|[Ee]very) ((?:\w+ ?){1,5})", sentence)))
+    return not definite & words(earlier) and not sentence.startswith("The ")
+
+
+@perturbation("gsm8k", version=1)
+def sentence_order(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """The premises stand in another order, the question last.
+
+    Changes: sentences that read the same anywhere change places; the first one stays first if others refer to it.
+    Must stay true: every sentence word for word, the question at the end, and the answer. Left out: problems with a
+    sentence that refers back or tells an event between the movable ones, with one name told of in two sentences, or
+    with a question about what is left. That is most of GSM8K, whose problems are stories.
+    Source: premise order (arXiv:2402.08939).
+    """
+    parts = [part.strip() for part in sentences(document["question"].strip())]
+    premises, question = parts[:-1], parts[-1]
+    if not question.endswith("?") or any(part.endswith("?") for part in premises):
+        return None
+    free = [stands_alone(part, " ".join(premises[:i])) for i, part in enumerate(premises)]
+    # Everything up to the last dependent sentence stays where it is.
+    start = max((i + 1 for i, alone in enumerate(free) if not alone), default=0)
+    told = [NAME.findall(COMPARED.sub("", part)) for part in premises[start:]]
+    names = [name for part in told for name in set(part)]
+    later = re.search(r"\b(?:left|now|remain\w*|still|then|end up|ends up|after)\b", question)
+    person = re.search(r"\b(?:he|she|his|her|they|their)\b", question)
+    if len(premises) - start < 2 or len(names) > len(set(names)) or later or (person and len(names) > 1):
+        return None
+    order = rng.sample(range(start, len(premises)), len(premises) - start)
+    if order == sorted(order):
+        order = [*order[1:], order[0]]
+    return {**document, "question": " ".join([*premises[:start], *(premises[i] for i in order), question])}
+
+
+# The same numbers, names and units otherwise written -----------------------------------------------------------------
+
+AMOUNT = re.compile(r"\$ ?(\d[\d,]*(?:\.\d+)?|\.\d+)(?: (hundred|thousand|million|billion))?(/(?=[a-z]))?")
+ORDINALS = {1: "first", 2: "second", 3: "third", 5: "fifth", 8: "eighth", 9: "ninth", 12: "twelfth"}
+PARTS = {2: "half", 3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth", 9: "ninth", 10: "tenth"}
+DETERMINER = re.compile(r"\b(?:a|an|the|his|her|its|their|my|our|your|this|that|each|every|one|two|three|four|five|six|\d+) $", re.I)
+AFTER_AMOUNT = re.compile(
+    r"\W*$|[.,;:?!)]|\s+(?:per|each|for|a|an|and|or|in|on|to|from|at|of|off|more|less|every|with|while|if|but|when|the|apiece"
+    r"|as|by|he|she|they|it|is|was|are|were|worth|left|back|now|total|altogether|than|after|before|so|that|which|who|last|this"
+    r"|extra|because|without|during|out|over|into|towards?|between|among|profit|his|her|their|today|daily|weekly|monthly|yearly"
+    r"|annually|cash|already|since|until|plus|not|would|will|had|has|have|does|did|do|how|what|every)\b",
+)  # fmt: skip
+
+
+def amount_words(number: str, scale: str | None) -> str | None:
+    """ "2.74" as "two dollars and seventy-four cents", or None for fractions of a cent."""
+    value = exact(number)
+    if scale:
+        return f"{_decimal_words(number)} {scale} dollars"
+    dollars, cents = int(value), (value - int(value)) * 100
+    if cents.denominator != 1:
+        return None
+    said = [f"{number_words(dollars)} dollar{'s' * (dollars != 1)}"] if dollars or not cents else []
+    said += [f"{number_words(int(cents))} cent{'s' * (cents != 1)}"] if cents else []
+    return " and ".join(said)
+
+
+def _decimal_words(number: str) -> str:
+    whole, _, decimals = number.replace(",", "").partition(".")
+    tail = " point " + " ".join(number_words(int(digit)) for digit in decimals) if decimals else ""
+    return number_words(int(whole or "0")) + tail
+
+
+@perturbation("gsm8k", version=1)
+def digits_as_words(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """Every number of the question is written in words, with its dollar or percent sign.
+
+    Changes: the question only; "$2.74" becomes "two dollars and seventy-four cents", "20%" "twenty percent", "1/4" "one
+    quarter". Must stay true: every value, and the answer. Left out: questions without digits, and those with a number
+    that is no plain quantity (a time, a year, a ratio, "25k") or has no good reading in words.
+    Source: numerical variation of GSM-Plus; number-format robustness, arXiv:2404.00459.
+    """
+    text = document["question"]
+
+    def amount(match: re.Match[str]) -> str:
+        number, scale, per = match.groups()
+        said = amount_words(number, scale)
+        after = text[match.end() :]
+        if said is None or re.match(r"[-–\w%]|\.\d", after) or (per is None and after.startswith("/")):
+            return match.group()
+        if not per and not AFTER_AMOUNT.match(after):
+            if " and " in said or scale or "cent" in said:
+                return match.group()
+            if DETERMINER.search(text[: match.start()]):
+                said = said.removesuffix("s").replace(" ", "-")
+        return said + (" per " if per else "")
+
+    text = AMOUNT.sub(amount, text)
+
+    def fraction(match: re.Match[str]) -> str:
+        top, bottom = int(match[2]), int(match[3])
+        if not 0 < top < bottom or bottom not in PARTS:
+            return match.group()
+        part = {"half": "halves"}.get(PARTS[bottom], PARTS[bottom] + "s") if top > 1 else PARTS[bottom]
+        return (f"{number_words(int(match[1]))} and " if match[1] else "") + f"{number_words(top)} {part}"
+
+    text = re.sub(r"(?<![\w.,:/$-])(?:(\d+) )?(\d+)/(\d+)(?![\w/]|\.\d)", fraction, text)
+
+    def ordinal(match: re.Match[str]) -> str:
+        value = int(match[1])
+        if value > 20:
+            return match.group()
+        return ORDINALS.get(value) or number_words(value).removesuffix("y") + ("ieth" if value == 20 else "th")
+
+    text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", ordinal, text)
+
+    def plain(match: re.Match[str]) -> str:
+        number = match.group(1)
+        if exact(number) >= 10**9 or re.fullmatch(r"(?:1[5-9]|20)\d\d", number) or re.fullmatch(r"0\d+", number):
+            return match.group()
+        return _decimal_words(number) + (" percent" if match[2] else "")
+
+    text = re.sub(
+        r"(?<![\w.,:/$#£€'\"-])(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:(%)(?!\w)|(?=-[A-Za-z])|(?![\w%:/'’\"°-]|[.,]\d|\s*[x*]\s))",
+        plain,
+        text,
+    )
+    if re.search(r"\d|\$", text):
+        return None
+    text = re.sub(r"(^|[.?!]\s+)([a-z])", lambda match: match[1] + match[2].upper(), text)
+    return {**document, "question": text}
+
+
+# Names are told apart only to keep pronouns right; those that are also words or given to both are not listed.
+FEMALE = re.compile(
+    r"(?:Mary|Sarah|Sally|Jane|Martha|Jenny|Carla|Susan|Anna|Hannah|Maria|Jill|Emily|Lisa|Nancy|Alice|Karen|Betty|Julia"
+    r"|Rachel|Jenna|Jessica|Tina|Annie|Amy|Amanda|Julie|Emma|Lily|Beth|Sara|Carrie|Cindy|Carly|Madeline|Megan|Samantha"
+    r"|Sandra|Anne|Lucy|Monica|Wendy|Jennifer|Leila|Mandy|Kate|Angela|Brenda|Stacy|Janice|Linda|Brittany|Gina|Donna"
+    r"|Carmen|Carol|Diane|Melissa|Olivia|Claire|Laura|Kendra|Melanie|Tracy|Dorothy|Kylie|Erin|Becky|Tiffany|Sophie"
+    r"|Jasmine|Bella|Rebecca|Michelle|Katie|Barbara|Gretchen|Ella|Erica|Carolyn|Elizabeth|Tara|Maggie|Sheila|Mia|Tanya"
+    r"|Ellen|Rita|Molly|Kayla|Patricia|Helen|Elsa|Stephanie|Marissa|Polly|Christina|Clara|Greta|Marta|Ava|Tonya|Abigail"
+    r"|Cheryl|Marie|Cynthia|Judy|Marcia|Brooke|Shelly|Milly|Alyssa|Lola|Lana|Bethany|Lauren|Pauline|Mabel|Natalie|Marla"
+    r"|Lydia|Layla|Veronica|Jessie|Paula|Danielle|Phoebe|Christine|Lara|Diana|Zoe|Nicole|Gloria|Sophia|Beatrice|Katy"
+    r"|Rosie|Josie|Lori|Naomi|Brianna|Ruby|Chloe|Heather|Leah|Tabitha|Bonnie|Wanda|Teresa|Alison|Betsy|Valerie|Isabel"
+    r"|Louise|Alicia|Stella|Miriam|Kelsey|Tammy|Luna|Nora|Maddie|Amelia|Peggy|Isabella|Eliza|Hallie|Suzanne|Catherine"
+    r"|Kimberly|Nadine|Katherine|Audrey|Vanessa|Liza|Irene|Ellie|Angie|Katrina|Sabrina|Cathy|Lucille|Fiona|Alexa|Theresa"
+    r"|Margaret|Hazel|Lizzy|Maya|Doris|Juanita|Miranda|Matilda|Mona|Allie|Lena|Suzy|Harriet|Lillian|Janet|Joanna|Eva)"
+)
+MALE = re.compile(
+    r"(?:James|Tom|Bob|Peter|Tim|Mike|Jerry|Jason|Jim|Joe|Billy|Ben|Steve|Tony|Michael|Matt|Paul|Josh|Harry|Jake|Adam"
+    r"|Carl|Jackson|Andy|George|Jeff|Jimmy|Jacob|Ryan|Henry|David|Greg|Bobby|Brian|Johnny|Andrew|Randy|Tommy|Robert"
+    r"|Rick|Thomas|Kyle|Fred|Jeremy|Kevin|Oliver|Carlos|Aaron|Gary|Roger|Luke|Gerald|Joseph|Toby|Martin|Brandon|Dave"
+    r"|Joey|Daniel|William|Justin|Danny|Mason|Pete|Leo|Richard|Dan|Juan|Sean|Nick|Patrick|Anthony|Diego|Simon|Barry"
+    r"|Samuel|Eric|Jose|Bruce|Trevor|Manny|Nathan|Ian|Lucas|Bert|Matthew|Walter|Mario|Mitchell|Jared|Larry|Steven|Tyler"
+    r"|Albert|Caleb|Phil|Bryan|Ted|Blake|Chad|Noah|Kenny|Arthur|Brad|Calvin|Nate|Derek|Javier|Connor|Charles|Stephen"
+    r"|Theo|Ralph|Timothy|Gabriel|Neil|Jayden|Ivan|Vincent|Seth|Zack|Travis|Marco|Tyson|Grayson|Jonathan|Boris|Arnold"
+    r"|Tobias|Brendan|Todd|Phillip|Joel|Jorge|Zach|Malcolm|Raymond|Cody|Dylan|Ethan|Liam|Pedro|Ahmed|Roy|Harold|Donald"
+    r"|Xavier|Dennis|Archie|Hugo|Lance|Rodney|Troy|Alexander|Kenneth|Gordon|Joshua|Philip|Dante|Freddy|Lloyd|Jamal"
+    r"|Jasper|Howard|Gunther|Milo|Felix|Craig|Colin|Bernie|Keith|Hans|Ronald|Roberto|Jonah|Christopher|Antonio|Julian"
+    r"|Timmy|Louie|Evan|Julio|Pablo|Sebastian|Benjamin|Alvin|Barney|Louis|Maurice|Miguel|Omar|Max|Jack|John)"
+)
+NEW_FEMALE = ("Ingrid", "Selma", "Vera", "Thelma", "Nadia", "Olga", "Edith", "Camille")
+NEW_MALE = ("Oscar", "Victor", "Edgar", "Conrad", "Bruno", "Otto", "Anton", "Ruben")
+PLACE = (
+    r"Street|Avenue|Road|Park|School|Elementary|High|Middle|University|College|City|County|Beach|Island|Lake|Hospital|Day"
+)
+
+# (unit, its new name, units of the same kind with which it might be converted)
+UNIT_CHANGES = (
+    (r"\bmile(s?)\b", r"kilometer\1", r"feet|foot|yards?|inch\w*|kilomet\w*|km|met(?:er|re)s?|mph|mpg|mileage|leagues?"),
+    (r"\bpound(s?)\b", r"kilogram\1", r"ounces?|oz|tons?|kilo\w*|kg|grams?|stones?|lbs?|sterling|British|quid|dollars?|cents?"),
+    (r"\bgallon(s?)\b", r"liter\1", r"quarts?|pints?|cups?|(?:milli)?lit(?:er|re)s?|ounces?|oz|mpg|ml|inch\w*|feet"),
+)
+COINS = re.compile(
+    r"\b(?:quarters?|dimes?|nickels?|penn\w+|coins?|bills?|euros?|pounds?|yen|pesos?|currenc\w+|exchange rate|usd|us"
+    r"|american|u\.s|cents?|bucks?)\b|[€£¥¢]",
+    re.IGNORECASE,
+)
+
+
+@perturbation("gsm8k", version=1)
+def units_and_names(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """People get other names of the same gender; miles, pounds, gallons and dollars become other units.
+
+    Changes: each known first name throughout question and answer, and each of these units throughout, unless the
+    problem names another unit of its kind (so that nothing is ever converted). Must stay true: every number, who does
+    what, and the answer. Left out: problems with none of either. Source: names in GSM-Symbolic; rephrasing in GSM-Plus.
+    """
+    question, answer = document["question"], document["answer"]
+    both = question + "\n" + answer
+    changes: list[tuple[str, str]] = []
+    capitalised = set(re.findall(r"\b[A-Z]\w+", both))
+    for known, pool in ((FEMALE, NEW_FEMALE), (MALE, NEW_MALE)):
+        free = rng.sample([name for name in pool if name not in capitalised], k=len(pool) - len(capitalised & set(pool)))
+        for old in sorted(name for name in capitalised if known.fullmatch(name)):
+            # Not a surname, a place or a thing that goes by the name.
+            clash = rf"\b(?:St\.|Saint|Lake|Mount|Fort|Mr\.|Mrs\.|Ms\.|Miss|Dr\.|Santa|[A-Z]\w+(?<!Uncle)(?<!Aunt)) {old}\b|\b{old}['’s]* (?:{PLACE})\b|\b{old}-"
+            if free and not re.search(rf"(?<![.?!] ){clash}|\b{old.lower()}\b", both):
+                changes += [(rf"\b{old}(['’])(?!\w)", free[-1] + r"\1s"), (rf"\b{old}\b", free.pop())]
+    for unit, new, related in UNIT_CHANGES:
+        if not re.search(rf"\b(?:{related})\b", both, re.IGNORECASE):
+            changes.append((unit, new))
+    if not COINS.search(both):
+        changes += [(r"\bdollar(s?)\b", r"euro\1"), (r"\$", "€")]
+    changed = {**document}
+    for field in ("question", "answer"):
+        for pattern, new in changes:
+            changed[field] = re.sub(pattern, new, changed[field])
+    return changed if changed["question"] != question else None

@@ -84,7 +84,7 @@ def new_arguments(program: Program, taken: set[str]) -> dict[str, str]:
             change = next(
                 (x.upper() if name.isupper() else x for x in letters if x not in taken and x != name), None
             )
-        elif re.fullmatch(r"[a-z]{4,}", name) or "_" in name:
+        elif is_word(name) or "_" in name:
             change = f"input_{name}"
         else:
             change = f"arg{number}"
@@ -94,18 +94,29 @@ def new_arguments(program: Program, taken: set[str]) -> dict[str, str]:
     return new
 
 
+NO_WORD = re.compile(r"nums|dict|vals|elems|strs|chars|args")
+
+
+def is_word(name: str) -> bool:
+    """Whether an argument's name is also an English word that a docstring may use as one ("string", "numbers")."""
+    return re.fullmatch(r"[a-z]{4,}", name) is not None and not NO_WORD.fullmatch(name)
+
+
 def rename_prose(text: str, name: str, new: str) -> str:
     """Rename an argument in a docstring, sparing the English words that look like it.
 
-    The article "a" and English words of four letters or more ("string", "numbers") are renamed only where they can be
-    nothing but the argument: in quotes, before or after an operator, bracket or comma-free "=", after "@".
+    The article "a" and English words are renamed only where they can be nothing but the argument: in quotes, beside an
+    operator or bracket, after "@" or after the noun for its type ("a string text"), before "is" at the beginning.
     """
     if name in ("a", "i"):
         return re.sub(rf"\b{name}\b(?!'s)(?!\s+(?!and\b|or\b|is\b|to\b|by\b)[A-Za-z]{{2,}})", new, text)
-    if re.fullmatch(r"[a-z]{4,}", name):
-        before, after = r"(?:(?<=['`@])|(?<=[<>=] )|(?<=len\())", r"(?=['`]|\s*(?:=|<|>|\[|\.\w|: ?\[))"
-        return re.sub(rf"{before}\b{name}\b(?!\w)|\b{name}\b{after}", new, text)
-    return re.sub(rf"(?<![\w.])\b{name}\b", new, text)
+    if not is_word(name):
+        return re.sub(rf"(?<![\w.])\b{name}\b", new, text)
+    before, after = r"(?:(?<=['`@])|(?<=[<>=] )|(?<=len\())", r"(?=['`]| *(?:=|<|>|\[|\.\w|: ?\[))"
+    text = re.sub(rf"{before}\b{name}\b|\b{name}\b{after}|(?<=^\"\"\" ){name}(?= is\b)", new, text)
+    if name.rstrip("s") in ("string", "number", "word", "value"):
+        return text
+    return re.sub(rf"\b((?:strings?|integers?|array|lists?) )\b{name}\b", rf"\g<1>{new}", text)
 
 
 @perturbation("humaneval", version=1)
@@ -129,12 +140,18 @@ def renamed(document: Document, rng: random.Random, context: Context) -> Documen
     arguments = new_arguments(program, taken)
     first, last = program.function.lineno, program.function.end_lineno or 0
 
+    # A local variable may have the function's name.
+    local = {node.id for node in ast.walk(program.function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
     edits = []
     previous = ""
     for token in program.tokens:
         if token.type == tokenize.NAME and previous != ".":
             inside = first <= token.start[0] <= last
-            new = name if token.string == old else arguments.get(token.string) if inside else None
+            if token.string == old:
+                new = name if old not in local or previous == "def" else None
+            else:
+                new = arguments.get(token.string) if inside else None
             if new is not None:
                 edits.append((program.offset(token.start), program.offset(token.end), new))
         if token.string.strip():
@@ -144,7 +161,7 @@ def renamed(document: Document, rng: random.Random, context: Context) -> Documen
     for argument, new in arguments.items():
         docstring = rename_prose(docstring, argument, new)
     # A name such as "add" or "unique" is an English word too: then only calls are renamed.
-    call = "" if "_" in old or re.search(r"[a-z][A-Z]|\d", old) else r"(?=\()"
+    call = "" if "_" in old else r"(?=\()"
     docstring = re.sub(rf"\b{old}\b{call}|(?<=function ){old}\b", name, docstring)
     edits.append((start, end, docstring))
 
@@ -162,3 +179,146 @@ def renamed(document: Document, rng: random.Random, context: Context) -> Documen
         "entry_point": name,
         "test": test,
     }
+
+
+# Docstrings ---------------------------------------------------------------------------------------------------------
+
+HEADING = re.compile(r"\s*(?:\[input/output\] samples|for exam\w*|examples?(?: \d+)?)\s*:?\s*$", re.IGNORECASE)
+RESULT = re.compile(r"==|=>|->|➞|=|\breturns?\b|#")
+CODE = re.compile(r"[\[(=>➞]|^\s*(?:Input|Output|Explanation|#)")
+
+
+def example_lines(lines: list[str], entry_point: str) -> set[int]:
+    """Which lines of a docstring are examples.
+
+    That is: ``>>>`` lines with what follows up to a blank line; what stands under a heading such as "Examples:" as long as
+    it is indented more or has code in it; elsewhere, lines that begin with a call of the function and state a result,
+    unless they define it (``f(n) = f(n-1) + ...``). Examples inside a sentence are not found.
+    """
+    found: set[int] = set()
+    call = re.compile(rf"\s*(?:\* |for |assert )?{re.escape(entry_point)}\((?!n\b|\))")
+    headed = any(HEADING.match(line) for line in lines)
+    mode, indent = "", 0
+    for i, line in enumerate(lines):
+        blank = not line.strip()
+        depth = len(line) - len(line.lstrip())
+        if line.lstrip().startswith(">>>"):
+            mode = "doctest" if mode != "headed" else mode
+            found.add(i)
+        elif HEADING.match(line):
+            mode, indent = "headed", depth
+            found.add(i)
+        elif mode == "doctest" and not blank:
+            found.add(i)
+        elif mode == "headed" and (blank or depth > indent or CODE.search(line) or lines[i - 1].lstrip().startswith(">>>")):
+            found.add(i)
+        elif not headed and mode != "doctest" and call.match(line) and RESULT.search(line.partition(")")[2]):
+            found.add(i)
+        else:
+            mode = ""
+    if not headed and any(line.lstrip().startswith(">>>") for line in lines):
+        found = {i for i in found if not call.match(lines[i]) or lines[i - 1].lstrip().startswith(">>>")}
+    # The line that announces them.
+    found |= {i - 1 for i in found if i - 1 not in found and re.fullmatch(r"\s*(?:\w+ ){1,6}\w+:\s*", lines[i - 1])}
+    return found
+
+
+def replace_docstring(document: Document, program: Program, lines: list[str]) -> Document:
+    start, end = program.docstring
+    return {**document, "prompt": apply(document["prompt"], [(start, end, "\n".join(lines))])}
+
+
+@perturbation("humaneval", version=1)
+def no_examples(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """The examples are removed from the docstring.
+
+    Changes: doctests, and what stands under "Examples:" or calls the function and states its result. Examples within a
+    sentence stay. Must stay true: the description, notes and constraints, and everything but the docstring. Left out:
+    functions without such examples, and those whose docstring is nothing else. Source: docstring changes in ReCode.
+    """
+    program = parse(document)
+    if program is None:
+        return None
+    lines = program.text[slice(*program.docstring)].split("\n")
+    found = example_lines(lines, document["entry_point"])
+    quotes = lines[0][:3]
+    kept = [line for i, line in enumerate(lines) if i not in found or i == 0 or i == len(lines) - 1]
+    if not found or len(re.sub(r"\W", "", "".join(kept))) < 10:
+        return None
+    text = re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", "\n".join(kept))
+    text = re.sub(r"\n(?:[ \t]*\n)+([ \t]*)(" + quotes + r")$", r"\n\1\2", text)
+    return replace_docstring(document, program, text.split("\n"))
+
+
+@perturbation("humaneval", version=1)
+def docstring_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """Typing errors in about a sixth of the plain words of the docstring's description.
+
+    Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more outside examples.
+    Must stay true: examples, numbers, quoted text, every identifier of the program and every word that its strings
+    or its tests mention, and everything but the docstring. Source: ReCode, docstring perturbations (ButterFingers,
+    SwapCharacters).
+    """
+    program = parse(document)
+    if program is None:
+        return None
+    lines = program.text[slice(*program.docstring)].split("\n")
+    found = example_lines(lines, document["entry_point"])
+    prose = [i for i in range(len(lines)) if i not in found]
+    outside = program.text[: program.docstring[0]] + program.text[program.docstring[1] :] + document["test"]
+    keep = set(re.findall(r"[a-z]{5,}", outside.lower())) | set(re.findall(r"[A-Za-z]+", " ".join(lines[i] for i in found)))
+    noisy = mistype_text("\n".join(lines[i] for i in prose), rng, keep)
+    if noisy is None:
+        return None
+    for i, line in zip(prose, noisy.split("\n"), strict=True):
+        lines[i] = line
+    return replace_docstring(document, program, lines)
+
+
+# Signature ----------------------------------------------------------------------------------------------------------
+
+
+class BuiltinGenerics(ast.NodeTransformer):
+    """``List[int]`` as ``list[int]`` and ``Optional[str]`` as ``str | None``."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id == "Optional":
+            return ast.BinOp(node.slice, ast.BitOr(), ast.Constant(None))
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name({"List": "list", "Tuple": "tuple", "Dict": "dict", "Set": "set"}.get(node.id, node.id))
+
+
+@perturbation("humaneval", version=1)
+def reworded_signature(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """The same signature otherwise written: one parameter a line, generics of ``typing`` as built-in ones.
+
+    Changes: the lines from ``def`` to its colon. Must stay true: the function's name, its parameters, their order,
+    defaults and types, and everything else. Left out: functions with anything but plain parameters.
+    Source: ReCode, syntax and format perturbations (NaturalGen).
+    """
+    program = parse(document)
+    if program is None:
+        return None
+    function = program.function
+    arguments = function.args
+    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.posonlyargs or not arguments.args:
+        return None
+    defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + list(arguments.defaults)
+    lines = []
+    for argument, default in zip(arguments.args, defaults, strict=True):
+        typed = f": {ast.unparse(BuiltinGenerics().visit(argument.annotation))}" if argument.annotation else ""
+        equals = (" = " if typed else "=") + ast.unparse(default) if default else ""
+        lines.append(f"    {argument.arg}{typed}{equals},\n")
+    returns = f" -> {ast.unparse(BuiltinGenerics().visit(function.returns))}" if function.returns else ""
+    header = f"def {function.name}(\n{''.join(lines)}){returns}:"
+    start = program.offset((function.lineno, function.col_offset))
+    depth = 0
+    for token in program.tokens:
+        depth += (token.string in "([{") - (token.string in ")]}") if token.type == tokenize.OP else 0
+        if token.start >= (function.lineno, function.col_offset) and token.string == ":" and depth == 0:
+            end = program.offset(token.end)
+            return {**document, "prompt": apply(document["prompt"], [(start, end, header)])}
+    return None

@@ -5,10 +5,12 @@ robustness studies of multiple choice (arXiv:2309.03882: option order; arXiv:230
 does not help).
 """
 
+import difflib
+import functools
 import random
 import re
 
-from evals.perturbations.common import Context, Document, irrelevant_facts, perturbation, sentences
+from evals.perturbations.common import Context, Document, irrelevant_facts, perturbation, sentences, words
 
 OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
 
@@ -47,3 +49,63 @@ def no_support(document: Document, rng: random.Random, context: Context) -> Docu
     Left out: documents without a support.
     """
     return {**document, "support": ""} if document["support"].strip() else None
+
+
+@perturbation("sciq", version=1)
+def choice_order(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """The question lists its four options, in a random order.
+
+    Changes: ``question`` gets a line "Options:" and a line for each option. lm-eval's sciq keeps the options out of the
+    prompt and scores each by itself, so that their order in the fields could not matter; it can once the prompt
+    lists them. The option fields stay as they are, and with them lm-eval's gold index. Must stay true: question,
+    support, options and answer. Left out: documents in which two options are the same. Source: arXiv:2309.03882.
+    """
+    options = [document[field] for field in OPTIONS]
+    if len({option.strip().lower() for option in options}) < len(options):
+        return None
+    rng.shuffle(options)
+    listed = "\n".join(f"- {option}" for option in options)
+    return {**document, "question": f"{document['question']}\nOptions:\n{listed}"}
+
+
+@functools.cache
+def stem(term: str) -> str:
+    """A term without case, punctuation, articles and endings: equal for singular and plural and for -y and -ies."""
+    plain = re.sub(r"[^a-z0-9 ]", "", re.sub(r"^(?:the|an?) ", "", term.lower().strip()).replace("-", " "))
+    return " ".join(re.sub(r"(?:ies|es|s|y|ing|ed|ic|al|ation|ion|e)$", "", word) for word in plain.split())
+
+
+@perturbation("sciq", version=1)
+def close_distractor(document: Document, rng: random.Random, context: Context) -> Document | None:
+    """The distractor least like the answer gives way to one that stood against the same answer in another question.
+
+    Changes: one distractor. The new one shared a question with the answer elsewhere in the data set, so it is of the same
+    kind and was written to be told apart from it; the one mentioned in the support or nearest in spelling is taken.
+    Must stay true: the answer is the only right option; so nothing is taken that shares its stem with an option, is
+    contained in one, or stands in the question. Left out: documents whose answer is in no other question. Depends on the
+    other documents: give it the whole data set. Source: distractors by similarity, as in arXiv:2404.02124.
+    """
+    options = [document[field] for field in OPTIONS]
+    taken = [stem(option) for option in options]
+    answer = document["correct_answer"]
+
+    def nearness(term: str) -> float:
+        mentioned = re.search(rf"\b{re.escape(term.lower())}\b", document["support"].lower()) is not None
+        return mentioned / 2 + difflib.SequenceMatcher(None, term.lower(), answer.lower(), autojunk=False).ratio()
+
+    rivals = {
+        term.strip()
+        for other in context.documents
+        if any(stem(other[field]) == taken[-1] for field in OPTIONS)
+        for term in ([other[field] for field in OPTIONS[:3]] if stem(other["correct_answer"]) == taken[-1] else [other["correct_answer"]])
+    }
+    usable = [
+        term
+        for term in sorted(rivals)
+        if not any(stem(term) in option or option in stem(term) for option in taken)
+        and not words(term) & words(document["question"])
+    ]
+    if not usable:
+        return None
+    worst = min(OPTIONS[:3], key=lambda field: nearness(document[field]))
+    return {**document, worst: max(usable, key=nearness)}
