@@ -1,8 +1,8 @@
 """Scores answers that are programs: HumanEval, HumanEval+ and MBPP, pass@1, in the form that lm-eval calls.
 
 The stock tasks load the hub's `code_eval` with their task file and run answers in the evaluating process.
-Here a filter receives all answers of a task at once, builds the programs as the stock task does, and runs them
-in parallel in the sandbox. What it returns for an answer is the verdict as text: `passed`, `failed: …`,
+Here a filter receives all answers of a task at once, builds the programs as the stock task does, and runs
+them in parallel in the sandbox. What it returns for an answer is the verdict as text: `passed`, `failed: …`,
 `timeout: …`, or lm-eval's `[invalid]` where the answer holds no code. `pass_at_1` reads that.
 
 Different from the stock tasks: 10 s of CPU time instead of 3 s on the clock, and the other limits of
