@@ -56,7 +56,7 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-# --- safetensors files ---------------------------------------------------------------------------------------
+# --- safetensors files
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tenso
     """
     numel = info.numel if entries is None else entries
     buffer = torch.empty(min(PIECE, numel), dtype=DTYPES[info.dtype])
-    raw = memoryview(buffer.view(torch.uint8).numpy())
+    raw = raw_bytes(buffer)
     size = buffer.element_size()
     with open_unchanged(info) as descriptor:
         for first in range(0, numel, PIECE):
@@ -149,6 +149,11 @@ def open_unchanged(info: TensorInfo) -> Iterator[int]:
         os.close(descriptor)
 
 
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's memory as bytes, to read into or to write from."""
+    return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
 def all_finite(piece: torch.Tensor) -> bool:
     """Whether no entry is NaN or infinite: by its bits, which is several times faster than isfinite for bf16."""
     bits, exponent = {
@@ -173,7 +178,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# --- fingerprints --------------------------------------------------------------------------------------------
+# --- fingerprints
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def scan_tensor(parts: Iterator[torch.Tensor]) -> tuple[str, bool]:
     """sha256 of a tensor's bytes, and whether all its entries are finite."""
     digest, finite = hashlib.sha256(), True
     for piece in parts:
-        digest.update(piece.view(torch.uint8).numpy())
+        digest.update(raw_bytes(piece))
         finite = finite and all_finite(piece)
     return digest.hexdigest(), finite
 
@@ -225,7 +230,7 @@ def cached_scan(files: list[Path], scan: Any) -> Scan:
     return found
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------
+# --- checkpoints
 
 
 class Checkpoint:
@@ -331,6 +336,11 @@ class Checkpoint:
         )
 
     @functools.cached_property
+    def token_ids_hash(self) -> str:
+        """sha256 of the token-to-id map."""
+        return _hash(self.token_ids)
+
+    @functools.cached_property
     def special_tokens(self) -> dict[str, str | None]:
         """Which token has which role (beginning, end, padding, unknown), by content."""
         settings = _read_json(self.path / "special_tokens_map.json", {}) | _read_json(
@@ -357,7 +367,7 @@ class Checkpoint:
             rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
         elif (self.path / "merges.txt").exists():
             rules = {"merges": (self.path / "merges.txt").read_text(encoding="utf-8")}
-        return _hash([rules, self.token_ids, self.special_tokens, self.chat_template_hash])
+        return _hash([rules, self.token_ids_hash, self.special_tokens, self.chat_template_hash])
 
     def companions(self) -> list[Path]:
         """The files beside the weights that a complete copy needs: configuration, tokenizer, templates, licence."""
@@ -384,7 +394,8 @@ def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, A
     if default is not None and not path.exists():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: expected a Hugging Face checkpoint there; check the folder"
@@ -399,12 +410,13 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
         raise UserError(
             f"{path} holds both {single.name} and {index.name}: tensors would stand twice; remove one"
         )
+    weight_map: dict[str, str] = {}
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
+        weight_map = _read_json(index).get("weight_map") or {}
+        if not weight_map:
             raise UserError(f"{index} has no weight_map; fetch it again")
     elif single.exists():
-        weight_map = None
+        pass
     elif any(path.glob("adapter_model.*")):
         raise UserError(f"{path} holds an adapter, not a model; merge it into its base model first")
     elif any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
@@ -428,7 +440,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
             if info.dtype not in DTYPES:
                 raise UserError(f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}")
             tensors[name] = info
-    for name in weight_map or {}:
+    for name in weight_map:
         if name not in tensors or tensors[name].file.name != weight_map[name]:
             raise UserError(
                 f"{index} names {name} in {weight_map[name]}, which does not hold it; fetch it again"
@@ -439,7 +451,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-# --- writing -------------------------------------------------------------------------------------------------
+# --- writing
 
 
 def encode_header(

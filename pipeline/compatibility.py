@@ -7,8 +7,6 @@ roles of special tokens (Qwen2.5's base and Instruct models differ there), anoth
 untied head where that is exact, and rows of padding in the vocabulary.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,16 +44,15 @@ _NOT_COMPUTATION = {
     ),
     *("vocab_size", "tie_word_embeddings", "use_mrope"),  # vocabulary and head are compared by the tensors
 }
-_SLIDING = ("sliding_window", "max_window_layers")  # mean nothing unless use_sliding_window
+_SLIDING = {"sliding_window", "max_window_layers", "layer_types"}  # mean nothing unless use_sliding_window
 
 
 def identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is compared, beside the shapes, as JSON data: it is stored in a vector's metadata."""
-    ids = checkpoint.token_ids
     return {
         "config": {key: value for key, value in checkpoint.config.items() if key not in _NOT_COMPUTATION},
-        "tokens": max(ids.values(), default=-1) + 1,
-        "token_ids": hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest(),
+        "tokens": max(checkpoint.token_ids.values(), default=-1) + 1,
+        "token_ids": checkpoint.token_ids_hash,
         "special_tokens": checkpoint.special_tokens,
         "chat_template": checkpoint.chat_template_hash,
     }
@@ -181,7 +178,7 @@ def compare(
 def _compare_configs(
     left: str, mine: dict[str, Any], right: str, other: dict[str, Any], problems: list[str], notes: list[str]
 ) -> None:
-    ours, theirs = _resolved(mine), _resolved(other)
+    ours, theirs = _normalised(mine), _normalised(other)
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) == theirs.get(key):
             continue
@@ -192,27 +189,34 @@ def _compare_configs(
             problems.append(f"{difference}; use models that compute the same function of their weights")
 
 
-def _resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the defaults of its class, as transformers would fill them in."""
-    from transformers import AutoConfig
+def _normalised(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what is not computation, with the defaults that Llama and Qwen2 leave out.
 
-    try:
-        full = AutoConfig.for_model(**config).to_dict()
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # a model that transformers does not know: compare what is written
-        full = config
+    transformers could fill in the defaults, but importing a model's configuration takes longer than the arithmetic.
+    """
+    full = {key: value for key, value in config.items() if value is not None}
+    rope = dict(
+        full.pop("rope_parameters", None) or full.pop("rope_scaling", None) or {}
+    )  # newer and older spelling
+    full["rope"] = {
+        "rope_theta": full.pop("rope_theta", 10000.0),
+        "rope_type": rope.pop("type", "default"),
+        **rope,
+    }
+    heads = full.get("num_attention_heads")
+    full = {"num_key_value_heads": heads, "hidden_act": "silu", "use_sliding_window": False} | full
+    if heads and "hidden_size" in full:
+        full.setdefault("head_dim", full["hidden_size"] // heads)
+    for switch in ("attention_bias", "mlp_bias"):
+        full.setdefault(switch, False)
     ignored = _NOT_COMPUTATION | {key for key in full if key.endswith(("_dropout", "_pdrop"))}
-    if full.get("use_sliding_window") is False:
-        ignored = ignored.union(_SLIDING)
+    if not full["use_sliding_window"]:
+        ignored |= _SLIDING
     return {key: value for key, value in full.items() if key not in ignored}
 
 
 def _rope_depends_on_length(config: dict[str, Any]) -> bool:
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return parameters.get("rope_type", parameters.get("type", "default")) not in ("default", "linear")
+    return config["rope"]["rope_type"] not in ("default", "linear")
 
 
 def _list(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import EMBEDDING, HEAD, PIECE, Checkpoint, TensorInfo, one_thread, pieces
+from pipeline.checkpoint import EMBEDDING, HEAD, Checkpoint, TensorInfo, one_thread, pieces
 from pipeline.errors import UserError
 from pipeline.vector import Vector, layer_of
 
@@ -48,7 +48,12 @@ def report(
         for name in vector.shapes:
             sums = _measure(vector, name, target, strengths, others)
             kind, layer = module_kind(name), layer_of(name)
-            for group in (("total", "", None), ("module", kind, None), ("layer", "", layer), ("cell", kind, layer)):
+            for group in (
+                ("total", "", None),
+                ("module", kind, None),
+                ("layer", "", layer),
+                ("cell", kind, layer),
+            ):
                 into = groups.setdefault(group, {})
                 for key, value in sums.items():
                     into[key] = into.get(key, 0.0) + value
@@ -58,7 +63,10 @@ def report(
         for (group, kind, layer), sums in groups.items():
             if group == level and not (level == "layer" and layer is None):
                 place = {"module": kind or None, "layer": layer}
-                found.append({key: value for key, value in place.items() if value is not None} | _summary(sums, strengths, list(others)))
+                found.append(
+                    {key: value for key, value in place.items() if value is not None}
+                    | _summary(sums, strengths, list(others))
+                )
         return found
 
     return {
@@ -79,10 +87,14 @@ def module_kind(name: str) -> str:
 
 def _info(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorInfo:
     if name not in checkpoint.tensors and not (name == HEAD and checkpoint.tied):
-        raise UserError(f"{checkpoint.path} lacks {name}, which the vector has; use a model of its architecture")
+        raise UserError(
+            f"{checkpoint.path} lacks {name}, which the vector has; use a model of its architecture"
+        )
     info = checkpoint.resolve(name)
     if info.shape[1:] != shape[1:] or (info.shape != shape and name not in (EMBEDDING, HEAD)):
-        raise UserError(f"{name} has shape {list(info.shape)} in {checkpoint.path} and {list(shape)} in the vector")
+        raise UserError(
+            f"{name} has shape {list(info.shape)} in {checkpoint.path} and {list(shape)} in the vector"
+        )
     return info
 
 
@@ -115,10 +127,9 @@ def _measure(
         sums["vv"] += _dot(v, v)
         sums["tt"] += _dot(wide, wide)
         for alpha in alphas:
-            exact = (v * alpha).add_(wide)
-            rounded = exact.to(theta.dtype)
-            sums[f"swallowed@{alpha}"] += int(((rounded == theta) & changed).sum())
-            error = rounded.float().sub_(exact)
+            result = (v * alpha).add_(wide).to(theta.dtype)
+            sums[f"swallowed@{alpha}"] += int(((result == theta) & changed).sum())
+            error = result.double().sub_(wide).sub_(v.double().mul_(alpha))
             sums[f"error@{alpha}"] += _dot(error, error)
         for key, difference in zip(pairs, differences, strict=True):
             sums[f"dot@{key}"] += _dot(v, difference)
@@ -178,8 +189,16 @@ def table(geometry: dict[str, Any]) -> str:
     for row in [*geometry["modules"], {"module": "all", **total}]:
         values = [row["norm"], row["relative_norm"], row["sparsity"]]
         values += [alpha[what] for alpha in row["alphas"] for what in ("swallowed", "rounding")]
-        values += [row["directions"][key][what] for key in row["directions"] for what in ("cosine", "sign_agreement")]
-        lines.append([row["module"], str(row["entries"]), *("—" if value is None else f"{value:.4g}" for value in values)])
+        values += [
+            row["directions"][key][what] for key in row["directions"] for what in ("cosine", "sign_agreement")
+        ]
+        lines.append(
+            [
+                row["module"],
+                str(row["entries"]),
+                *("—" if value is None else f"{value:.4g}" for value in values),
+            ]
+        )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
