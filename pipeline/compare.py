@@ -1,6 +1,6 @@
-"""Two runs side by side: paired differences B − A of the cells that both have, and what differs in their making.
+"""Two runs side by side: paired differences B − A of the cells that both have, and what else differs.
 
-    python -m pipeline.compare results/runs/a.json results/runs/b.json [--out FOLDER]     (make compare A=… B=…)
+    python -m pipeline.compare results/runs/a.json results/runs/b.json [--out FOLDER]   (make compare A=… B=…)
 
 For two donors, two revisions, two versions of vLLM. Cells are matched by family, condition and benchmark
 (families by their order where no name is common), documents by subtask and source; a document whose target
@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.formats import DASH, Table, Text, as_csv, columns, latex, markdown
-from pipeline.grid import Cell, Grid, difference, load, subset
+from pipeline.grid import MARKS, Cell, Grid, difference, load, subset
 from pipeline.records import read_manifest
 from pipeline.statistics import Difference, holm
 from pipeline.tables import difference_facts, difference_text, percent
@@ -56,8 +56,9 @@ def compare(
     table = _table(a, pairs, {place: (d, adjusted[place]) for place, d in found.items()})
     renamed = [f"{x} with {y}" for x, y in families.items() if x != y]
     table.notes = [
-        "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the same "
-        f"record. * p < 0.05 after Holm's correction over {len(found)} comparisons.",
+        "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
+        f"same record. * p < 0.05 after Holm's correction over {len(found)} comparisons.",
+        *(f"{mark}: {MARKS[mark]}." for mark in table.marks()),
         *([f"Families are matched by their order: {', '.join(renamed)}."] if renamed else []),
         *([f"Left out: {left_out} documents that B lacks or has with another target."] if left_out else []),
         *_only_in_one(a, b),
@@ -169,7 +170,7 @@ def _short(value: Any) -> str:
 
 def terminal(table: Table) -> str:
     """The table and its notes as plain text."""
-    lines = []
+    lines: list[str] = []
     for title, rows in table.blocks:
         body = [[e.text + (f" [{e.marks}]" if e.marks else "") for e in row] for row in [table.header, *rows]]
         lines += [title, *columns(body), ""]
@@ -183,9 +184,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("b", type=Path, help="manifest of run B")
     parser.add_argument("--out", type=Path, help="folder for the table as Markdown, LaTeX and CSV")
     given = parser.parse_args(arguments)
-    manifests = [read_manifest(path) for path in (given.a, given.b)]
-    results = [path.resolve().parent.parent for path in (given.a, given.b)]
-    table = compare(*manifests, *results)
+    results_a, results_b = (path.resolve().parent.parent for path in (given.a, given.b))
+    table = compare(read_manifest(given.a), read_manifest(given.b), results_a, results_b)
     print(terminal(table))
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -197,4 +197,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
