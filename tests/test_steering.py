@@ -1,0 +1,72 @@
+"""A live engine that was steered answers as a fresh engine on the applied checkpoint does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.vector import Term, apply, extract
+from tests import tiny
+
+pytestmark = pytest.mark.engine
+ALPHAS = (0.7, -1.0, 0.0)
+
+
+def probe(folder: Path, engines: list[dict[str, Any]]) -> list[Any]:
+    """Answers of each step of each engine; every engine runs in one process apart."""
+    folder.mkdir(exist_ok=True)
+    config = folder / "probe.json"
+    config.write_text(json.dumps({"engines": engines, "out": str(folder / "answers.json")}))
+    ran = subprocess.run([sys.executable, "-m", "tests.probe", str(config)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads((folder / "answers.json").read_text())
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Answers of one engine steered through all weights, and of a fresh engine for each of them."""
+    root = tmp_path_factory.mktemp("steering")
+    settings = {"tied": request.param, "rows": 128, "torch_dtype": "float32"}
+    state = tiny.weights(
+        tiny.config(**settings), seed=1, head=not request.param, dtype=torch.float32
+    )
+    state = {k: v if k.endswith("norm.weight") else v * 4 for k, v in state.items()}  # decided answers
+    folders = {"target": tiny.write(root / "target", state, **settings)}
+    for name, seed in (("sft", 2), ("grpo", 3)):
+        folders[name] = tiny.write(root / name, tiny.moved(state, seed, share=0.5, scale=0.1), **settings)
+    target, sft, grpo = (Checkpoint.open(str(folders[n])) for n in ("target", "sft", "grpo"))
+    vector = str(extract(grpo, sft, root / "vector"))
+    steps: dict[str, dict[str, Any]] = {
+        f"alpha={a}": {"target": str(folders["target"]), "terms": [[vector, a, None]]} for a in ALPHAS
+    }
+    steps["random"] = {"target": str(folders["target"]), "terms": [[vector, 1.0, 5]]}
+    steps["grpo"] = {"target": str(folders["grpo"]), "terms": []}
+    steps["back"] = {"target": str(folders["target"]), "terms": []}
+    fresh = {"grpo": folders["grpo"], "back": folders["target"], "alpha=0.0": folders["target"]}
+    for name in ("alpha=0.7", "alpha=-1.0", "random"):
+        terms = [Term(*term) for term in steps[name]["terms"]]
+        fresh[name] = apply(target, terms, root / name)
+    live = probe(root / "live", [{"model": str(folders["target"]), "steps": list(steps.values())}])
+    anew = probe(root / "fresh", [{"model": str(folder), "steps": [{}]} for folder in fresh.values()])
+    return {"live": dict(zip(steps, live, strict=True)), "fresh": dict(zip(fresh, anew, strict=True))}
+
+
+@pytest.mark.parametrize("weights", ["alpha=0.7", "alpha=-1.0", "alpha=0.0", "random", "grpo", "back"])
+def test_a_swapped_engine_equals_a_fresh_one(answers: dict[str, Any], weights: str) -> None:
+    live, fresh = answers["live"][weights], answers["fresh"][weights]
+    assert [a["tokens"] for a in live] == [a["tokens"] for a in fresh]
+    for a, b in zip(live, fresh, strict=True):
+        assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-5)
+
+
+def test_the_swaps_change_the_answers(answers: dict[str, Any]) -> None:
+    """Without this the test above could pass on an engine that never swaps."""
+    tokens = {name: str([a["tokens"] for a in found]) for name, found in answers["live"].items()}
+    different = {tokens[name] for name in ("alpha=0.7", "alpha=-1.0", "random", "grpo", "back")}
+    assert len(different) == 5
+    assert tokens["alpha=0.0"] == tokens["back"]
