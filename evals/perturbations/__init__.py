@@ -1,4 +1,5 @@
-"""Adversarial variants of benchmark documents: deterministic, seeded, with the answer recomputed where it changes.
+"""Adversarial variants of benchmark documents: deterministic, seeded, with the answer recomputed where it
+changes.
 
     from evals.perturbations import names, perturb
     names("gsm8k")                                       # what there is for a form
@@ -6,12 +7,13 @@
     len(variant) / len(documents)                        # the share that could be changed soundly
 
 A form is a layout of documents, not a data set: ``gsm8k`` {question, answer}, ``sciq`` {question, support,
-distractor1..3, correct_answer}, ``humaneval`` {task_id, prompt, entry_point, canonical_solution, test} and ``bbh``
-{input, target}. The micro benchmarks have the same layouts. The paper (arXiv:2509.01363) evaluates on adversarial
-variants of its own that are not published; these stand in their place and are not the paper's sets.
+distractor1..3, correct_answer}, ``humaneval`` {task_id, prompt, entry_point, canonical_solution, test} and
+``bbh`` {input, target}. The micro benchmarks have the same layouts. The paper (arXiv:2509.01363) evaluates on
+adversarial variants of its own that are not published; these stand in their place and are not the paper's
+sets.
 
-Covered: the changes and the proof of each answer (tests/test_perturbations_*.py). Not covered: whether a model finds
-a variant hard, and languages other than English.
+Covered: the changes and the proof of each answer (tests/test_perturbations_*.py). Not covered: whether a
+model finds a variant hard, and languages other than English.
 """
 
 import difflib
@@ -49,9 +51,10 @@ def perturb(
 ) -> list[Document]:
     """The documents that the perturbation can change soundly, changed, in their order.
 
-    Each has the fields of its original with the same types, and ``source_doc``, the index of the original. What a
-    document becomes depends on the seed, the perturbation's id, the subtask and the document's index, not on other
-    documents; the one exception says so in its docstring. Raises UserError for an unknown form or name.
+    Each has the fields of its original with the same types, and ``source_doc``, the index of the original.
+    What a document becomes depends on the seed, the perturbation's id, the subtask and the document's index,
+    not on other documents; the one exception says so in its docstring. Raises UserError for an unknown form
+    or name.
     """
     chosen = get(form, name)
     context = Context(documents, subtask)

@@ -1,7 +1,7 @@
 """Perturbations of BIG-Bench-Hard-like documents {input, target}.
 
-Options are lines ``(A) text`` or ``- text`` after a line ``Options:``. The kinds follow studies of option order
-(arXiv:2309.03882), irrelevant context (arXiv:2302.00093) and prompt format (arXiv:2310.11324).
+Options are lines ``(A) text`` or ``- text`` after a line ``Options:``. The kinds follow studies of option
+order (arXiv:2309.03882), irrelevant context (arXiv:2302.00093) and prompt format (arXiv:2310.11324).
 """
 
 import random
@@ -16,7 +16,8 @@ OPTION = re.compile(r"^(\([A-Z]\)|-) (.*)$", re.MULTILINE)
 def irrelevant_preamble(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Two sentences without numbers stand in a paragraph of their own before the input.
 
-    Must stay true: every character of the input, and the target; the new sentences share no content word with it.
+    Must stay true: every character of the input, and the target; the new sentences share no content word with
+    it.
     """
     facts = irrelevant_facts(rng, document["input"], 2)
     if len(facts) < 2:
@@ -28,14 +29,19 @@ def irrelevant_preamble(document: Document, rng: random.Random, context: Context
 def option_order(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The options stand in another order, and the target is the letter that the right one now has.
 
-    Changes: the texts behind the letters (the letters stay in order), or the order of "- Yes" lines that have no letter.
-    Must stay true: the set of options and the text of the right one; everything before "Options:". Left out: tasks
-    without options, and documents in which two options are the same or the target is none of them.
+    Changes: the texts behind the letters (the letters stay in order), or the order of "- Yes" lines that have
+    no letter. Must stay true: the set of options and the text of the right one; everything before "Options:".
+    Left out: tasks without options, and documents in which two options are the same or the target is none of
+    them.
     """
     head, marker, listed = document["input"].rpartition("\nOptions:\n")
     lines = OPTION.findall(listed)
     options = [text.strip() for _, text in lines]
-    if not marker or len(lines) != len(listed.rstrip().split("\n")) or len(set(options)) < max(2, len(options)):
+    if (
+        not marker
+        or len(lines) != len(listed.rstrip().split("\n"))
+        or len(set(options)) < max(2, len(options))
+    ):
         return None
     lettered = lines[0][0] != "-"
     labels = [label for label, _ in lines]
@@ -54,7 +60,8 @@ def option_order(document: Document, rng: random.Random, context: Context) -> Do
     }
 
 
-# Where a task's body has a list: what comes before it, the list, what comes after it, and what separates the items.
+# Where a task's body has a list: what comes before it, the list, what comes after it, and what separates the
+# items.
 LISTS = {
     "word_sorting": (r"(.*List:) (.+)()", r" +"),
     "object_counting": (r"(I have) (.+)\. (How many .+\?)", r", and |, | and "),
@@ -92,11 +99,12 @@ def bulleted_body(text: str, subtask: str) -> str:
 
 @perturbation("bbh", version=1)
 def reformatted_lists(document: Document, rng: random.Random, context: Context) -> Document | None:
-    """Lists stand on bullets: the options, and the items, steps or statements in the body of the tasks that have them.
+    """Lists stand on bullets: the options, and the items, steps or statements in the body of the tasks that
+    have them.
 
-    Changes: line breaks, bullets and the commas that separated items. Option labels "(A)" stay, since the answer is
-    extracted by them. Must stay true: every word in its order, and the target. Left out: documents without a list.
-    Source: arXiv:2310.11324 (spurious features of the prompt's format).
+    Changes: line breaks, bullets and the commas that separated items. Option labels "(A)" stay, since the
+    answer is extracted by them. Must stay true: every word in its order, and the target. Left out: documents
+    without a list. Source: arXiv:2310.11324 (spurious features of the prompt's format).
     """
     changed = bulleted_options(bulleted_body(document["input"], context.subtask or ""))
     return {**document, "input": changed} if changed != document["input"] else None

@@ -1,8 +1,9 @@
-"""What the four families of perturbations share: the registry, sentences, irrelevant facts, typing errors, number words.
+"""What the four families of perturbations share: the registry, sentences, irrelevant facts, typing errors,
+number words.
 
-A perturbation is a function of one document. It returns a changed copy, or None for a document that it cannot change
-soundly; such documents are left out, never passed through unchanged. Everything random comes from the generator that
-it is handed.
+A perturbation is a function of one document. It returns a changed copy, or None for a document that it cannot
+change soundly; such documents are left out, never passed through unchanged. Everything random comes from the
+generator that it is handed.
 """
 
 import random
@@ -30,8 +31,9 @@ Function = Callable[[Document, random.Random, Context], Document | None]
 class Perturbation:
     """A perturbation of one benchmark form.
 
-    ``version`` is raised whenever the same seed would give other documents; ``id`` (``larger_numbers.v1``) names both
-    and is what goes into a cell's key. The function's docstring says what changes, what must stay true and the source.
+    ``version`` is raised whenever the same seed would give other documents; ``id`` (``larger_numbers.v1``)
+    names both and is what goes into a cell's key. The function's docstring says what changes, what must stay
+    true and the source.
     """
 
     name: str
@@ -59,7 +61,7 @@ def perturbation(form: str, version: int) -> Callable[[Function], Function]:
     return register
 
 
-# Sentences ----------------------------------------------------------------------------------------------------------
+# Sentences --------------------------------------------------------------------------------------------------
 
 ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|St|Mt|Jr|Sr|vs|etc|No|U\.S|a\.m|p\.m|A\.M|P\.M|e\.g|i\.e|oz|lbs?|ft|in|[A-Z])\.$"
@@ -67,7 +69,8 @@ ABBREVIATION = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, each with the white space that follows it, so that joining them gives the text back."""
+    """The sentences of a text, each with the white space that follows it, so that joining them gives the text
+    back."""
     parts: list[str] = []
     for piece in re.findall(r".+?(?:[.!?]+[\"'”’)]*(?=\s+[A-Z0-9$\"“(])\s+|$)", text, flags=re.DOTALL):
         if parts and ABBREVIATION.search(parts[-1].rstrip()):
@@ -84,7 +87,8 @@ REFERS_BACK = re.compile(
     re.IGNORECASE,
 )
 
-# Plain facts about things that no question asks for. {n} becomes a number where a number may distract, else "many".
+# Plain facts about things that no question asks for. {n} becomes a number where a number may distract, else
+# "many".
 FACTS = (
     "The town library keeps {n} atlases on its top shelf.",
     "A museum in another country owns {n} antique clocks.",
@@ -106,14 +110,16 @@ FACTS = (
 
 
 def words(text: str) -> set[str]:
-    """Lower-case words of four letters or more, without a plural s: what two texts have in common if they share a topic."""
+    """Lower-case words of four letters or more, without a plural s: what two texts have in common if they
+    share a topic."""
     return {re.sub(r"(?:ies|es|s|y)$", "", word) for word in re.findall(r"[a-z]{4,}", text.lower())}
 
 
 def irrelevant_facts(
     rng: random.Random, text: str, count: int, numbers: Sequence[int] | None = None
 ) -> list[str]:
-    """``count`` different facts that share no word with ``text``; with a number from ``numbers``, or with none.
+    """``count`` different facts that share no word with ``text``; with a number from ``numbers``, or with
+    none.
 
     Returns fewer when the text leaves fewer to choose from.
     """
@@ -124,7 +130,7 @@ def irrelevant_facts(
     return [fact.format(n=rng.choice(numbers) if numbers else "many") for fact in chosen]
 
 
-# Numbers ------------------------------------------------------------------------------------------------------------
+# Numbers ----------------------------------------------------------------------------------------------------
 
 UNITS = re.findall(
     r"\w+",
@@ -158,23 +164,24 @@ def exact(number: str) -> Fraction:
     return Fraction(number.replace(",", ""))
 
 
-# Typing errors ------------------------------------------------------------------------------------------------------
+# Typing errors ----------------------------------------------------------------------------------------------
 
 # Words that one swap or one doubled letter turns into another English word.
 CONFUSABLE = re.compile(
-    r"angel|angle|bale|bales|ball|balls|barely|barley|bear|beat|beats|beds|been|begin|being|bellow|below"
-    r"|betas|biting|bits|blot|blots|board|bolt|bolts|bowel|brag|bred|broad|calm|caned|canned|carve|casual"
-    r"|causal|cause|choose|chop|chops|chose|clam|clot|clots|cloud|coast|colt|colts|coma|comas|comma|commas"
-    r"|coop|coops|coral|corral|cost|could|crave|dairy|desert|dessert|diary|diner|diners|dinner|dinners"
-    r"|droops|drops|elbow|feed|filing|filling|fined|finned|fired|form|forth|fried|from|froth|gaol|girl"
-    r"|goal|good|hoops|hoot|hoped|hoping|hopping|hops|later|latter|lion|lions|loin|loins|loose|looses|lose"
-    r"|loses|losing|loss|lots|marital|martial|meds|meet|mole|moles|moped|mopped|nuclear|paper|papers|part"
-    r"|parts|perfect|pined|pinned|planed|planned|pole|poll|polls|pots|prat|prefect|quiet|quite|rating"
-    r"|ratting|reserve|reverse|ridding|riding|rods|roots|rots|sacred|salt|salts|sauce|scared|scarred"
-    r"|shoots|shot|shots|silver|slat|slats|slid|sliver|slop|solid|spilt|spit|split|spot|spots|stake"
-    r"|staring|starring|steak|steep|step|steps|stoops|stop|stops|striped|stripped|super|supper|taping"
-    r"|tapping|tear|teas|tins|tired|tons|toons|trail|trails|trial|trials|tried|unclear|united|untied|weed"
-    r"|writing"
+    r"angel|angle|bale|bales|ball|balls|barely|barley|barn|barns|bear|beat|beats|beds|been|begin|being"
+    r"|bellow|below|betas|bets|biting|bits|blot|blots|board|bolt|bolts|bowel|brag|bran|bred|broad|calm"
+    r"|caned|canned|carb|carbs|carve|casual|causal|cause|choose|chop|chops|chose|clam|clot|clots|cloud"
+    r"|coast|colt|colts|coma|comas|comma|commas|coop|coops|coral|corral|cost|could|crab|crabs|crave|crud"
+    r"|curd|dairy|desert|dessert|diary|diner|diners|dinner|dinners|droops|drops|elbow|feed|filing|filling"
+    r"|fined|finned|fired|form|forth|fried|from|froth|gaol|gird|girl|goal|good|grid|hoops|hoot|hoped"
+    r"|hoping|hopping|hops|later|latter|lion|lions|loin|loins|loose|looses|lose|loses|losing|loss|lots"
+    r"|marital|martial|meds|meet|mole|moles|moped|mopped|nuclear|paper|papers|part|parts|perfect|pined"
+    r"|pinned|planed|planned|pole|poll|polls|pots|prat|prefect|quiet|quite|rating|ratting|reserve|reverse"
+    r"|ridding|riding|rods|roots|rots|sacred|salt|salts|sauce|scared|scarred|shoots|shot|shots|silt|silver"
+    r"|slat|slats|slid|slit|sliver|slop|snog|solid|song|songs|spilt|spit|split|spot|spots|stake|staring"
+    r"|starring|steak|steep|step|steps|stoops|stop|stops|striped|stripped|super|supper|taping|tapping|tarp"
+    r"|tear|teas|tins|tired|tons|toons|trail|trails|trap|traps|trial|trials|tried|unclear|united|untied"
+    r"|warp|weed|wrap|wraps|writing"
 )
 
 
@@ -189,10 +196,11 @@ def mistype(word: str, rng: random.Random) -> str:
 
 
 def mistype_text(text: str, rng: random.Random, keep: Iterable[str] = (), share: float = 0.15) -> str | None:
-    """The text with typing errors in about ``share`` of its plain words, at least two if it has them; None without any.
+    """The text with typing errors in about ``share`` of its plain words, at least two if it has them; None
+    without any.
 
-    A plain word has four letters or more, all lower case, stands between white space or sentence punctuation, is no
-    number word, no word of ``keep`` and none that a slip would turn into another word.
+    A plain word has four letters or more, all lower case, stands between white space or sentence punctuation,
+    is no number word, no word of ``keep`` and none that a slip would turn into another word.
     """
     kept = {word.lower() for word in keep}
     spans = [

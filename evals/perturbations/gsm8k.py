@@ -2,14 +2,16 @@
 
 The answer carries its computation as ``<<48/2=24>>`` annotations and ends in ``#### n``. `larger_numbers` and
 `more_steps` replay that computation in exact arithmetic and leave out every document whose annotations do not
-reproduce ``n``. The kinds follow GSM-Plus (arXiv:2402.19255: numerical variation, adding operation, digit expansion,
-distractor insertion, problem understanding), GSM-IC (arXiv:2302.00093: irrelevant context), GSM-Symbolic
-(arXiv:2410.05229: names and numbers) and R-GSM (arXiv:2402.08939: premise order).
+reproduce ``n``. The kinds follow GSM-Plus (arXiv:2402.19255: numerical variation, adding operation, digit
+expansion, distractor insertion, problem understanding), GSM-IC (arXiv:2302.00093: irrelevant context),
+GSM-Symbolic (arXiv:2410.05229: names and numbers) and R-GSM (arXiv:2402.08939: premise order).
 """
 
 import ast
+import functools
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -31,40 +33,57 @@ NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")
 ANNOTATION = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 FINAL = re.compile(r"\n#### (-?[\d,.]+)\s*$")
 
-# The replay ---------------------------------------------------------------------------------------------------------
+# The replay -------------------------------------------------------------------------------------------------
 
 
-def evaluate(expression: str) -> Fraction | None:
-    """The exact value of an annotation's arithmetic (+ - * / and brackets), or None if it is anything else."""
+@functools.lru_cache(maxsize=4096)
+def parse_expression(expression: str) -> ast.Expression | None:
+    # Numbers become strings: as Python numbers 0.1 would not be exact and 007 would not parse.
+    quoted = NUMBER.sub(lambda number: repr(number.group().replace(",", "")), expression)
+    try:
+        return ast.parse(quoted.strip(), mode="eval")
+    except SyntaxError:
+        return None
+
+
+def evaluate(expression: str, operands: Sequence[Fraction] | None = None) -> Fraction | None:
+    """The exact value of an annotation's arithmetic (+ - * / and brackets), or None if it is anything else.
+
+    ``operands``, if given, take the places of the expression's numbers, in order.
+    """
+    replacements = None if operands is None else iter(operands)
 
     def value(node: ast.AST) -> Fraction:
         match node:
             case ast.Expression():
                 return value(node.body)
             case ast.Constant(value=str(number)):
-                return Fraction(number)
+                return Fraction(number) if replacements is None else next(replacements)
             case ast.UnaryOp(op=ast.USub()):
                 return -value(node.operand)
-            case ast.BinOp(op=ast.Add()):
-                return value(node.left) + value(node.right)
-            case ast.BinOp(op=ast.Sub()):
-                return value(node.left) - value(node.right)
-            case ast.BinOp(op=ast.Mult()):
-                return value(node.left) * value(node.right)
-            case ast.BinOp(op=ast.Div()):
-                return value(node.left) / value(node.right)
+            case ast.BinOp():
+                left, right = value(node.left), value(node.right)
+                match node.op:
+                    case ast.Add():
+                        return left + right
+                    case ast.Sub():
+                        return left - right
+                    case ast.Mult():
+                        return left * right
+                    case ast.Div():
+                        return left / right
         raise ValueError(expression)
 
-    # Numbers travel as strings: as Python floats 0.1 would not be exact and 007 would not parse.
-    quoted = NUMBER.sub(lambda number: repr(number.group().replace(",", "")), expression)
+    tree = parse_expression(expression)
     try:
-        return value(ast.parse(quoted.strip(), mode="eval"))
-    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None if tree is None else value(tree)
+    except (ValueError, ZeroDivisionError):
         return None
 
 
 def replay(answer: str) -> list[Fraction] | None:
-    """The results of an answer's annotations in order, or None unless each is exact and the last one is ``#### n``."""
+    """The results of an answer's annotations in order, or None unless each is exact and the last one is
+    ``#### n``."""
     final = FINAL.search(answer)
     results = []
     for annotation in ANNOTATION.finditer(answer):
@@ -77,10 +96,10 @@ def replay(answer: str) -> list[Fraction] | None:
     return results
 
 
-# Larger numbers -----------------------------------------------------------------------------------------------------
+# Larger numbers ---------------------------------------------------------------------------------------------
 
-# What grows linearly without becoming absurd is changed. Times, ages, speeds, percentages, parts of a body and the
-# like are not; neither is a number that names something.
+# What grows linearly without becoming absurd is changed. Times, ages, speeds, percentages, parts of a body
+# and the like are not; neither is a number that names something.
 ADJECTIVE = (
     r"(?:(?:more|extra|additional|full|whole|straight|consecutive|working|work|school|business|different|other|long"
     r"|fewer|less|late|early|credit|overtime|new|old|older|younger|sick|vacation|hot|cold|rainy|sunny|week|light)\s+)?"
@@ -163,7 +182,8 @@ def mentions(question: str) -> list[Mention]:
 
 
 def constants(question: str, fixed: set[Fraction]) -> set[Fraction]:
-    """Values that a solution may use and that do not change: fixed numbers, number words, percentages, conversions."""
+    """Values that a solution may use and that do not change: fixed numbers, number words, percentages,
+    conversions."""
     lowered = question.lower()
     known = set(fixed)
     known |= {Fraction(value) for value, cue in IMPLICIT.items() if re.search(cue, lowered)}
@@ -186,105 +206,94 @@ def constants(question: str, fixed: set[Fraction]) -> set[Fraction]:
     return known
 
 
-def like(value: Fraction, written: str) -> str | None:
-    """``value`` written the way ``written`` is (commas, decimals), or None if it needs more than two decimals."""
+def like(value: Fraction, written: str) -> str:
+    """``value``, which has at most two decimals, written the way ``written`` is: commas, decimals, leading
+    zero."""
     decimals = len(written.partition(".")[2])
     while (value * 10**decimals).denominator != 1:
         decimals += 1
-        if decimals > 2:
-            return None
-    comma = "," if "," in written or ("." not in written and value >= 10_000) else ""
+    comma = "," if "," in written else ""
     text = f"{Decimal(value.numerator) / Decimal(value.denominator):{comma}.{decimals}f}"
     return text.removeprefix("0") if written.startswith(".") else text
 
 
 @dataclass
+class Slot:
+    """A number in the answer and what it may stand for.
+
+    ``quantity``: a number of the question with this value; ``results``: the earlier steps with this result;
+    ``constant``: a number that never changes. ``step``: the annotation whose result it is, if it is one, with
+    the slots of its operands.
+    """
+
+    span: tuple[int, int]
+    value: Fraction
+    quantity: bool
+    results: list[int]
+    constant: bool
+    step: tuple[str, list[int]] | None = None
+
+
+@dataclass
 class Problem:
-    """A problem whose answer is linked to its question: which numbers may change, and what follows from them."""
+    """A problem whose answer is linked to its question number by number."""
 
     question: str
     answer: str
     mentions: list[Mention]
-    known: set[Fraction]
-    values: list[Fraction]
+    slots: list[Slot]
 
-    def rewrite(self, new: dict[Fraction, Fraction]) -> Document | None:
-        """The document with every value in ``new`` replaced and its consequences replayed.
+    def follow(self, new: dict[Fraction, Fraction]) -> list[Fraction] | None:
+        """The values of all slots when the question's quantities take ``new`` values.
 
-        None unless every number of the answer follows from the question in one way: a number that may stand for a
-        quantity, for an earlier result or for a constant is accepted only if all of these have the same new value.
+        None unless they follow in one way: a number that may stand for a quantity, for an earlier result or
+        for a constant is accepted only if all of these agree on its new value. None too if a result is not
+        sensible.
         """
-        quantities = {mention.value: new.get(mention.value, mention.value) for mention in self.mentions}
-        results: list[tuple[Fraction, Fraction]] = []
-
-        def renewed(number: str) -> Fraction | None:
-            value = exact(number)
-            candidates = {quantities[value]} if value in quantities else set()
-            candidates |= {changed for result, changed in results if result == value}
-            if value in self.known:
-                candidates.add(value)
-            return candidates.pop() if len(candidates) == 1 else None
-
-        def replace(text: str, in_annotation: bool) -> str | None:
-            pieces, end = [], 0
-            for number in NUMBER.finditer(text):
-                value = renewed(number.group())
-                written = (
-                    None
-                    if value is None
-                    else like(value, number.group().replace(",", "") if in_annotation else number.group())
-                )
-                if written is None:
+        values: list[Fraction] = []
+        results: list[Fraction] = []
+        for slot in self.slots:
+            if slot.step is not None:
+                expression, operands = slot.step
+                result = evaluate(expression, [values[i] for i in operands])
+                if result is None or not sensible(slot.value, result):
                     return None
-                pieces += [text[end : number.start()], written.replace(",", "") if in_annotation else written]
-                end = number.end()
-            return "".join([*pieces, text[end:]])
-
-        output = ""
-        for line in FINAL.sub("", self.answer).split("\n"):
-            end = 0
-            pending: list[str] = []
-            for annotation in ANNOTATION.finditer(line):
-                expression = replace(annotation[1], in_annotation=True)
-                if expression is None:
-                    return None
-                old, changed = evaluate(annotation[1]), evaluate(expression)
-                if old is None or changed is None or not sensible(old, changed):
-                    return None
-                # The words before an annotation may say its result already ("He has 12 apples because 3*4=<<...>>12").
-                before = replace(line[end : annotation.start()], in_annotation=False)
-                results.append((old, changed))
-                written = like(changed, annotation[2])
-                if before is None or written is None:
-                    return None
-                pending.append(f"{before}<<{expression}={written.replace(',', '')}>>")
-                end = annotation.end()
-            tail = replace(line[end:], in_annotation=False)
-            if tail is None:
-                return None
-            output += "".join(pending) + tail + "\n"
-        return {"question": self._rewrite_question(new), "answer": f"{output}#### {results[-1][1]}"}
-
-    def _rewrite_question(self, new: dict[Fraction, Fraction]) -> str:
-        text = self.question
-        for mention in reversed(self.mentions):
-            start, end = mention.span
-            if mention.value not in new:
+                results.append(result)
+                values.append(result)
                 continue
-            written = like(new[mention.value], text[start:end]) or ""
-            article = re.search(r"\b([Aa])n? $", text[:start])
-            if article:
-                an = re.match(r"8|1[18](?:,\d{3})*(?!\d|,)", written) is not None
-                text = text[: article.start()] + article[1] + ("n " if an else " ") + text[article.end() :]
-                start = article.start() + len(article[1]) + (2 if an else 1)
-                end = start + mention.span[1] - mention.span[0]
-            text = text[:start] + written + text[end:]
-        return text
+            candidates = {results[i] for i in slot.results}
+            if slot.quantity:
+                candidates.add(new.get(slot.value, slot.value))
+            if slot.constant:
+                candidates.add(slot.value)
+            if len(candidates) != 1:
+                return None
+            values.append(candidates.pop())
+        return values
+
+    def rewrite(self, new: dict[Fraction, Fraction], values: list[Fraction]) -> Document:
+        """Question and answer with the new numbers, each written in the style of the old one."""
+        answer = self.answer
+        for slot, value in reversed(list(zip(self.slots, values, strict=True))):
+            start, end = slot.span
+            answer = answer[:start] + like(value, answer[start:end]) + answer[end:]
+        question = self.question
+        for mention in reversed(self.mentions):
+            if mention.value in new:
+                start, end = mention.span
+                number = like(new[mention.value], question[start:end])
+                article = re.search(r"\b([Aa])n? $", question[:start])
+                if article:
+                    eight = re.match(r"8|1[18](?:,\d{3})*(?![\d,])", number)
+                    start, number = article.start(), f"{article[1]}{'n' if eight else ''} {number}"
+                question = question[:start] + number + question[end:]
+        return {"question": question, "answer": answer}
 
 
 def sensible(old: Fraction, new: Fraction) -> bool:
-    """Whether a result kept its sign, stays whole if it was whole, and has not grown out of all proportion."""
-    if old <= 0 or new <= 0 or new > 200 * old:
+    """Whether a result kept its sign, stays whole if it was whole, and has not grown out of all
+    proportion."""
+    if old <= 0 or new <= 0 or new > 200 * old or (100 * new).denominator != 1:
         return old == new
     return old.denominator != 1 or new.denominator == 1
 
@@ -292,26 +301,41 @@ def sensible(old: Fraction, new: Fraction) -> bool:
 def link(document: Document) -> Problem | None:
     """Link a problem's answer to its question, or None if that cannot be done for certain."""
     question, answer = document["question"], document["answer"]
-    values = replay(answer)
     text = ANNOTATION.sub("<<", answer)
-    if values is None or NOT_SCALABLE.search(question) or UNANNOTATED.search(FINAL.sub("", text)):
+    if replay(answer) is None or NOT_SCALABLE.search(question) or UNANNOTATED.search(FINAL.sub("", text)):
         return None
     found = mentions(question)
+    annotations = list(ANNOTATION.finditer(answer))
+    literals = [exact(number) for annotation in annotations for number in NUMBER.findall(annotation[1])]
     known = constants(question, {mention.value for mention in found if not mention.scalable})
-    literals = [exact(n) for annotation in ANNOTATION.finditer(answer) for n in NUMBER.findall(annotation[1])]
     # A small number used more often than it is mentioned may be counted from the story ("Ann, Bob and Carl").
+    quantities = [mention.value for mention in found]
     known |= {
-        mention.value
-        for mention in found
-        if mention.value <= 12
-        and literals.count(mention.value) > [m.value for m in found].count(mention.value)
+        value for value in quantities if value <= 12 and literals.count(value) > quantities.count(value)
     }
     for mention in found:
         mention.scalable = mention.scalable and mention.value not in known
         # A quantity that the computation does not use may be a restatement of one that it does.
         if mention.scalable and mention.value not in literals:
             return None
-    return Problem(question, answer, found, known, values)
+    slots: list[Slot] = []
+    results: list[Fraction] = []
+    for number in NUMBER.finditer(answer):
+        value = exact(number.group())
+        step = None
+        current = annotations[len(results)] if len(results) < len(annotations) else None
+        if current is not None and current.start(2) <= number.start() < current.end(2):
+            step = (
+                current[1],
+                [i for i, slot in enumerate(slots) if current.start(1) <= slot.span[0] < current.end(1)],
+            )
+        earlier = [i for i, result in enumerate(results) if result == value]
+        slots.append(Slot(number.span(), value, value in quantities, earlier, value in known, step))
+        if step is not None:
+            results.append(value)
+    # The number after "####" is the last result and nothing else.
+    slots[-1] = Slot(slots[-1].span, slots[-1].value, False, [len(results) - 1], False)
+    return Problem(question, answer, found, slots)
 
 
 def larger(value: Fraction, rng: random.Random) -> Fraction:
@@ -330,12 +354,13 @@ def larger(value: Fraction, rng: random.Random) -> Fraction:
 def larger_numbers(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Quantities of the question grow two to five times; the answer is replayed with them.
 
-    Changes: numbers in digits that are amounts (not times, ages, percentages, measures of people, names or number
-    words), every occurrence of a value alike, in question and answer. Must stay true: the computation is the same one
-    on other numbers, every step stays positive and whole where it was whole, the order of the changed quantities
-    is kept, and the result differs from the old one. Left out: documents whose annotations do not reproduce the
-    answer, or in which one number could stand for two things with different new values.
-    Source: "extended numerical ranges" of arXiv:2509.01363; digit expansion and numerical variation of GSM-Plus.
+    Changes: numbers in digits that are amounts (not times, ages, percentages, measures of people, names or
+    number words), every occurrence of a value alike, in question and answer. Must stay true: the computation
+    is the same one on other numbers, every step stays positive and whole where it was whole, the order of the
+    changed quantities is kept, and the result differs from the old one. Left out: documents whose annotations
+    do not reproduce the answer, or in which one number could stand for two things with different new values.
+    Source: "extended numerical ranges" of arXiv:2509.01363; digit expansion and numerical variation of
+    GSM-Plus.
     """
     problem = link(document)
     if problem is None:
@@ -343,23 +368,19 @@ def larger_numbers(document: Document, rng: random.Random, context: Context) -> 
     values = sorted({mention.value for mention in problem.mentions if mention.scalable})
     if not values:
         return None
-    for attempt in range(300):
-        if attempt < 100:
-            new = {value: larger(value, rng) for value in values}
-        elif attempt < 200:
-            new = {value: value * rng.randint(2, 5) for value in values}
-        else:
-            factor = rng.randint(2, 5)
-            new = {value: value * factor for value in values}
-        if sorted(new.values()) != [new[value] for value in values] or len(set(new.values())) < len(values):
-            continue
-        changed = problem.rewrite(new)
-        if changed is not None and FINAL.search(changed["answer"])[1] != FINAL.search(document["answer"])[1]:  # type: ignore[index]
-            return {**document, **changed}
+    # Any larger numbers first, then multiples, which divide as the old ones did, then one factor for all.
+    choices = [[larger(value, rng) for value in values] for _ in range(80)]
+    choices += [[value * rng.randint(2, 5) for value in values] for _ in range(80)]
+    choices += [[value * factor for value in values] for factor in rng.sample(range(2, 6), 4)]
+    for choice in choices:
+        new = dict(zip(values, choice, strict=True))
+        follows = problem.follow(new) if sorted(set(choice)) == choice else None
+        if follows is not None and follows[-1] != problem.slots[-1].value:
+            return {**document, **problem.rewrite(new, follows)}
     return None
 
 
-# More steps ---------------------------------------------------------------------------------------------------------
+# More steps -------------------------------------------------------------------------------------------------
 
 OPERATIONS = (
     ("multiply it by {a}", "*", 2, 6),
@@ -372,10 +393,11 @@ OPERATIONS = (
 def more_steps(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The question goes on: two further operations on its result, whose outcome is asked for.
 
-    Changes: two sentences are added to the question and two annotated lines to the answer. Must stay true: the
-    original problem word for word, its computation, and a positive outcome. Left out: documents whose annotations do
-    not reproduce the answer in exact arithmetic, or whose question does not end in its question mark.
-    Source: "more reasoning steps" of arXiv:2509.01363; adding operation of GSM-Plus; GSM-P1 and P2 of GSM-Symbolic.
+    Changes: two sentences are added to the question and two annotated lines to the answer. Must stay true:
+    the original problem word for word, its computation, and a positive outcome. Left out: documents whose
+    annotations do not reproduce the answer in exact arithmetic, or whose question does not end in its
+    question mark. Source: "more reasoning steps" of arXiv:2509.01363; adding operation of GSM-Plus; GSM-P1
+    and P2 of GSM-Symbolic.
     """
     results = replay(document["answer"])
     question = document["question"].rstrip()
@@ -409,7 +431,7 @@ def _plain(value: Fraction) -> str:
     return str(value) if value.denominator == 1 else f"{float(value):.10g}"
 
 
-# Words around the same computation ----------------------------------------------------------------------------------
+# Words around the same computation --------------------------------------------------------------------------
 
 PRONOUN = re.compile(
     r"\b(?:he|she|it|its|they|them|their|his|her|hers|him|there|this|that|these|those|both|each)\b",
@@ -421,10 +443,10 @@ PRONOUN = re.compile(
 def irrelevant_sentences(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Two sentences, each with a number, about things that the problem does not ask for.
 
-    Changes: the sentences are put before sentences that do not refer back (no pronoun), never after the question.
-    Must stay true: every word of the original, its order and its answer; the new numbers occur nowhere in question
-    or answer, and the new sentences share no content word with the question. Source: GSM-IC; GSM-Plus, distractor
-    insertion; GSM-NoOp of GSM-Symbolic.
+    Changes: the sentences are put before sentences that do not refer back (no pronoun), never after the
+    question. Must stay true: every word of the original, its order and its answer; the new numbers occur
+    nowhere in question or answer, and the new sentences share no content word with the question. Source:
+    GSM-IC; GSM-Plus, distractor insertion; GSM-NoOp of GSM-Symbolic.
     """
     used = {exact(number) for number in NUMBER.findall(document["question"] + " " + document["answer"])}
     numbers = [number for number in range(11, 99) if number not in used]
@@ -444,9 +466,9 @@ def irrelevant_sentences(document: Document, rng: random.Random, context: Contex
 def typing_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Typing errors in about a sixth of the plain words of the question.
 
-    Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more. Must stay true:
-    every number in digits or words, every name, every sign, and the answer. Source: character-level noise of
-    PromptRobust (arXiv:2306.04528) and R2ATA (arXiv:2411.05345).
+    Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more. Must stay
+    true: every number in digits or words, every name, every sign, and the answer. Source: character-level
+    noise of PromptRobust (arXiv:2306.04528) and R2ATA (arXiv:2411.05345).
     """
     question = mistype_text(document["question"], rng)
     return None if question is None else {**document, "question": question}
@@ -467,12 +489,15 @@ STATE = re.compile(
     r"|charges?|charged|collected|scored|picked|caught|baked|read|ran|planted|made|works?|worked|drinks?|drank|drives?"
     r"|walks?|runs?|reads?|makes|plays?|sleeps?|chews?|produces?|lays?|grows?|pays?|received?|drinks?)\b"
 )
-NAME = re.compile(r"\b(?!(?:A|An|In|On|At|For|Each|Every|To|Of|Some|One|Two|Three|The|I|If|From|By|With)\b)[A-Z][a-z]+\b")
+NAME = re.compile(
+    r"\b(?!(?:A|An|In|On|At|For|Each|Every|To|Of|Some|One|Two|Three|The|I|If|From|By|With)\b)[A-Z][a-z]+\b"
+)
 COMPARED = re.compile(r"\b(?:than|as (?:many|much|old|long|far|big|heavy|tall|fast)\b[\w ]*? as) [A-Z]\w+")
 
 
 def stands_alone(sentence: str, earlier: str) -> bool:
-    """Whether a premise reads the same wherever it stands: a state, without a word that refers to another sentence."""
+    """Whether a premise reads the same wherever it stands: a state, without a word that refers to another
+    sentence."""
     if DEPENDENT.search(sentence) or not STATE.search(sentence) or not re.match(r"[A-Z][a-z'’]* ", sentence):
         return False
     definite = words(" ".join(re.findall(r"\b(?:[Tt]he|[Ee]ach|[Ee]very) ((?:\w+ ?){1,5})", sentence)))
@@ -483,11 +508,11 @@ def stands_alone(sentence: str, earlier: str) -> bool:
 def sentence_order(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The premises stand in another order, the question last.
 
-    Changes: sentences that read the same anywhere change places; the first one stays first if others refer to it.
-    Must stay true: every sentence word for word, the question at the end, and the answer. Left out: problems with a
-    sentence that refers back or tells an event between the movable ones, with one name told of in two sentences, or
-    with a question about what is left. That is most of GSM8K, whose problems are stories.
-    Source: premise order (arXiv:2402.08939).
+    Changes: sentences that read the same anywhere change places; the first one stays first if others refer to
+    it. Must stay true: every sentence word for word, the question at the end, and the answer. Left out:
+    problems with a sentence that refers back or tells an event between the movable ones, with one name told
+    of in two sentences, or with a question about what is left. That is most of GSM8K, whose problems are
+    stories. Source: premise order (arXiv:2402.08939).
     """
     parts = [part.strip() for part in sentences(document["question"].strip())]
     premises, question = parts[:-1], parts[-1]
@@ -508,12 +533,25 @@ def sentence_order(document: Document, rng: random.Random, context: Context) -> 
     return {**document, "question": " ".join([*premises[:start], *(premises[i] for i in order), question])}
 
 
-# The same numbers, names and units otherwise written -----------------------------------------------------------------
+# The same numbers, names and units otherwise written --------------------------------------------------------
 
 AMOUNT = re.compile(r"\$ ?(\d[\d,]*(?:\.\d+)?|\.\d+)(?: (hundred|thousand|million|billion))?(/(?=[a-z]))?")
 ORDINALS = {1: "first", 2: "second", 3: "third", 5: "fifth", 8: "eighth", 9: "ninth", 12: "twelfth"}
-PARTS = {2: "half", 3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth", 9: "ninth", 10: "tenth"}
-DETERMINER = re.compile(r"\b(?:a|an|the|his|her|its|their|my|our|your|this|that|each|every|one|two|three|four|five|six|\d+) $", re.I)
+PARTS = {
+    2: "half",
+    3: "third",
+    4: "quarter",
+    5: "fifth",
+    6: "sixth",
+    7: "seventh",
+    8: "eighth",
+    9: "ninth",
+    10: "tenth",
+}
+DETERMINER = re.compile(
+    r"\b(?:a|an|the|his|her|its|their|my|our|your|this|that|each|every|one|two|three|four|five|six|\d+) $",
+    re.I,
+)
 AFTER_AMOUNT = re.compile(
     r"\W*$|[.,;:?!)]|\s+(?:per|each|for|a|an|and|or|in|on|to|from|at|of|off|more|less|every|with|while|if|but|when|the|apiece"
     r"|as|by|he|she|they|it|is|was|are|were|worth|left|back|now|total|altogether|than|after|before|so|that|which|who|last|this"
@@ -545,10 +583,10 @@ def _decimal_words(number: str) -> str:
 def digits_as_words(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Every number of the question is written in words, with its dollar or percent sign.
 
-    Changes: the question only; "$2.74" becomes "two dollars and seventy-four cents", "20%" "twenty percent", "1/4" "one
-    quarter". Must stay true: every value, and the answer. Left out: questions without digits, and those with a number
-    that is no plain quantity (a time, a year, a ratio, "25k") or has no good reading in words.
-    Source: numerical variation of GSM-Plus; number-format robustness, arXiv:2404.00459.
+    Changes: the question only; "$2.74" becomes "two dollars and seventy-four cents", "20%" "twenty percent",
+    "1/4" "one quarter". Must stay true: every value, and the answer. Left out: questions without digits, and
+    those with a number that is no plain quantity (a time, a year, a ratio, "25k") or has no good reading in
+    words. Source: numerical variation of GSM-Plus; number-format robustness, arXiv:2404.00459.
     """
     text = document["question"]
 
@@ -580,13 +618,19 @@ def digits_as_words(document: Document, rng: random.Random, context: Context) ->
         value = int(match[1])
         if value > 20:
             return match.group()
-        return ORDINALS.get(value) or number_words(value).removesuffix("y") + ("ieth" if value == 20 else "th")
+        return ORDINALS.get(value) or number_words(value).removesuffix("y") + (
+            "ieth" if value == 20 else "th"
+        )
 
     text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", ordinal, text)
 
     def plain(match: re.Match[str]) -> str:
         number = match.group(1)
-        if exact(number) >= 10**9 or re.fullmatch(r"(?:1[5-9]|20)\d\d", number) or re.fullmatch(r"0\d+", number):
+        if (
+            exact(number) >= 10**9
+            or re.fullmatch(r"(?:1[5-9]|20)\d\d", number)
+            or re.fullmatch(r"0\d+", number)
+        ):
             return match.group()
         return _decimal_words(number) + (" percent" if match[2] else "")
 
@@ -631,15 +675,25 @@ MALE = re.compile(
 )
 NEW_FEMALE = ("Ingrid", "Selma", "Vera", "Thelma", "Nadia", "Olga", "Edith", "Camille")
 NEW_MALE = ("Oscar", "Victor", "Edgar", "Conrad", "Bruno", "Otto", "Anton", "Ruben")
-PLACE = (
-    r"Street|Avenue|Road|Park|School|Elementary|High|Middle|University|College|City|County|Beach|Island|Lake|Hospital|Day"
-)
+PLACE = r"Street|Avenue|Road|Park|School|Elementary|High|Middle|University|College|City|County|Beach|Island|Lake|Hospital|Day"
 
 # (unit, its new name, units of the same kind with which it might be converted)
 UNIT_CHANGES = (
-    (r"\bmile(s?)\b", r"kilometer\1", r"feet|foot|yards?|inch\w*|kilomet\w*|km|met(?:er|re)s?|mph|mpg|mileage|leagues?"),
-    (r"\bpound(s?)\b", r"kilogram\1", r"ounces?|oz|tons?|kilo\w*|kg|grams?|stones?|lbs?|sterling|British|quid|dollars?|cents?"),
-    (r"\bgallon(s?)\b", r"liter\1", r"quarts?|pints?|cups?|(?:milli)?lit(?:er|re)s?|ounces?|oz|mpg|ml|inch\w*|feet"),
+    (
+        r"\bmile(s?)\b",
+        r"kilometer\1",
+        r"feet|foot|yards?|inch\w*|kilomet\w*|km|met(?:er|re)s?|mph|mpg|mileage|leagues?",
+    ),
+    (
+        r"\bpound(s?)\b",
+        r"kilogram\1",
+        r"ounces?|oz|tons?|kilo\w*|kg|grams?|stones?|lbs?|sterling|British|quid|dollars?|cents?",
+    ),
+    (
+        r"\bgallon(s?)\b",
+        r"liter\1",
+        r"quarts?|pints?|cups?|(?:milli)?lit(?:er|re)s?|ounces?|oz|mpg|ml|inch\w*|feet",
+    ),
 )
 COINS = re.compile(
     r"\b(?:quarters?|dimes?|nickels?|penn\w+|coins?|bills?|euros?|pounds?|yen|pesos?|currenc\w+|exchange rate|usd|us"
@@ -652,16 +706,19 @@ COINS = re.compile(
 def units_and_names(document: Document, rng: random.Random, context: Context) -> Document | None:
     """People get other names of the same gender; miles, pounds, gallons and dollars become other units.
 
-    Changes: each known first name throughout question and answer, and each of these units throughout, unless the
-    problem names another unit of its kind (so that nothing is ever converted). Must stay true: every number, who does
-    what, and the answer. Left out: problems with none of either. Source: names in GSM-Symbolic; rephrasing in GSM-Plus.
+    Changes: each known first name throughout question and answer, and each of these units throughout, unless
+    the problem names another unit of its kind (so that nothing is ever converted). Must stay true: every
+    number, who does what, and the answer. Left out: problems with none of either. Source: names in
+    GSM-Symbolic; rephrasing in GSM-Plus.
     """
     question, answer = document["question"], document["answer"]
     both = question + "\n" + answer
     changes: list[tuple[str, str]] = []
     capitalised = set(re.findall(r"\b[A-Z]\w+", both))
     for known, pool in ((FEMALE, NEW_FEMALE), (MALE, NEW_MALE)):
-        free = rng.sample([name for name in pool if name not in capitalised], k=len(pool) - len(capitalised & set(pool)))
+        free = rng.sample(
+            [name for name in pool if name not in capitalised], k=len(pool) - len(capitalised & set(pool))
+        )
         for old in sorted(name for name in capitalised if known.fullmatch(name)):
             # Not a surname, a place or a thing that goes by the name.
             clash = rf"\b(?:St\.|Saint|Lake|Mount|Fort|Mr\.|Mrs\.|Ms\.|Miss|Dr\.|Santa|[A-Z]\w+(?<!Uncle)(?<!Aunt)) {old}\b|\b{old}['’s]* (?:{PLACE})\b|\b{old}-"

@@ -1,7 +1,8 @@
 """Perturbations of HumanEval-like documents {task_id, prompt, entry_point, canonical_solution, test}.
 
-``prompt + canonical_solution + test + check(entry_point)`` is the program that must still pass. The kinds follow
-ReCode (arXiv:2212.10264: function names, docstrings, syntax). Nothing is executed here; the tests do that.
+``prompt + canonical_solution + test + check(entry_point)`` is the program that must still pass. The kinds
+follow ReCode (arXiv:2212.10264: function names, docstrings, syntax). Nothing is executed here; the tests do
+that.
 """
 
 import ast
@@ -18,7 +19,8 @@ NAMES = ("run_task", "compute_result", "process_input", "task_function", "get_an
 
 @dataclass
 class Program:
-    """The prompt and canonical solution as one program, with the entry function and its docstring located in it."""
+    """The prompt and canonical solution as one program, with the entry function and its docstring located in
+    it."""
 
     text: str
     function: ast.FunctionDef
@@ -35,7 +37,8 @@ class Program:
 
 
 def parse(document: Document) -> Program | None:
-    """Locate the entry function and its docstring (its first lone string), or None if there is no such thing."""
+    """Locate the entry function and its docstring (its first lone string), or None if there is no such
+    thing."""
     text = document["prompt"] + document["canonical_solution"]
     try:
         tree = ast.parse(text)
@@ -64,11 +67,12 @@ def apply(text: str, edits: list[tuple[int, int, str]], start: int = 0) -> str:
     return text
 
 
-# Renamed ------------------------------------------------------------------------------------------------------------
+# Renamed ----------------------------------------------------------------------------------------------------
 
 
 def new_arguments(program: Program, taken: set[str]) -> dict[str, str]:
-    """A new name for each argument: another letter for a letter, ``input_x`` for an English word, else ``argN``.
+    """A new name for each argument: another letter for a letter, ``input_x`` for an English word, else
+    ``argN``.
 
     Not renamed: arguments that the body also uses as a keyword of a call or inside an f-string.
     """
@@ -98,15 +102,17 @@ NO_WORD = re.compile(r"nums|dict|vals|elems|strs|chars|args")
 
 
 def is_word(name: str) -> bool:
-    """Whether an argument's name is also an English word that a docstring may use as one ("string", "numbers")."""
+    """Whether an argument's name is also an English word that a docstring may use as one ("string",
+    "numbers")."""
     return re.fullmatch(r"[a-z]{4,}", name) is not None and not NO_WORD.fullmatch(name)
 
 
 def rename_prose(text: str, name: str, new: str) -> str:
     """Rename an argument in a docstring, sparing the English words that look like it.
 
-    The article "a" and English words are renamed only where they can be nothing but the argument: in quotes, beside an
-    operator or bracket, after "@" or after the noun for its type ("a string text"), before "is" at the beginning.
+    The article "a" and English words are renamed only where they can be nothing but the argument: in quotes,
+    beside an operator or bracket, after "@" or after the noun for its type ("a string text"), before "is" at
+    the beginning.
     """
     if name in ("a", "i"):
         return re.sub(rf"\b{name}\b(?!'s)(?!\s+(?!and\b|or\b|is\b|to\b|by\b)[A-Za-z]{{2,}})", new, text)
@@ -123,9 +129,10 @@ def rename_prose(text: str, name: str, new: str) -> str:
 def renamed(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The function gets a neutral name and its arguments get other names, in prompt, solution and tests.
 
-    Changes: the entry function's name wherever it is called or defined; its arguments in its signature, body and
-    docstring. English words in the docstring's prose stay. Must stay true: the canonical solution passes the tests;
-    helper functions, examples' values and the behaviour are untouched. Source: ReCode, function-name perturbations.
+    Changes: the entry function's name wherever it is called or defined; its arguments in its signature, body
+    and docstring. English words in the docstring's prose stay. Must stay true: the canonical solution passes
+    the tests; helper functions, examples' values and the behaviour are untouched. Source: ReCode,
+    function-name perturbations.
     """
     program = parse(document)
     if program is None:
@@ -141,7 +148,11 @@ def renamed(document: Document, rng: random.Random, context: Context) -> Documen
     first, last = program.function.lineno, program.function.end_lineno or 0
 
     # A local variable may have the function's name.
-    local = {node.id for node in ast.walk(program.function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    local = {
+        node.id
+        for node in ast.walk(program.function)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
 
     edits = []
     previous = ""
@@ -181,9 +192,11 @@ def renamed(document: Document, rng: random.Random, context: Context) -> Documen
     }
 
 
-# Docstrings ---------------------------------------------------------------------------------------------------------
+# Docstrings -------------------------------------------------------------------------------------------------
 
-HEADING = re.compile(r"\s*(?:\[input/output\] samples|for exam\w*|examples?(?: \d+)?)\s*:?\s*$", re.IGNORECASE)
+HEADING = re.compile(
+    r"\s*(?:\[input/output\] samples|for exam\w*|examples?(?: \d+)?)\s*:?\s*$", re.IGNORECASE
+)
 RESULT = re.compile(r"==|=>|->|➞|=|\breturns?\b|#")
 CODE = re.compile(r"[\[(=>➞]|^\s*(?:Input|Output|Explanation|#)")
 
@@ -191,9 +204,10 @@ CODE = re.compile(r"[\[(=>➞]|^\s*(?:Input|Output|Explanation|#)")
 def example_lines(lines: list[str], entry_point: str) -> set[int]:
     """Which lines of a docstring are examples.
 
-    That is: ``>>>`` lines with what follows up to a blank line; what stands under a heading such as "Examples:" as long as
-    it is indented more or has code in it; elsewhere, lines that begin with a call of the function and state a result,
-    unless they define it (``f(n) = f(n-1) + ...``). Examples inside a sentence are not found.
+    That is: ``>>>`` lines with what follows up to a blank line; what stands under a heading such as
+    "Examples:" as long as it is indented more or has code in it; elsewhere, lines that begin with a call of
+    the function and state a result, unless they define it (``f(n) = f(n-1) + ...``). Examples inside a
+    sentence are not found.
     """
     found: set[int] = set()
     call = re.compile(rf"\s*(?:\* |for |assert )?{re.escape(entry_point)}\((?!n\b|\))")
@@ -210,7 +224,9 @@ def example_lines(lines: list[str], entry_point: str) -> set[int]:
             found.add(i)
         elif mode == "doctest" and not blank:
             found.add(i)
-        elif mode == "headed" and (blank or depth > indent or CODE.search(line) or lines[i - 1].lstrip().startswith(">>>")):
+        elif mode == "headed" and (
+            blank or depth > indent or CODE.search(line) or lines[i - 1].lstrip().startswith(">>>")
+        ):
             found.add(i)
         elif not headed and mode != "doctest" and call.match(line) and RESULT.search(line.partition(")")[2]):
             found.add(i)
@@ -219,7 +235,9 @@ def example_lines(lines: list[str], entry_point: str) -> set[int]:
     if not headed and any(line.lstrip().startswith(">>>") for line in lines):
         found = {i for i in found if not call.match(lines[i]) or lines[i - 1].lstrip().startswith(">>>")}
     # The line that announces them.
-    found |= {i - 1 for i in found if i - 1 not in found and re.fullmatch(r"\s*(?:\w+ ){1,6}\w+:\s*", lines[i - 1])}
+    found |= {
+        i - 1 for i in found if i - 1 not in found and re.fullmatch(r"\s*(?:\w+ ){1,6}\w+:\s*", lines[i - 1])
+    }
     return found
 
 
@@ -232,32 +250,37 @@ def replace_docstring(document: Document, program: Program, lines: list[str]) ->
 def no_examples(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The examples are removed from the docstring.
 
-    Changes: doctests, and what stands under "Examples:" or calls the function and states its result. Examples within a
-    sentence stay. Must stay true: the description, notes and constraints, and everything but the docstring. Left out:
-    functions without such examples, and those whose docstring is nothing else. Source: docstring changes in ReCode.
+    Changes: doctests, and what stands under "Examples:" or calls the function and states its result. Examples
+    within a sentence stay. Must stay true: the description, notes and constraints, and everything but the
+    docstring. Left out: functions without such examples, and those whose docstring is nothing else. Source:
+    docstring changes in ReCode.
     """
     program = parse(document)
     if program is None:
         return None
     lines = program.text[slice(*program.docstring)].split("\n")
-    found = example_lines(lines, document["entry_point"])
-    quotes = lines[0][:3]
-    kept = [line for i, line in enumerate(lines) if i not in found or i == 0 or i == len(lines) - 1]
+    found = example_lines(lines, document["entry_point"]) - {0, len(lines) - 1}
+    kept: list[str] = []
+    for i, line in enumerate(lines):
+        blank_before = bool(kept) and not kept[-1].strip()
+        # No two blank lines, and none before the closing quotes, where examples were.
+        if i not in found and not (found and blank_before and not line.strip()):
+            kept += [line]
+    while len(kept) > 2 and not kept[-2].strip():
+        del kept[-2]
     if not found or len(re.sub(r"\W", "", "".join(kept))) < 10:
         return None
-    text = re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", "\n".join(kept))
-    text = re.sub(r"\n(?:[ \t]*\n)+([ \t]*)(" + quotes + r")$", r"\n\1\2", text)
-    return replace_docstring(document, program, text.split("\n"))
+    return replace_docstring(document, program, kept)
 
 
 @perturbation("humaneval", version=1)
 def docstring_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Typing errors in about a sixth of the plain words of the docstring's description.
 
-    Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more outside examples.
-    Must stay true: examples, numbers, quoted text, every identifier of the program and every word that its strings
-    or its tests mention, and everything but the docstring. Source: ReCode, docstring perturbations (ButterFingers,
-    SwapCharacters).
+    Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more outside
+    examples. Must stay true: examples, numbers, quoted text, every identifier of the program and every word
+    that its strings or its tests mention, and everything but the docstring. Source: ReCode, docstring
+    perturbations (ButterFingers, SwapCharacters).
     """
     program = parse(document)
     if program is None:
@@ -266,7 +289,9 @@ def docstring_noise(document: Document, rng: random.Random, context: Context) ->
     found = example_lines(lines, document["entry_point"])
     prose = [i for i in range(len(lines)) if i not in found]
     outside = program.text[: program.docstring[0]] + program.text[program.docstring[1] :] + document["test"]
-    keep = set(re.findall(r"[a-z]{5,}", outside.lower())) | set(re.findall(r"[A-Za-z]+", " ".join(lines[i] for i in found)))
+    keep = set(re.findall(r"[a-z]{5,}", outside.lower())) | set(
+        re.findall(r"[A-Za-z]+", " ".join(lines[i] for i in found))
+    )
     noisy = mistype_text("\n".join(lines[i] for i in prose), rng, keep)
     if noisy is None:
         return None
@@ -275,7 +300,7 @@ def docstring_noise(document: Document, rng: random.Random, context: Context) ->
     return replace_docstring(document, program, lines)
 
 
-# Signature ----------------------------------------------------------------------------------------------------------
+# Signature --------------------------------------------------------------------------------------------------
 
 
 class BuiltinGenerics(ast.NodeTransformer):
@@ -288,15 +313,17 @@ class BuiltinGenerics(ast.NodeTransformer):
         return node
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.Name({"List": "list", "Tuple": "tuple", "Dict": "dict", "Set": "set"}.get(node.id, node.id))
+        return ast.Name(
+            {"List": "list", "Tuple": "tuple", "Dict": "dict", "Set": "set"}.get(node.id, node.id)
+        )
 
 
 @perturbation("humaneval", version=1)
 def reworded_signature(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The same signature otherwise written: one parameter a line, generics of ``typing`` as built-in ones.
 
-    Changes: the lines from ``def`` to its colon. Must stay true: the function's name, its parameters, their order,
-    defaults and types, and everything else. Left out: functions with anything but plain parameters.
+    Changes: the lines from ``def`` to its colon. Must stay true: the function's name, its parameters, their
+    order, defaults and types, and everything else. Left out: functions with anything but plain parameters.
     Source: ReCode, syntax and format perturbations (NaturalGen).
     """
     program = parse(document)
@@ -304,12 +331,20 @@ def reworded_signature(document: Document, rng: random.Random, context: Context)
         return None
     function = program.function
     arguments = function.args
-    if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.posonlyargs or not arguments.args:
+    if (
+        arguments.vararg
+        or arguments.kwarg
+        or arguments.kwonlyargs
+        or arguments.posonlyargs
+        or not arguments.args
+    ):
         return None
     defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + list(arguments.defaults)
     lines = []
     for argument, default in zip(arguments.args, defaults, strict=True):
-        typed = f": {ast.unparse(BuiltinGenerics().visit(argument.annotation))}" if argument.annotation else ""
+        typed = (
+            f": {ast.unparse(BuiltinGenerics().visit(argument.annotation))}" if argument.annotation else ""
+        )
         equals = (" = " if typed else "=") + ast.unparse(default) if default else ""
         lines.append(f"    {argument.arg}{typed}{equals},\n")
     returns = f" -> {ast.unparse(BuiltinGenerics().visit(function.returns))}" if function.returns else ""

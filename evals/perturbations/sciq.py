@@ -1,8 +1,9 @@
-"""Perturbations of SciQ-like documents {question, support, distractor1, distractor2, distractor3, correct_answer}.
+"""Perturbations of SciQ-like documents {question, support, distractor1, distractor2, distractor3,
+correct_answer}.
 
-lm-eval scores the four options by log-likelihood after ``support, Question: ..., Answer:``. The kinds follow the
-robustness studies of multiple choice (arXiv:2309.03882: option order; arXiv:2307.03172 and 2302.00093: text that
-does not help).
+lm-eval scores the four options by log-likelihood after ``support, Question: ..., Answer:``. The kinds follow
+the robustness studies of multiple choice (arXiv:2309.03882: option order; arXiv:2307.03172 and 2302.00093:
+text that does not help).
 """
 
 import difflib
@@ -19,8 +20,8 @@ OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
 def irrelevant_support(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Three sentences about other things are put into the support, at random places between its sentences.
 
-    Must stay true: every sentence of the support and their order, the question, the options and the answer; the new
-    sentences share no content word with any of them. Left out: documents without a support.
+    Must stay true: every sentence of the support and their order, the question, the options and the answer;
+    the new sentences share no content word with any of them. Left out: documents without a support.
     """
     if not document["support"].strip():
         return None
@@ -55,10 +56,11 @@ def no_support(document: Document, rng: random.Random, context: Context) -> Docu
 def choice_order(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The question lists its four options, in a random order.
 
-    Changes: ``question`` gets a line "Options:" and a line for each option. lm-eval's sciq keeps the options out of the
-    prompt and scores each by itself, so that their order in the fields could not matter; it can once the prompt
-    lists them. The option fields stay as they are, and with them lm-eval's gold index. Must stay true: question,
-    support, options and answer. Left out: documents in which two options are the same. Source: arXiv:2309.03882.
+    Changes: ``question`` gets a line "Options:" and a line for each option. lm-eval's sciq keeps the options
+    out of the prompt and scores each by itself, so that their order in the fields could not matter; it can
+    once the prompt lists them. The option fields stay as they are, and with them lm-eval's gold index. Must
+    stay true: question, support, options and answer. Left out: documents in which two options are the same.
+    Source: arXiv:2309.03882.
     """
     options = [document[field] for field in OPTIONS]
     if len({option.strip().lower() for option in options}) < len(options):
@@ -70,40 +72,50 @@ def choice_order(document: Document, rng: random.Random, context: Context) -> Do
 
 @functools.cache
 def stem(term: str) -> str:
-    """A term without case, punctuation, articles and endings: equal for singular and plural and for -y and -ies."""
-    plain = re.sub(r"[^a-z0-9 ]", "", re.sub(r"^(?:the|an?) ", "", term.lower().strip()).replace("-", " "))
-    return " ".join(re.sub(r"(?:ies|es|s|y|ing|ed|ic|al|ation|ion|e)$", "", word) for word in plain.split())
+    """A term in lower case without article, punctuation and plural ending."""
+    plain = re.sub(r"[^a-z0-9% ]", "", re.sub(r"^(?:the|an?) ", "", term.lower().strip()).replace("-", " "))
+    return " ".join(re.sub(r"(?:ies|es|s|y|e)$", "", word) for word in plain.split())
+
+
+def akin(one: str, other: str) -> bool:
+    """Whether two terms may mean the same: one contains the other, or all words of one begin like some of the
+    other."""
+    first, second = ({word[:5] for word in stem(term).split()} for term in (one, other))
+    return stem(one) in stem(other) or stem(other) in stem(one) or first <= second or second <= first
 
 
 @perturbation("sciq", version=1)
 def close_distractor(document: Document, rng: random.Random, context: Context) -> Document | None:
-    """The distractor least like the answer gives way to one that stood against the same answer in another question.
+    """The distractor least like the answer gives way to one that stood against the same answer in another
+    question.
 
-    Changes: one distractor. The new one shared a question with the answer elsewhere in the data set, so it is of the same
-    kind and was written to be told apart from it; the one mentioned in the support or nearest in spelling is taken.
-    Must stay true: the answer is the only right option; so nothing is taken that shares its stem with an option, is
-    contained in one, or stands in the question. Left out: documents whose answer is in no other question. Depends on the
-    other documents: give it the whole data set. Source: distractors by similarity, as in arXiv:2404.02124.
+    Changes: one distractor. The new one shared a question with the answer elsewhere in the data set, so it is
+    of the same kind and was written to be told apart from it; the one mentioned in the support or nearest in
+    spelling is taken. Must stay true: the answer is the only right option; so nothing is taken that is akin
+    to an option or stands in the question. Left out: documents whose answer is in no other question. Depends
+    on the other documents: give it the whole data set. Source: distractors by similarity, as in
+    arXiv:2404.02124.
     """
     options = [document[field] for field in OPTIONS]
-    taken = [stem(option) for option in options]
     answer = document["correct_answer"]
 
     def nearness(term: str) -> float:
         mentioned = re.search(rf"\b{re.escape(term.lower())}\b", document["support"].lower()) is not None
-        return mentioned / 2 + difflib.SequenceMatcher(None, term.lower(), answer.lower(), autojunk=False).ratio()
+        return (
+            mentioned / 2
+            + difflib.SequenceMatcher(None, term.lower(), answer.lower(), autojunk=False).ratio()
+        )
 
-    rivals = {
-        term.strip()
-        for other in context.documents
-        if any(stem(other[field]) == taken[-1] for field in OPTIONS)
-        for term in ([other[field] for field in OPTIONS[:3]] if stem(other["correct_answer"]) == taken[-1] else [other["correct_answer"]])
-    }
+    rivals: set[str] = set()
+    for other in context.documents:
+        if stem(other["correct_answer"]) == stem(answer):
+            rivals |= {other[field].strip() for field in OPTIONS[:3]}
+        elif any(stem(other[field]) == stem(answer) for field in OPTIONS[:3]):
+            rivals.add(other["correct_answer"].strip())
     usable = [
         term
         for term in sorted(rivals)
-        if not any(stem(term) in option or option in stem(term) for option in taken)
-        and not words(term) & words(document["question"])
+        if not any(akin(term, option) for option in options) and not words(term) & words(document["question"])
     ]
     if not usable:
         return None
