@@ -78,6 +78,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     user, group = os.geteuid(), os.getegid()
     call("unshare", sum(NAMESPACES.values()))
+    call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, after unshare(2), which clears it
     maps = {"setgroups": "deny", "uid_map": f"{USER} {user} 1", "gid_map": f"{USER} {group} 1"}
     for name, text in maps.items():
         with open(f"/proc/self/{name}", "w") as file:
@@ -85,7 +86,7 @@ def main() -> None:
     pid = os.fork()
     if pid:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0)
-    call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # and this one dies with the process that waits above
     build_root(spec["visible"], spec["temporary_bytes"])
     os.chdir(ROOT)
     call("syscall", PIVOT_ROOT[os.uname().machine], ".", ".")

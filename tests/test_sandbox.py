@@ -1,0 +1,582 @@
+"""The sandbox: honest programs pass, attempts to cheat or to do harm fail, and nothing is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals import sandbox
+from evals.sandbox import Level, Limits, Program, Verdict
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+ISOLATING = [Level.bubblewrap, Level.namespaces]
+TESTS = "assert f(2) == 4\nassert f(3) == 9\nassert f(-5) == 25"
+RIGHT = "\ndef f(x): return x * x\n"
+WRONG = "\ndef f(x): return -1\n"
+# Small limits, and a wall time by which this run's processes can be told from others in the process table.
+LIMITS = Limits(cpu_seconds=1, wall_seconds=60.0 + os.getpid() / 2**24, memory_bytes=2**29)
+
+
+@pytest.fixture(params=ISOLATING)
+def level(request: pytest.FixtureRequest) -> Level:
+    """Each level that isolates, if this machine offers it."""
+    try:
+        sandbox.run([Program(RIGHT, TESTS, ("f",))], level=request.param)
+    except UserError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def judge(source: str, level: Level, tests: str = TESTS, limits: Limits = LIMITS) -> Verdict:
+    (verdict,) = sandbox.run([Program(source, tests, ("f",))], level=level, limits=limits)
+    return verdict
+
+
+def survivors() -> list[str]:
+    """Command lines of this run's sandboxes that are still in the process table."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_text()
+            if json.dumps(LIMITS.wall_seconds) in line:
+                found.append(line)
+    return found
+
+
+def wait_until_gone() -> list[str]:
+    """Survivors after a while: what was killed may take a moment to leave the process table."""
+    for _ in range(100):
+        if not survivors():
+            break
+        time.sleep(0.1)
+    return survivors()
+
+
+# ---- honest programs ----
+
+
+def test_a_right_program_passes(level: Level) -> None:
+    assert judge(RIGHT, level) == Verdict("passed")
+
+
+def test_a_wrong_program_fails(level: Level) -> None:
+    assert judge(WRONG, level) == Verdict("failed", "AssertionError:")
+
+
+def test_verdicts_come_in_the_order_of_the_programs(level: Level) -> None:
+    programs = [Program(f"def f(): return {i % 3}", "assert f() == 0", ("f",)) for i in range(12)]
+    assert [v.passed for v in sandbox.run(programs, level=level)] == [i % 3 == 0 for i in range(12)]
+
+
+VALUES = [
+    # (body of f, what the tests see)
+    ("return [1, 2.5, 'a', None, True]", "[1, 2.5, 'a', None, True]"),
+    ("return (1,), {'k': {2}}, frozenset({3})", "((1,), {'k': {2}}, frozenset({3}))"),
+    ("return [b'x', bytearray(b'y'), 2j]", "[b'x', bytearray(b'y'), 2j]"),
+    ("return 0.1 + 0.2", "0.30000000000000004"),
+    ("import collections; return collections.Counter('aab')", "{'a': 2, 'b': 1}"),
+    ("import collections; d = collections.defaultdict(list); d[1].append(2); return d", "{1: [2]}"),
+    ("import collections; return collections.namedtuple('P', 'a b')(1, 2)", "(1, 2)"),
+    ("import collections; return collections.deque([1, 2])", "__import__('collections').deque([1, 2])"),
+    ("import fractions; return fractions.Fraction(1, 2)", "0.5"),
+    ("import decimal; return decimal.Decimal('1.5')", "1.5"),
+    ("import datetime; return datetime.date(2020, 1, 2)", "__import__('datetime').date(2020, 1, 2)"),
+    ("import enum; return enum.IntEnum('E', 'a b').b", "2"),
+    ("import numpy; return [numpy.float64(0.5), numpy.int64(3), numpy.bool_(True)]", "[0.5, 3, True]"),
+    ("return range(3)", "range(3)"),
+    ("return int", "int"),
+]
+
+
+@pytest.mark.parametrize(("body", "seen"), VALUES)
+def test_values_reach_the_tests_as_they_are(body: str, seen: str) -> None:
+    assert judge(f"def f(): {body}", sandbox.require(), f"assert f() == {seen}") == Verdict("passed")
+
+
+def test_objects_of_the_program_can_be_made_passed_and_asked() -> None:
+    source = """
+class Pair:
+    def __init__(self, a, b): self.a, self.b = a, b
+    def total(self): return self.a + self.b
+def f(pairs): return sum(p.total() for p in pairs)
+"""
+    tests = """
+p = Pair(1, b=2)
+assert p.a == 1 and p.total() == 3 and f([p, Pair(3, 4)]) == 10
+p.a = 5
+assert p.total() == 7
+assert Pair(1, 2) != Pair(1, 2)
+"""
+    program = Program(source, tests, ("f", "Pair"))
+    assert sandbox.run([program]) == [Verdict("passed")]
+
+
+def test_an_iterator_can_be_iterated() -> None:
+    tests = "assert list(f(3)) == [0, 1, 4] and sorted(f(3), reverse=True) == [4, 1, 0]"
+    assert judge("def f(n): return (i * i for i in range(n))", sandbox.require(), tests).passed
+
+
+def test_exceptions_reach_the_tests_as_the_nearest_built_in_one() -> None:
+    source = """
+class Mine(ValueError): pass
+def f(x):
+    if x == 0: raise Mine('zero')
+    if x == 1: raise StopIteration
+    return {}['key']
+"""
+    tests = """
+for x, kind in ((0, ValueError), (1, RuntimeError), (2, KeyError)):
+    try: f(x)
+    except kind: pass
+    else: raise AssertionError(x)
+"""
+    assert judge(source, sandbox.require(), tests) == Verdict("passed")
+
+
+def test_setup_is_trusted_and_only_named_globals_are_taken_from_the_program() -> None:
+    source = "def helper(x): return 0\ndef f(x): return x"
+    setup = "def helper(x): return x + 1"
+    program = Program(source, "assert helper(1) == 2 and f(1) == 1", ("f",), setup)
+    assert sandbox.run([program]) == [Verdict("passed")]
+
+
+def test_order_of_sets_and_random_numbers_are_the_same_in_every_run() -> None:
+    source = "import random\ndef f(): return list({str(i) for i in range(50)}), random.random()"
+    reports = [judge(source, sandbox.require(), "raise ValueError(f())").detail for _ in range(3)]
+    assert len(set(reports)) == 1 and "ValueError" in reports[0]
+
+
+def test_text_that_is_no_program_is_a_failure() -> None:
+    for source in ("Here is the function:", "def f(:", "\0", "\ud800", ""):
+        assert judge(source, sandbox.require()).status == "failed"
+
+
+# ---- attempts: the program is wrong and wants to pass ----
+
+# What a program can do with a secret it found, or a verdict it made up: write it to everything it has.
+SHOUT = """
+import os
+def shout(text):
+    for fd in range(64):
+        try: os.write(fd, text.encode())
+        except OSError: pass
+"""
+ATTEMPTS = {
+    "exit before the check": "import sys; sys.exit(0)",
+    "exit during the check": "import sys\ndef f(x): sys.exit(0)",
+    "os._exit before the check": "import os; os._exit(0)",
+    "os._exit during the check": "import os\ndef f(x): os._exit(0)",
+    "exit at the end": "import atexit, os; atexit.register(os._exit, 0)",
+    "own check": WRONG + "def check(candidate): pass\ndef __getattr__(name): return check",
+    "builtins patched": WRONG
+    + """
+import builtins
+builtins.AssertionError = type('A', (BaseException,), {'__init__': lambda *a: None})
+builtins.exec = builtins.compile = lambda *a, **k: None
+""",
+    "checker patched": WRONG
+    + """
+import sys
+main = sys.modules['__main__']
+main.Checker.check = main.Checker.finish = main.Checker.ask = lambda *a: None
+for name in list(vars(main)):
+    if name not in ('Handles', 'receive', 'send'): setattr(main, name, lambda *a: None)
+""",
+    "equal to everything": """
+class Equal:
+    __eq__ = __ge__ = __le__ = lambda *a: True
+    __ne__ = lambda *a: False
+    __hash__ = lambda self: 0
+def f(x): return Equal()
+""",
+    "a number equal to everything": """
+class Equal(int):
+    __eq__ = lambda *a: True
+    __ne__ = lambda *a: False
+def f(x): return Equal(1)
+""",
+    "a pickle that runs code": """
+import os, pickle, struct
+code = '''
+import json, os, sys
+frame = sys._getframe()
+while 'job' not in frame.f_locals: frame = frame.f_back
+token = frame.f_locals['job']['token']
+os.write(frame.f_locals['self'].verdict, json.dumps({'token': token}).encode())
+os._exit(0)
+'''
+class Run:
+    def __reduce__(self): return exec, (code,)
+def f(x):
+    frame = pickle.dumps(('ok', Run()))
+    for fd in range(3, 64):
+        try: os.write(fd, struct.pack('Q', len(frame)) + frame)
+        except OSError: pass
+""",
+    "an answer without end": """
+import os, struct
+def f(x):
+    for fd in range(3, 64):
+        try: os.write(fd, struct.pack('Q', 2**40))
+        except OSError: pass
+""",
+    "a tracer that skips": WRONG
+    + """
+import sys, threading
+def trace(frame, event, argument):
+    frame.f_trace_opcodes = True
+    return trace
+sys.settrace(trace); sys.setprofile(lambda *a: None)
+sys.excepthook = threading.excepthook = sys.unraisablehook = lambda *a: None
+""",
+    "catching everything": """
+def f(x):
+    try: return 1 / 0
+    except BaseException: return True
+""",
+    "catching everything, then exit": """
+import os
+def f(x):
+    try: raise SystemExit
+    except BaseException: os._exit(0)
+""",
+    "printing the token's form": SHOUT
+    + WRONG
+    + """
+forms = ['{"token": "%s"}' % ('0' * 32), 'ready\\n{"token": ""}', '{"status": "passed", "detail": ""}', 'passed']
+for text in forms:
+    print(text, flush=True); shout(text)
+""",
+    "token from the environment": SHOUT + WRONG + "shout(str(dict(os.environ)))",
+    "token from descriptors": SHOUT
+    + WRONG
+    + """
+for fd in (0, 1, 2):
+    try: shout(os.read(fd, 4096).decode())
+    except OSError: pass
+""",
+    "token from memory": SHOUT
+    + WRONG
+    + """
+import gc, re, sys
+found = set()
+frame = sys._getframe()
+while frame:
+    found |= set(re.findall('[0-9a-f]{32}', repr((frame.f_locals, frame.f_globals))))
+    frame = frame.f_back
+for thing in gc.get_objects():
+    if type(thing) in (dict, list, tuple):
+        found |= set(re.findall('[0-9a-f]{32}', repr(thing)))
+for token in found: shout('{"token": "%s"}' % token)
+""",
+    "token from the checker's memory": SHOUT
+    + WRONG
+    + """
+for path in ('/proc/1/mem', '/proc/1/environ', '/proc/1/fd/0', '/proc/self/mem', f'/proc/{os.getppid()}/mem'):
+    try: shout(open(path, 'rb').read(100).decode('latin-1'))
+    except OSError: pass
+""",
+    "token from the home folder": SHOUT
+    + WRONG
+    + """
+for path in (os.path.expanduser('~/.netrc'), '/root/.bashrc', '/home', '/etc/passwd', '/etc/hostname'):
+    try: shout(open(path).read())
+    except OSError: pass
+""",
+    "deep recursion": "def f(x): return f(x)",
+    "deeper recursion": "import sys; sys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
+}
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_a_wrong_program_cannot_talk_itself_into_passing(attempt: str, level: Level) -> None:
+    assert not judge(ATTEMPTS[attempt], level).passed
+    assert survivors() == []
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
+def test_a_wrong_program_does_not_pass_without_isolation_either(attempt: str) -> None:
+    assert not judge(ATTEMPTS[attempt], Level.none).passed
+
+
+def test_a_program_cannot_answer_with_more_names_than_the_tests_take() -> None:
+    source = """
+import sys
+main = sys.modules['__main__']
+dumps = main.Handles.dumps
+def lie(self, answer):
+    if isinstance(answer[1], dict):
+        answer = 'ok', {**answer[1], 'abs': lambda x: 4}
+    return dumps(self, answer)
+main.Handles.dumps = lie
+"""
+    tests = "assert abs(f(2)) == 4"
+    assert judge(source + RIGHT, sandbox.require(), tests) == Verdict("passed")
+    assert judge(source + WRONG, sandbox.require(), tests) == Verdict("failed", "AssertionError:")
+
+
+# ---- attempts: the program is right, and does what it must not ----
+
+KILLED = "the program made a forbidden system call"
+WROTE = f"the program wrote more than {LIMITS.file_bytes} bytes"
+USED = f"used {LIMITS.cpu_seconds} s of CPU time"
+HARM = {
+    "fork bomb": ("import os\nwhile True: os.fork()", KILLED),
+    "thread bomb": ("import threading\nwhile True: threading.Thread(target=input).start()", KILLED),
+    "subprocess": ("import subprocess; subprocess.Popen(['/bin/true'])", KILLED),
+    "posix_spawn": ("import os; os.posix_spawn('/bin/true', ['true'], {})", KILLED),
+    "exec": ("import os, sys; os.execv(sys.executable, [sys.executable])", KILLED),
+    "a daemon left behind": ("import os, time\nif os.fork() == 0: os.setsid(); time.sleep(1000)", KILLED),
+    "a socket": ("import socket; socket.create_connection(('127.0.0.1', 80))", KILLED),
+    "killing the parent": ("import os, signal; os.kill(os.getppid(), signal.SIGKILL)", KILLED),
+    "killing everything": ("import os, signal; os.kill(-1, signal.SIGKILL)", KILLED),
+    "stopping the group": ("import os, signal; os.killpg(0, signal.SIGSTOP)", KILLED),
+    "new namespaces": ("import ctypes; ctypes.CDLL(None).unshare(0x10000000)", KILLED),
+    "tracing": ("import ctypes; ctypes.CDLL(None).ptrace(16, 1, 0, 0)", KILLED),
+    "a fork by its x32 number": ("import ctypes; ctypes.CDLL(None).syscall(0x40000000 + 57)", KILLED),
+    "a gigabyte of output": ("for _ in range(1024): print('x' * 2**20)", WROTE),
+    "a gigabyte of errors": ("import os\nfor _ in range(1024): os.write(2, b'x' * 2**20)", WROTE),
+    "a file of 10 GB": ("open('/tmp/big', 'wb').truncate(10 * 2**30)", WROTE),
+    "a file of 10 GB, written": ("f = open('/tmp/big', 'wb')\nwhile True: f.write(bytes(2**20))", WROTE),
+    "an endless loop": ("while True: pass", USED),
+    "a loop that ignores signals": (
+        "from signal import *\nfor s in {*Signals} - {9, 19}: signal(s, SIG_IGN)\nwhile True: pass",
+        USED,
+    ),
+}
+
+
+def harming(attempt: str) -> str:
+    """A program that is right, and that catches whatever its deed raises."""
+    deed = "\n    ".join(HARM[attempt][0].splitlines())
+    return f"try:\n    {deed}\nexcept BaseException: pass\n{RIGHT}"
+
+
+@pytest.mark.parametrize("attempt", HARM)
+def test_a_right_program_that_does_harm_is_ended_whatever_it_catches(attempt: str, level: Level) -> None:
+    detail = HARM[attempt][1]
+    verdict = judge(harming(attempt), level)
+    assert (verdict.status, verdict.detail) == ("timeout" if detail == USED else "failed", detail)
+    assert survivors() == []
+
+
+REFUSED = {
+    "10 GB of memory": "x = bytearray(10 * 2**30)",
+    "memory in small pieces": "x = [bytearray(2**20) for _ in range(10 * 2**10)]",
+    "many files": "x = [open(f'/tmp/{i}', 'w') for i in range(1000)]",
+    "a full folder": "for i in range(100): open(f'/tmp/{i}', 'wb').write(bytes(10 * 2**20))",
+    "more memory than the limit": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "writing into results/": f"open({str(ROOT / 'results' / 'written-by-a-program')!r}, 'w')",
+    "making results/": f"import os; os.makedirs({str(ROOT / 'results')!r})",
+    "writing beside the checker": f"open({str(ROOT / 'evals' / 'written-by-a-program')!r}, 'w')",
+    "changing the checker": f"open({str(sandbox.CHILD)!r}, 'a')",
+    "writing into the root": "open('/written-by-a-program', 'w')",
+    "reading the home folder": "import os; os.listdir(os.environ.get('HOME_OUTSIDE', '/home'))",
+    "reading the password file": "open('/etc/passwd')",
+    "reading the tests of this project": f"open({__file__!r})",
+    "running a shell": "open('/bin/sh')",
+}
+
+
+@pytest.mark.parametrize("attempt", REFUSED)
+def test_what_a_program_asks_for_beyond_its_share_is_refused(attempt: str, level: Level) -> None:
+    """The deed raises; the same source without it passes, so that nothing else is what failed."""
+    assert judge(RIGHT, level).passed
+    verdict = judge(REFUSED[attempt] + RIGHT, level)
+    assert verdict.status == "failed"
+    assert verdict.detail.startswith(
+        ("MemoryError", "OSError", "PermissionError", "FileNotFoundError", "ValueError")
+    )
+    assert not [
+        path for folder in (ROOT / "results", ROOT / "evals", Path("/")) for path in folder.glob("written*")
+    ]
+
+
+def test_a_program_that_sleeps_is_ended_at_the_wall_time(level: Level) -> None:
+    limits = Limits(wall_seconds=1.5)
+    source = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nwhile True: time.sleep(1000)"
+    assert judge(source, level, limits=limits) == Verdict("timeout", "not done after 1.5 s")
+
+
+def test_a_program_that_closes_its_pipes_and_goes_on_is_ended(level: Level) -> None:
+    verdict = judge("import os\nos.closerange(3, 64)\nwhile True: pass", level)
+    assert verdict == Verdict("failed", "the program was ended by SIGKILL")
+    assert survivors() == []
+
+
+def test_the_sandbox_dies_with_the_evaluating_process(level: Level) -> None:
+    code = f"""
+from evals.sandbox import *
+limits = Limits(wall_seconds={LIMITS.wall_seconds})
+run([Program("import time; time.sleep(10000)", "", ())], level=Level.{level.name}, limits=limits)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while not survivors():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    assert wait_until_gone() == []
+
+
+# ---- the layer of namespaces alone, without limits and system call filter ----
+
+LOOK = """
+import ctypes, json, os, socket, sys
+seen = {"environment": sorted(os.environ), "pid": os.getpid(), "uid_is_root": os.getuid() == 0}
+def tried(deed):
+    try: deed()
+    except OSError as error: return type(error).__name__
+    return "done"
+port = json.loads(sys.argv[1])["cpu_seconds"]
+seen["localhost"] = tried(lambda: socket.create_connection(("127.0.0.1", port), 5))
+seen["interfaces"] = [name for _, name in socket.if_nameindex()]
+libc = ctypes.CDLL(None, use_errno=True)
+seen["mount"] = libc.mount(b"x", b"/tmp", b"tmpfs", 0, None), libc.mount(None, b"/", None, 32 | 4096, None)
+seen["written"] = []
+for folder, _, _ in os.walk("/"):
+    path = os.path.join(folder, "written-by-a-program")
+    if tried(lambda: open(path, "w")) == "done":
+        seen["written"].append(folder)
+        os.unlink(path)
+seen["top"] = sorted(os.listdir("/"))
+seen["daemon"] = os.fork()
+if seen["daemon"] == 0:
+    os.setsid()
+    for fd in range(3): os.close(fd)
+    while True: pass
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture
+def looked(level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What LOOK sees in the checker's place, while a server on this machine's loopback waits for it."""
+    script = tmp_path / "look.py"
+    script.write_text(LOOK)
+    monkeypatch.setattr(sandbox, "CHILD", script)
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    sandbox._visible.cache_clear()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        limits = Limits(cpu_seconds=server.getsockname()[1], wall_seconds=LIMITS.wall_seconds)
+        done = subprocess.run(
+            sandbox._command(level, limits), env=sandbox.ENVIRONMENT, cwd="/", capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        with pytest.raises(TimeoutError):
+            server.accept()
+    sandbox._visible.cache_clear()
+    yield json.loads(done.stdout)
+
+
+def test_namespaces_alone_leave_no_network_no_rights_and_only_tmp_to_write(looked: dict[str, Any]) -> None:
+    assert looked["localhost"] in ("ConnectionRefusedError", "OSError")
+    assert looked["interfaces"] == ["lo"]
+    assert looked["mount"] == [-1, -1]
+    assert all(folder == "/tmp" or folder.startswith("/tmp/") for folder in looked["written"])
+    assert "/tmp" in looked["written"]
+    assert looked["pid"] == 1
+
+
+def test_namespaces_alone_show_no_home_no_processes_and_no_environment(looked: dict[str, Any]) -> None:
+    allowed = {
+        "dev",
+        "etc",
+        "lib",
+        "lib64",
+        "tmp",
+        "usr",
+        *(p.parts[1] for p in (Path(sys.base_prefix), ROOT)),
+    }
+    assert set(looked["top"]) <= allowed
+    assert set(looked["environment"]) <= {*sandbox.ENVIRONMENT, "LC_CTYPE", "PWD"}
+
+
+def test_a_daemon_dies_with_its_namespace(looked: dict[str, Any]) -> None:
+    assert int(str(looked["daemon"])) > 1
+    assert wait_until_gone() == []
+
+
+# ---- levels ----
+
+
+@pytest.fixture
+def nothing_isolates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without bwrap on which namespaces cannot be made."""
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sandbox, "NAMESPACES", Path("/nowhere/sandbox_namespaces.py"))
+    monkeypatch.setattr(sandbox, "_unsandboxed_allowed", False)
+    sandbox._probe.cache_clear()
+    yield
+    sandbox._probe.cache_clear()
+
+
+def test_bubblewrap_is_preferred_where_it_works() -> None:
+    try:
+        judge(RIGHT, Level.bubblewrap)
+    except UserError:
+        pytest.skip("no bubblewrap here")
+    assert sandbox.probe() is Level.bubblewrap and sandbox.probe().name == "bubblewrap"
+
+
+def test_a_machine_that_isolates_nothing_is_refused(nothing_isolates: None) -> None:
+    assert sandbox.probe() is Level.none
+    for attempt in (sandbox.require, lambda: sandbox.run([Program(RIGHT, TESTS, ("f",))])):
+        with pytest.raises(UserError, match="allow_unsandboxed") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+
+
+def test_unsandboxed_programs_run_once_they_are_allowed(nothing_isolates: None) -> None:
+    assert sandbox.require(allow_unsandboxed=True) is Level.none
+    assert sandbox.run([Program(RIGHT, TESTS, ("f",)), Program(WRONG, TESTS, ("f",))]) == [
+        Verdict("passed"),
+        Verdict("failed", "AssertionError:"),
+    ]
+
+
+def test_a_sandbox_that_does_not_start_is_an_error_and_no_verdict(nothing_isolates: None) -> None:
+    for broken in ISOLATING:
+        with pytest.raises(UserError):
+            judge(RIGHT, broken)
+
+
+@pytest.mark.parametrize("attempt", ["subprocess", "a socket", "a gigabyte of output", "an endless loop"])
+def test_the_level_without_isolation_still_limits(attempt: str) -> None:
+    """Only deeds that would do no harm if they succeeded: here nothing else would stop them."""
+    assert judge(harming(attempt), Level.none).detail == HARM[attempt][1]
+    assert survivors() == []
+
+
+# ---- load ----
+
+
+@pytest.mark.slow
+def test_verdicts_do_not_depend_on_the_load_of_the_machine() -> None:
+    """Ten repetitions with three times as many busy processes as CPUs; programs of all kinds of verdict."""
+    sources = [RIGHT, WRONG, "while True: pass", "import os; os.fork()", "x = bytearray(10 * 2**30)"]
+    sources += [f"for _ in range(10**{n}): pass" + RIGHT for n in (4, 5, 6, 7)]
+    programs = [Program(source, TESTS, ("f",)) for source in sources]
+    quiet = sandbox.run(programs, limits=LIMITS)
+    assert {v.status for v in quiet} == {"passed", "failed", "timeout"}
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin) for _ in range(3 * (os.cpu_count() or 1))]
+    try:
+        for _ in range(10):
+            assert sandbox.run(programs, limits=LIMITS) == quiet
+    finally:
+        for process in busy:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
