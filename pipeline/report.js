@@ -45,13 +45,11 @@ async function load() {
 }
 
 function filter() {
-  const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const wanted = byId("search").value.toLowerCase().trim();
   const change = byId("change").value;
   matching = documents.filter(([name, target, prompt, other, old, now]) => {
     if (change !== "all" && (now[0] > old[0]) !== (change === "gained")) return false;
-    if (!words.length) return true;
-    const text = [name, target, prompt, other, old[1], now[1]].join("\n").toLowerCase();
-    return words.every((word) => text.includes(word));
+    return [target, prompt, other ?? "", old[1], now[1]].some((text) => text.toLowerCase().includes(wanted));
   });
   const gained = documents.filter(([, , , , old, now]) => now[0] > old[0]).length;
   const part = documents.length < about.changed ? `; the page holds ${documents.length} of them` : "";

@@ -225,3 +225,34 @@ def _default_skill(condition: dict[str, Any], name: str) -> float:
         alpha = float(condition["alpha"])
         return 0.5 + 0.2 * alpha if alpha <= 1 else 0.9 - 0.2 * alpha
     return 0.5
+
+
+def write_geometry(results: Path, layers: int = 3) -> str:
+    """A geometry report in pipeline/geometry.py's format; returns its path as a manifest names it."""
+
+    def entry(norm: float) -> dict[str, Any]:
+        return {
+            "entries": 1024,
+            "norm": norm,
+            "relative_norm": norm / 50,
+            "sparsity": 0.8,
+            "alphas": [{"alpha": alpha, "swallowed": 0.02, "rounding": 0.1} for alpha in (-1.0, 1.0)],
+            "directions": {"target-base": {"cosine": 0.1, "sign_agreement": 0.55}},
+        }
+
+    kinds = ("q_proj", "down_proj")
+    data = {
+        "schema": 1,
+        "vector": "v",
+        "target": "t",
+        "total": entry(2.0),
+        "modules": [{"module": kind, **entry(1.0 + i)} for i, kind in enumerate(kinds)],
+        "layers": [{"layer": layer, **entry(0.5 + layer)} for layer in range(layers)],
+        "cells": [
+            {"module": kind, "layer": layer, **entry(0.1 + i + layer)}
+            for i, kind in enumerate(kinds)
+            for layer in range(layers)
+        ],
+    }
+    write_json(results / "vectors" / "v" / "geometry.json", data)
+    return "results/vectors/v/geometry.json"
