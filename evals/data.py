@@ -29,9 +29,13 @@ def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[
         if path.is_file():
             found[split] = path
         elif split == "test":
-            raise UserError(f"{path}: no such file (documents of {dataset['id']}); check data.folder={folder}")
+            raise UserError(
+                f"{path}: no such file (documents of {dataset['id']}); check data.folder={folder}"
+            )
     if "test" not in found:
-        raise UserError(f"{dataset['id']}: its files name no test split; set dataset.files.test, or unset data.folder")
+        raise UserError(
+            f"{dataset['id']}: its files name no test split; set dataset.files.test, or unset data.folder"
+        )
     return found
 
 
@@ -86,7 +90,9 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
         return load_dataset("json", data_files=dict(files), field=json_field)
     except Exception as e:  # datasets wraps every parse error in its own classes
         cause = e.__cause__ or e
-        raise UserError(f"{dict(files)['test']}: cannot be read as JSON rows ({' '.join(str(cause).split())[:160]})") from e
+        raise UserError(
+            f"{dict(files)['test']}: cannot be read as JSON rows ({' '.join(str(cause).split())[:160]})"
+        ) from e
 
 
 @lru_cache(maxsize=64)

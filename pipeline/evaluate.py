@@ -83,7 +83,9 @@ class Progress:
         left = (time.monotonic() - self.started) / self.computed * (self.total - finished)
         score = f"{100 * metrics['score']:5.1f} ± {196 * metrics['stderr']:4.1f}"
         name = f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
-        self.report(f"[{finished:>3}/{self.total}] {name:<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})")
+        self.report(
+            f"[{finished:>3}/{self.total}] {name:<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})"
+        )
 
 
 def _minutes(seconds: float) -> str:
@@ -149,7 +151,9 @@ class Runner:
 
         prompt = self.plan.config.prompts[cell.condition.prompt]
         tasks = self._tasks(cell, prompt)
-        if any(task.get_config("unsafe_code") or cell.task.config.form == "humaneval" for task in tasks.values()):
+        if any(
+            task.get_config("unsafe_code") or cell.task.config.form == "humaneval" for task in tasks.values()
+        ):
             sandbox.require(self.plan.config.allow_unsandboxed)
         results = lm_evaluate(
             lm=engine.lm,
@@ -174,10 +178,14 @@ class Runner:
         if self.manager is None:
             logging.getLogger("lm_eval").setLevel(logging.ERROR)
             self.manager = TaskManager(include_path=str(TASKS) if TASKS.is_dir() else None)
-        return {s: load_task(self.manager, self.plan.config, cell.task, s, prompt) for s in cell.task.subtasks}
+        return {
+            s: load_task(self.manager, self.plan.config, cell.task, s, prompt) for s in cell.task.subtasks
+        }
 
 
-def load_task(manager: "TaskManager", config: Config, task: Any, subtask: str | None, prompt: PromptConfig) -> Any:
+def load_task(
+    manager: "TaskManager", config: Config, task: Any, subtask: str | None, prompt: PromptConfig
+) -> Any:
     """An lm-eval task with our documents, changes and prompt condition.
 
     Raises:
@@ -186,7 +194,9 @@ def load_task(manager: "TaskManager", config: Config, task: Any, subtask: str | 
     b = task.config
     name = b.task.format(subtask=subtask)
     if name not in manager.all_tasks:
-        raise UserError(f"benchmarks.{task.benchmark}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
+        raise UserError(
+            f"benchmarks.{task.benchmark}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`"
+        )
     documents = data.load(
         asdict(b.dataset), config.data.folder, subtask, b.form, task.perturbation, config.perturbation_seed
     )
@@ -243,7 +253,9 @@ def _merge(
             sample["extracted"][row["filter"]] = _text(row["filtered_resps"][0])
         for metric in row["metrics"]:
             value = row[metric]
-            sample["scores"][f"{metric},{row['filter']}"] = float(value[0] if isinstance(value, list) else value)
+            sample["scores"][f"{metric},{row['filter']}"] = float(
+                value[0] if isinstance(value, list) else value
+            )
     for sample in merged.values():
         wanted = [b.metric, *b.also]
         absent = [m for m in wanted if m not in sample["scores"]]
@@ -304,7 +316,9 @@ def _provenance(config: Config, cell: Cell, started: datetime) -> dict[str, Any]
 def _git_commit() -> str | None:
     if "RV_GIT" not in os.environ:
         asked = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
         )
         os.environ["RV_GIT"] = asked.stdout.strip()
     return os.environ["RV_GIT"] or None

@@ -72,9 +72,13 @@ class Family:
 
     def checkpoint(self, weights: Weights) -> Checkpoint:
         """The checkpoint that a condition starts from: a donor or the base, or the target that v is added to."""
-        found = {Weights.sft: self.sft, Weights.grpo: self.grpo, Weights.base: self.base}.get(weights, self.target)
+        found = {Weights.sft: self.sft, Weights.grpo: self.grpo, Weights.base: self.base}.get(
+            weights, self.target
+        )
         if found is None:
-            raise UserError(f"families.{self.name}.{weights.value}: a condition needs this checkpoint; set its id")
+            raise UserError(
+                f"families.{self.name}.{weights.value}: a condition needs this checkpoint; set its id"
+            )
         return found
 
     @cached_property
@@ -145,7 +149,12 @@ class Plan:
                 for c in self.conditions
             },
             "cells": [
-                {"family": c.family.name, "condition": c.condition.name, "benchmark": c.task.name, "key": c.key}
+                {
+                    "family": c.family.name,
+                    "condition": c.condition.name,
+                    "benchmark": c.task.name,
+                    "key": c.key,
+                }
                 for c in self.cells
             ],
         }
@@ -226,7 +235,14 @@ def _conditions(config: Config) -> Iterator[Condition]:
     for alpha in sorted(set(config.alpha)):
         label = f"α = {alpha:g}".replace("-", "−")
         yield Condition(
-            f"alpha={alpha!r}", label, Weights.vector, alpha, None, config.sweep.prompt, "sweep", variants=False
+            f"alpha={alpha!r}",
+            label,
+            Weights.vector,
+            alpha,
+            None,
+            config.sweep.prompt,
+            "sweep",
+            variants=False,
         )
 
 
@@ -339,7 +355,11 @@ def _task_definition(task: str) -> Any:
     """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
     if not (TASKS / f"{task.removeprefix('rv_')}.yaml").is_file():
         return None
-    files = [TASKS / f"{task.removeprefix('rv_')}.yaml", *sorted(TASKS.glob("*.py")), *sorted(TASKS.glob("_*.yaml"))]
+    files = [
+        TASKS / f"{task.removeprefix('rv_')}.yaml",
+        *sorted(TASKS.glob("*.py")),
+        *sorted(TASKS.glob("_*.yaml")),
+    ]
     files += [ROOT / "evals" / "code.py", ROOT / "evals" / "sandbox.py"]
     return {f.name: _yaml_content(f) if f.suffix == ".yaml" else code_fingerprint(f) for f in files}
 
@@ -363,7 +383,7 @@ def code_fingerprint(path: Path) -> str:
         if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             first = body[0]
             if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = body[1:] or [ast.Pass()]  # type: ignore[list-item]
+                node.body = body[1:] or [ast.Pass()]
     return digest(ast.dump(tree))
 
 

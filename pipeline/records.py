@@ -54,9 +54,13 @@ class Record:
         try:
             data = path.read_bytes()
         except OSError as e:
-            raise DamagedRecord(f"{path}: cannot be read ({e.strerror}); remove {self.folder} and run again") from None
+            raise DamagedRecord(
+                f"{path}: cannot be read ({e.strerror}); remove {self.folder} and run again"
+            ) from None
         if hashlib.sha256(data).hexdigest() != self.samples_sha256:
-            raise DamagedRecord(f"{path}: checksum differs from its record; remove {self.folder} and run again")
+            raise DamagedRecord(
+                f"{path}: checksum differs from its record; remove {self.folder} and run again"
+            )
         return [json.loads(line) for line in data.splitlines()]
 
 
@@ -84,7 +88,9 @@ def read_record(results: Path, key: str) -> Record | None:
     if sealed != digest(data) or data.get("key") != key:
         raise DamagedRecord(f"{path}: checksum differs from its content; remove {folder} and run again")
     if data["schema"] != SCHEMA:
-        raise DamagedRecord(f"{path}: written in format {data['schema']}, this version reads {SCHEMA}; run again")
+        raise DamagedRecord(
+            f"{path}: written in format {data['schema']}, this version reads {SCHEMA}; run again"
+        )
     return Record(
         folder, data["inputs"], data["metrics"], data["cost"], data["provenance"], data["samples"]["sha256"]
     )

@@ -1,10 +1,10 @@
 """The stages of a run, in order; each reads and writes files, so each can be run, killed and run again alone.
 
-    donors    train the SFT and GRPO donors of a recipe            → results/donors/
-    extract   v = θ_GRPO − θ_SFT, with its geometry                 → results/vectors/<key>/
-    evaluate  every cell of the plan that has no record yet         → results/cells/<key>/
-    render    tables, figures and the report, from records alone    → paper_tables/<name>/
-    track     W&B runs, from records alone                          → the W&B server, or results/wandb/
+donors    train the SFT and GRPO donors of a recipe            → results/donors/
+extract   v = θ_GRPO − θ_SFT, with its geometry                 → results/vectors/<key>/
+evaluate  every cell of the plan that has no record yet         → results/cells/<key>/
+render    tables, figures and the report, from records alone    → paper_tables/<name>/
+track     W&B runs, from records alone                          → the W&B server, or results/wandb/
 """
 
 import time
@@ -24,7 +24,9 @@ def prepare(config: Config) -> Plan:
     if config.data.generator is not None:
         config.data.folder = str(_generated(config))
     if config.data.folder is not None and not Path(config.data.folder).is_dir():
-        raise UserError(f"data.folder={config.data.folder}: no such folder; make it, or unset it to use the hub")
+        raise UserError(
+            f"data.folder={config.data.folder}: no such folder; make it, or unset it to use the hub"
+        )
     plan = make_plan(config)
     write_json(manifest_path(plan.results, config.name), plan.manifest())
     return plan

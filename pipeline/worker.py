@@ -39,7 +39,7 @@ class SteeringExtension:
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
         """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns."""
-        model = self.model_runner.get_model()
+        model: Any = self.model_runner.get_model()
         taken = 0
         loaded: set[str] = set()
 
@@ -66,8 +66,8 @@ class SteeringExtension:
         return {"tensors": taken, "missing": sorted(expected - loaded)}
 
     @staticmethod
-    def _pack_tied_head(model: torch.nn.Module) -> None:
+    def _pack_tied_head(model: Any) -> None:
         """vLLM's CPU build packs the head's matrix apart; reloading refreshes a tied embedding but not that copy."""
-        head = getattr(model, "lm_head", None)
+        head: Any = getattr(model, "lm_head", None)
         if getattr(head, "weight", None) is not None and head.weight.device.type == "cpu":
             head.quant_method.process_weights_after_loading(head)

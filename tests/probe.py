@@ -11,7 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROMPTS = [[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 3, 2, 38, 46], [2, 7, 18, 28], [31, 41, 59, 26, 53, 58, 9, 79]]
+PROMPTS = [
+    [3, 14, 15, 9, 26, 5],
+    [35, 8, 9, 7, 9, 3, 2, 38, 46],
+    [2, 7, 18, 28],
+    [31, 41, 59, 26, 53, 58, 9, 79],
+]
 
 
 def answers(llm: Any) -> list[dict[str, Any]]:
@@ -40,7 +45,13 @@ def main(config: dict[str, Any]) -> None:
     from pipeline.engine import Engine
     from pipeline.vector import Term
 
-    options = {"max_model_len": 128, "max_num_seqs": 8, "kv_cache_gb": 1, "in_process": True, "enforce_eager": True}
+    options = {
+        "max_model_len": 128,
+        "max_num_seqs": 8,
+        "kv_cache_gb": 1,
+        "in_process": True,
+        "enforce_eager": True,
+    }
     found = []
     for engine_steps in config["engines"]:
         engine = Engine(EngineConfig(**options), Path(engine_steps["model"]))

@@ -32,9 +32,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Answers of one engine steered through all weights, and of a fresh engine for each of them."""
     root = tmp_path_factory.mktemp("steering")
     settings = {"tied": request.param, "rows": 128, "torch_dtype": "float32"}
-    state = tiny.weights(
-        tiny.config(**settings), seed=1, head=not request.param, dtype=torch.float32
-    )
+    state = tiny.weights(tiny.config(**settings), seed=1, head=not request.param, dtype=torch.float32)
     state = {k: v if k.endswith("norm.weight") else v * 4 for k, v in state.items()}  # decided answers
     folders = {"target": tiny.write(root / "target", state, **settings)}
     for name, seed in (("sft", 2), ("grpo", 3)):
