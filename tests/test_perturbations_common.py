@@ -105,7 +105,7 @@ def test_an_unknown_form_is_answered_with_the_nearest_one():
 def test_every_kind_has_a_versioned_id_and_says_what_must_stay_true(form: str, name: str):
     kind = get(form, name)
     assert kind.id == f"{name}.v{kind.version}"
-    assert "Must stay true" in (kind.function.__doc__ or "")
+    assert "Must stay true" in " ".join((kind.function.__doc__ or "").split())
 
 
 @pytest.mark.parametrize(("form", "name"), KINDS)
@@ -120,8 +120,9 @@ def test_only_the_intended_fields_change_and_each_document_does(source: str, for
 
 @pytest.mark.parametrize(("form", "name"), KINDS)
 def test_the_same_seed_gives_the_same_documents_in_order(form: str, name: str):
-    once, again = variant("micro", form, name), perturb(form, name, load("micro", form), 0, "navigate")
-    assert list(once) == again
+    documents = load("micro", form)[:60]
+    once, again = (perturb(form, name, documents, 0, "navigate") for _ in range(2))
+    assert once == again
     assert [doc["source_doc"] for doc in once] == sorted({doc["source_doc"] for doc in once})
 
 
@@ -136,7 +137,8 @@ RANDOM = [
 @pytest.mark.parametrize(("form", "name"), RANDOM)
 def test_another_seed_gives_other_documents(form: str, name: str):
     subtask = "logical_deduction_three_objects"
-    assert variant("micro", form, name, 0, subtask) != variant("micro", form, name, 1, subtask)
+    documents = load("micro", form, subtask)[:60]
+    assert perturb(form, name, documents, 0, subtask) != perturb(form, name, documents, 1, subtask)
 
 
 @pytest.mark.parametrize(("form", "name"), sorted(set(KINDS) - {("sciq", "close_distractor")}))

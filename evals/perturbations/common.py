@@ -132,12 +132,12 @@ def irrelevant_facts(
 
 # Numbers ----------------------------------------------------------------------------------------------------
 
-UNITS = re.findall(
+UNITS: list[str] = re.findall(
     r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen",
 )
-TENS = re.findall(r"\w+", "zero ten twenty thirty forty fifty sixty seventy eighty ninety")
+TENS: list[str] = re.findall(r"\w+", "zero ten twenty thirty forty fifty sixty seventy eighty ninety")
 NUMBER_WORD = re.compile(
     r"\b(?:"
     + "|".join(UNITS + TENS[2:])

@@ -9,6 +9,7 @@ GSM-Symbolic (arXiv:2410.05229: names and numbers) and R-GSM (arXiv:2402.08939: 
 
 import ast
 import functools
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -82,8 +83,7 @@ def evaluate(expression: str, operands: Sequence[Fraction] | None = None) -> Fra
 
 
 def replay(answer: str) -> list[Fraction] | None:
-    """The results of an answer's annotations in order, or None unless each is exact and the last one is
-    ``#### n``."""
+    """The results of an answer's annotations, or None unless each is exact and the last is ``#### n``."""
     final = FINAL.search(answer)
     results = []
     for annotation in ANNOTATION.finditer(answer):
@@ -98,59 +98,61 @@ def replay(answer: str) -> list[Fraction] | None:
 
 # Larger numbers ---------------------------------------------------------------------------------------------
 
-# What grows linearly without becoming absurd is changed. Times, ages, speeds, percentages, parts of a body
-# and the like are not; neither is a number that names something.
-ADJECTIVE = (
-    r"(?:(?:more|extra|additional|full|whole|straight|consecutive|working|work|school|business|different|other|long"
-    r"|fewer|less|late|early|credit|overtime|new|old|older|younger|sick|vacation|hot|cold|rainy|sunny|week|light)\s+)?"
-)
+# What may follow or precede a number that is not changed: what is a time, an age, a measure of people and
+# places or a share would become absurd, what names something would become another thing, and world knowledge
+# would be false.
 FIXED_AFTER = re.compile(
-    r"^(?:%|[-–/:'\"°]\d|\d|[A-Za-z]|\s*/\s*\d|['\"°#)]*\s*-?\s*"
-    + ADJECTIVE
-    + r"(?:percent|years?|yrs?|months?|weeks?"
-    r"|weekends?|days?|nights?|mornings?|hours?|hrs?|minutes?|mins?|seconds?|a\.?m\b|p\.?m\b|AM\b|PM\b|o'clock|times?\b"
-    r"|degrees?|mph|kph|miles per hour|miles an hour|km/h|feet tall|feet|foot|inch|inches|ft|in\b|cm|tall|th\b|of\b"
-    r"|(?:-\s*)?(?:sided|legged|wheeled|star|point|grade|piece|pack)|legs?|wheels?|sides?|eyes?|ears?|hands?|arms?"
-    r"|fingers?|toes?|wings?|tires?|tyres?|quarters?|halves|decades?|century|centuries|generations?|shifts?|seasons?"
-    r"|sons?|daughters?|sisters?|brothers?|siblings?|children|kids?|parents?|cousins?|wives|husbands?|friends?|family"
-    r"|families|best|grandchildren|grandkids|nieces?|nephews?|roommates?|moms?|babies|pregnan\w+|semesters?|courses?"
-    r"|meals?|bedrooms?|bathrooms?|floors?|stor(?:y|ies)|people|persons?|men|women|boys|girls|adults?|digits?|million"
-    r"|billion|thousand|hundred|dozens?|ways?|rounds?|steps?\b|grade|games?|classes|members|beds?|cars?|houses?))",
+    r"""(?: % | [-–/:'"°]\d | \d | : | [A-Za-z] | \s*/\s*\d | ['"°\#)]*\s*-?\s*
+    (?: (?:more|extra|additional|full|whole|straight|consecutive|working|work|school|business|different|other|long
+        |fewer|less|late|early|credit|overtime|new|old|older|younger|sick|vacation|hot|cold|rainy|sunny|week|light)\s+ )?
+    (?: percent|years?|yrs?|months?|weeks?|weekends?|days?|nights?|mornings?|hours?|hrs?|minutes?|mins?|seconds?
+        |[ap]\.?m\b|[AP]M\b|o'clock|times?\b|decades?|century|centuries|generations?|shifts?|seasons?|semesters?
+        |degrees?|mph|kph|miles\ (?:per|an)\ hour|km/h|feet|foot|inch|inches|ft|in\b|cm|tall|th\b|of\b|best
+        |-?\ ?(?:sided|legged|wheeled|star|point|grade|piece|pack)|legs?|wheels?|sides?|eyes?|ears?|hands?|arms?
+        |fingers?|toes?|wings?|tyres?|tires?|quarters?|halves|sons?|daughters?|sisters?|brothers?|siblings?|children
+        |kids?|parents?|cousins?|wives|husbands?|friends?|family|families|grandchildren|grandkids|nieces?|nephews?
+        |roommates?|moms?|babies|pregnan\w+|courses?|meals?|bedrooms?|bathrooms?|floors?|stor(?:y|ies)|people|persons?
+        |men|women|boys|girls|adults?|digits?|million|billion|thousand|hundred|dozens?|ways?|rounds?|steps?\b|games?
+        |classes|members|beds?|cars?|houses?) )""",
+    re.VERBOSE,
 )
 FIXED_BEFORE = re.compile(
-    r"(?:[A-Za-z#]|\d[-–/:]|[-–/:]|\d\s|\d[.,]|[A-Z][a-z]*\s(?:No\.?\s)?|(?:in|of|since|year)\s(?=\d{4}))$"
+    r"(?:[A-Za-z#]|[-–/:]|\d\s|\d[.,]|[A-Z][a-z]*\s(?:No\.?\s)?|(?:in|of|since|year)\s(?=\d{4}))$"
 )
 
 # Problems in which larger numbers may change what has to be computed, or make no sense.
 NOT_SCALABLE = re.compile(
-    r"\b(?:age[ds]?|older|younger|years? old|born|birthday|round(?:s|ed|ing)?|nearest|at least|at most|minimum|maximum"
-    r"|up to|exceed\w*|limit\w*|capacity|first \d|every \d+(?:st|nd|rd|th)|no more than|remainder|average speed|leap"
-    r"|fahrenheit|celsius|temperature|score[ds]?|consecutive|ratio|probability|chance|likely|digit|even number"
-    r"|odd number|a\.m|p\.m|am|pm|noon|midnight|o'clock|IQ|calendar|prime|(?:if|when|once|after) [^.]*(?:more than|over)"
-    r"|threshold|over \$?\d|under \$?\d|above \$?\d|below \$?\d|between \d|enough|grades?|exams?|tests?|quiz\w*"
-    r"|asleep|sleeps?|1 \w+ (?:is|has|equals|contains|=)|square|cube|cubic|area|perimeter|volume|triangle|rectang\w+|percentage|what percent)\b",
-    re.IGNORECASE,
+    r"""\b(?: age[ds]?|older|younger|years?\ old|born|birthday|calendar|leap|noon|midnight|o'clock|am|pm|[ap]\.m
+    |round(?:s|ed|ing)?|nearest|remainder|at\ least|at\ most|minimum|maximum|up\ to|no\ more\ than|exceed\w*|limit\w*
+    |threshold|capacity|enough|first\ \d|every\ \d+(?:st|nd|rd|th)|(?:over|under|above|below|between)\ \$?\d
+    |(?:if|when|once|after)\ [^.]*(?:more\ than|over)|consecutive|ratio|probability|chance|likely|percentage
+    |what\ percent|digit|even\ number|odd\ number|prime|IQ|score[ds]?|grades?|exams?|tests?|quiz\w*|asleep|sleeps?
+    |average\ speed|fahrenheit|celsius|temperature|square|cube|cubic|area|perimeter|volume|triangle|rectang\w+
+    |1\ \w+\ (?:is|has|equals|contains|=) )\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
-# An answer's line that computes beside the annotations, or with unknowns.
+# An answer that computes beside its annotations, or with unknowns.
 UNANNOTATED = re.compile(
     r"=(?!\s*[$€£]?\s*<<)|\d[a-z]\b|\b[b-zA-HJ-Z]\s*[-+*/=]|[-+*/=]\s*[b-zA-HJ-Z]\b|\bx\b(?!\s*[$\d])"
 )
 
-# Constants that a solution may use without the question giving them, and the words that call for them.
+# Constants that a solution may use without the question giving them, and what in the question calls for them.
 IMPLICIT = {
-    "7": r"week|day", "52": r"week|year", "365": r"day|year|daily", "30": r"month|day|half|minute", "31": r"month|day|march|may|july",
-    "12": r"month|year|dozen|inch|foot|feet|annual", "24": r"hour|day", "60": r"hour|minute|second", "4": r"month|week|quarter|season",
-    "100": r"percent|%|cent|penn|meter|hundred", "0.01": r"percent|%|cent|penn", "3": r"yard|feet|foot|third|tripl", "16": r"ounce|pound",
-    "1000": r"kilo|gram|liter|milli|thousand|ton|km|kg", "10": r"decade|dime|ten", "5": r"nickel|week|cent", "25": r"quarter",
-    "0.25": r"quarter", "0.5": r"half", "0.1": r"dime|ten", "0.05": r"nickel", "8": r"ounce|gallon|pint|pizza|octop|spider", "20": r"score",
-    "36": r"inch|yard", "48": r"hour|day|week", "28": r"february|week", "15": r"quarter", "3600": r"second", "6": r"insect|week",
-    "1": "", "2": "", "0": "",
+    "0": "", "1": "", "2": "", "3": "yard|feet|foot|third|tripl", "4": "month|week|quarter|season",
+    "5": "nickel|week|cent", "6": "insect|week", "7": "week|day", "8": "ounce|gallon|pint|pizza|octop|spider",
+    "10": "decade|dime|ten", "12": "month|year|dozen|inch|foot|feet|annual", "15": "quarter", "16": "ounce|pound",
+    "20": "score", "24": "hour|day", "25": "quarter", "28": "february|week", "30": "month|day|half|minute",
+    "31": "month|day|march|may|july", "36": "inch|yard", "48": "hour|day|week", "52": "week|year",
+    "60": "hour|minute|second", "100": "percent|%|cent|penn|meter|hundred", "365": "day|year|daily",
+    "1000": "kilo|gram|liter|milli|thousand|ton|km|kg", "3600": "second", "0.01": "percent|%|cent|penn",
+    "0.05": "nickel", "0.1": "dime|ten", "0.25": "quarter", "0.5": "half",
 }  # fmt: skip
-FRACTION_WORDS = {
-    "half": "2 0.5", "halves": "2 0.5", "third": "3", "quarter": "4 0.25", "fourth": "4 0.25", "fifth": "5 0.2", "sixth": "6",
-    "seventh": "7", "eighth": "8 0.125", "ninth": "9", "tenth": "10 0.1", "twentieth": "20 0.05", "twice": "2", "double": "2",
-    "thrice": "3", "triple": "3", "tripled": "3", "quadruple": "4", "dozen": "12", "both": "2", "pair": "2", "couple": "2",
-    "hundred": "100", "thousand": "1000", "million": "1000000", "score": "20",
+SAID = {
+    "half": "2 0.5", "halve": "2 0.5", "third": "3", "quarter": "4 0.25", "fourth": "4 0.25", "fifth": "5 0.2",
+    "sixth": "6", "seventh": "7", "eighth": "8 0.125", "ninth": "9", "tenth": "10 0.1", "twentieth": "20 0.05",
+    "twice": "2", "double": "2", "both": "2", "pair": "2", "couple": "2", "thrice": "3", "triple": "3",
+    "tripled": "3", "quadruple": "4", "dozen": "12", "score": "20", "hundred": "100", "thousand": "1000",
+    "million": "1000000",
 }  # fmt: skip
 
 
@@ -170,25 +172,18 @@ def mentions(question: str) -> list[Mention]:
         before, after = question[: match.start()], question[match.end() :]
         value = exact(match.group())
         year = 1800 <= value <= 2100 and "," not in match.group() and not before.endswith("$")
-        fixed = (
-            value < 2
-            or year
-            or FIXED_AFTER.match(after)
-            or FIXED_BEFORE.search(before)
-            or after.startswith(":")
-        )
+        fixed = value < 2 or year or FIXED_AFTER.match(after) or FIXED_BEFORE.search(before)
         found.append(Mention(match.span(), value, not fixed))
     return found
 
 
 def constants(question: str, fixed: set[Fraction]) -> set[Fraction]:
-    """Values that a solution may use and that do not change: fixed numbers, number words, percentages,
-    conversions."""
+    """Values that a solution may use and that stay: fixed numbers, number words, percentages, conversions."""
     lowered = question.lower()
     known = set(fixed)
     known |= {Fraction(value) for value, cue in IMPLICIT.items() if re.search(cue, lowered)}
     for word in re.findall(r"[a-z]+", lowered):
-        known |= {Fraction(value) for value in FRACTION_WORDS.get(word.removesuffix("s"), "").split()}
+        known |= {Fraction(value) for value in SAID.get(word.removesuffix("s"), "").split()}
     known |= {Fraction(value) for value in range(1, 100) if re.search(rf"\b{number_words(value)}\b", lowered)}
     for percent in re.findall(r"([\d.]+)\s*(?:%|percent)", lowered):
         share = Fraction(percent.strip(".") or "0") / 100
@@ -196,18 +191,12 @@ def constants(question: str, fixed: set[Fraction]) -> set[Fraction]:
     for top, bottom in re.findall(r"(\d+)/(\d+)", question):
         if int(bottom):
             share = Fraction(int(top), int(bottom))
-            known |= {
-                share,
-                1 - share,
-                Fraction(int(top)),
-                Fraction(int(bottom)),
-                Fraction(int(bottom) - int(top)),
-            }
+            known |= {share, 1 - share, Fraction(top), Fraction(bottom), Fraction(bottom) - Fraction(top)}
     return known
 
 
 def like(value: Fraction, written: str) -> str:
-    """``value``, which has at most two decimals, written the way ``written`` is: commas, decimals, leading
+    """``value``, which has at most two decimals, written as ``written`` is: commas, decimals, leading
     zero."""
     decimals = len(written.partition(".")[2])
     while (value * 10**decimals).denominator != 1:
@@ -291,8 +280,7 @@ class Problem:
 
 
 def sensible(old: Fraction, new: Fraction) -> bool:
-    """Whether a result kept its sign, stays whole if it was whole, and has not grown out of all
-    proportion."""
+    """Whether a result kept its sign, is whole if it was whole, and has not grown out of all proportion."""
     if old <= 0 or new <= 0 or new > 200 * old or (100 * new).denominator != 1:
         return old == new
     return old.denominator != 1 or new.denominator == 1
@@ -310,9 +298,7 @@ def link(document: Document) -> Problem | None:
     known = constants(question, {mention.value for mention in found if not mention.scalable})
     # A small number used more often than it is mentioned may be counted from the story ("Ann, Bob and Carl").
     quantities = [mention.value for mention in found]
-    known |= {
-        value for value in quantities if value <= 12 and literals.count(value) > quantities.count(value)
-    }
+    known |= {n for n in quantities if n <= 12 and literals.count(n) > quantities.count(n)}
     for mention in found:
         mention.scalable = mention.scalable and mention.value not in known
         # A quantity that the computation does not use may be a restatement of one that it does.
@@ -325,10 +311,10 @@ def link(document: Document) -> Problem | None:
         step = None
         current = annotations[len(results)] if len(results) < len(annotations) else None
         if current is not None and current.start(2) <= number.start() < current.end(2):
-            step = (
-                current[1],
-                [i for i, slot in enumerate(slots) if current.start(1) <= slot.span[0] < current.end(1)],
-            )
+            operands = [
+                i for i, slot in enumerate(slots) if current.start(1) <= slot.span[0] < current.end(1)
+            ]
+            step = (current[1], operands)
         earlier = [i for i, result in enumerate(results) if result == value]
         slots.append(Slot(number.span(), value, value in quantities, earlier, value in known, step))
         if step is not None:
@@ -368,11 +354,14 @@ def larger_numbers(document: Document, rng: random.Random, context: Context) -> 
     values = sorted({mention.value for mention in problem.mentions if mention.scalable})
     if not values:
         return None
-    # Any larger numbers first, then multiples, which divide as the old ones did, then one factor for all.
-    choices = [[larger(value, rng) for value in values] for _ in range(80)]
-    choices += [[value * rng.randint(2, 5) for value in values] for _ in range(80)]
-    choices += [[value * factor for value in values] for factor in rng.sample(range(2, 6), 4)]
-    for choice in choices:
+    for attempt in range(160):
+        # Any larger numbers first, then multiples, which divide as the old ones did, then one factor for all.
+        if attempt < 80:
+            choice = [larger(value, rng) for value in values]
+        elif attempt < 156:
+            choice = [value * rng.randint(2, 5) for value in values]
+        else:
+            choice = [value * (attempt - 154) for value in values]
         new = dict(zip(values, choice, strict=True))
         follows = problem.follow(new) if sorted(set(choice)) == choice else None
         if follows is not None and follows[-1] != problem.slots[-1].value:
@@ -383,9 +372,9 @@ def larger_numbers(document: Document, rng: random.Random, context: Context) -> 
 # More steps -------------------------------------------------------------------------------------------------
 
 OPERATIONS = (
-    ("multiply it by {a}", "*", 2, 6),
-    ("add {a} to it", "+", 11, 60),
-    ("subtract {a} from it", "-", 2, 40),
+    ("multiply it by {}", "*", 2, 6),
+    ("add {} to it", "+", 11, 60),
+    ("subtract {} from it", "-", 2, 40),
 )
 
 
@@ -405,30 +394,20 @@ def more_steps(document: Document, rng: random.Random, context: Context) -> Docu
         return None
     value, steps, lines = results[-1], [], []
     for phrase, sign, low, high in rng.sample(OPERATIONS, 2):
-        number = (
-            rng.randint(low, min(high, int(value) - 1) if sign == "-" else high)
-            if sign != "-" or value > low
-            else 0
-        )
-        if number == 0:
+        most = min(high, math.ceil(value) - 1) if sign == "-" else high
+        if most < low:
             return None
-        expression = f"{_plain(value)}{sign}{number}"
-        value = {"*": value * number, "+": value + number, "-": value - number}[sign]
-        steps.append(phrase.format(a=number))
-        lines.append(
-            f"{expression.replace(sign, f' {sign} ')} = <<{expression}={_plain(value)}>>{_plain(value)}"
-        )
-    asked = (
-        " Take the number that answers this question and "
-        + ", then ".join(steps)
-        + ". What number do you get?"
+        number = rng.randint(low, most)
+        new = {"*": value * number, "+": value + number, "-": value - number}[sign]
+        old_text, new_text = like(value, ""), like(new, "")
+        steps.append(phrase.format(number))
+        lines.append(f"\n{old_text} {sign} {number} = <<{old_text}{sign}{number}={new_text}>>{new_text}")
+        value = new
+    added = (
+        f" Take the number that answers this question and {', then '.join(steps)}. What number do you get?"
     )
-    answer = FINAL.sub("", document["answer"]) + "\n" + "\n".join(lines) + f"\n#### {_plain(value)}"
-    return {**document, "question": question + asked, "answer": answer}
-
-
-def _plain(value: Fraction) -> str:
-    return str(value) if value.denominator == 1 else f"{float(value):.10g}"
+    answer = FINAL.sub("", document["answer"]) + "".join(lines) + f"\n#### {like(value, '')}"
+    return {**document, "question": question + added, "answer": answer}
 
 
 # Words around the same computation --------------------------------------------------------------------------
@@ -454,8 +433,8 @@ def irrelevant_sentences(document: Document, rng: random.Random, context: Contex
     if len(facts) < 2:
         return None
     parts = sentences(document["question"].strip())
-    places = [0] + [
-        i for i in range(1, len(parts)) if not PRONOUN.search(parts[i]) and not REFERS_BACK.match(parts[i])
+    places = [
+        i for i, part in enumerate(parts) if i == 0 or not (PRONOUN.search(part) or REFERS_BACK.match(part))
     ]
     for place, fact in zip(sorted(rng.choices(places, k=2), reverse=True), facts, strict=True):
         parts.insert(place, fact + " ")
@@ -476,18 +455,19 @@ def typing_noise(document: Document, rng: random.Random, context: Context) -> Do
 
 # Words by which a sentence depends on the ones before it, or on when something happens.
 DEPENDENT = re.compile(
-    r"\b(?:he|she|it|its|they|them|their|theirs|his|her|hers|him|this|that|these|those|both|each of|then|next|later"
-    r"|after\w*|before|finally|first|second|last|also|another|others?|same|such|rest|remain\w*|left|total|altogether"
-    r"|together|all|everyone|instead|however|so|now|again|still|already|today|yesterday|tomorrow|ones?|other half"
-    r"|half of|previous|following|meanwhile|likewise|too|only|more(?! than| \w+ than)|additional|extra|there"
-    r"|gives?|gave|takes?|took|gets?|got|loses?|lost|buys?|bought|sells?|sold|finds?|found|eats?|ate|uses|used|adds?"
-    r"|added|spends?|spent|wants?)\b",
-    re.IGNORECASE,
+    r"""\b(?: he|she|it|its|they|them|their|theirs|his|her|hers|him|this|that|these|those|both|each\ of|there|ones?
+    |then|next|later|after\w*|before|finally|first|second|last|previous|following|meanwhile|today|yesterday|tomorrow
+    |now|again|still|already|also|another|others?|same|such|rest|remain\w*|left|total|altogether|together|all|everyone
+    |instead|however|likewise|so|too|only|other\ half|half\ of|more(?!\ than|\ \w+\ than)|additional|extra|wants?
+    |gives?|gave|takes?|took|gets?|got|loses?|lost|buys?|bought|sells?|sold|finds?|found|eats?|ate|uses|used|adds?
+    |added|spends?|spent )\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
 STATE = re.compile(
-    r"\b(?:has|have|had|is|are|costs?|weighs?|weighed|needs?|needed|earns?|earned|contains?|holds?|owns?|owned"
-    r"|charges?|charged|collected|scored|picked|caught|baked|read|ran|planted|made|works?|worked|drinks?|drank|drives?"
-    r"|walks?|runs?|reads?|makes|plays?|sleeps?|chews?|produces?|lays?|grows?|pays?|received?|drinks?)\b"
+    r"""\b(?: has|have|had|is|are|costs?|weighs?|weighed|needs?|needed|earns?|earned|contains?|holds?|owns?|owned
+    |charges?|charged|collected|scored|picked|caught|baked|read|ran|planted|made|makes|works?|worked|drinks?|drank
+    |drives?|walks?|runs?|reads?|plays?|sleeps?|chews?|produces?|lays?|grows?|pays?|received? )\b""",
+    re.VERBOSE,
 )
 NAME = re.compile(
     r"\b(?!(?:A|An|In|On|At|For|Each|Every|To|Of|Some|One|Two|Three|The|I|If|From|By|With)\b)[A-Z][a-z]+\b"
@@ -496,7 +476,7 @@ COMPARED = re.compile(r"\b(?:than|as (?:many|much|old|long|far|big|heavy|tall|fa
 
 
 def stands_alone(sentence: str, earlier: str) -> bool:
-    """Whether a premise reads the same wherever it stands: a state, without a word that refers to another
+    """Whether a premise reads the same wherever it stands: it tells a state and refers to no other
     sentence."""
     if DEPENDENT.search(sentence) or not STATE.search(sentence) or not re.match(r"[A-Z][a-z'’]* ", sentence):
         return False
@@ -536,28 +516,20 @@ def sentence_order(document: Document, rng: random.Random, context: Context) -> 
 # The same numbers, names and units otherwise written --------------------------------------------------------
 
 AMOUNT = re.compile(r"\$ ?(\d[\d,]*(?:\.\d+)?|\.\d+)(?: (hundred|thousand|million|billion))?(/(?=[a-z]))?")
-ORDINALS = {1: "first", 2: "second", 3: "third", 5: "fifth", 8: "eighth", 9: "ninth", 12: "twelfth"}
-PARTS = {
-    2: "half",
-    3: "third",
-    4: "quarter",
-    5: "fifth",
-    6: "sixth",
-    7: "seventh",
-    8: "eighth",
-    9: "ninth",
-    10: "tenth",
-}
+ORDINALS = {1: "first", 2: "second", 3: "third", 5: "fifth", 8: "eighth", 9: "ninth", 12: "twelfth", 20: "twentieth"}  # fmt: skip
+PARTS = ("", "", "half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 DETERMINER = re.compile(
     r"\b(?:a|an|the|his|her|its|their|my|our|your|this|that|each|every|one|two|three|four|five|six|\d+) $",
-    re.I,
+    re.IGNORECASE,
 )
+# After "five dollars", not after the adjective "five-dollar".
 AFTER_AMOUNT = re.compile(
-    r"\W*$|[.,;:?!)]|\s+(?:per|each|for|a|an|and|or|in|on|to|from|at|of|off|more|less|every|with|while|if|but|when|the|apiece"
-    r"|as|by|he|she|they|it|is|was|are|were|worth|left|back|now|total|altogether|than|after|before|so|that|which|who|last|this"
-    r"|extra|because|without|during|out|over|into|towards?|between|among|profit|his|her|their|today|daily|weekly|monthly|yearly"
-    r"|annually|cash|already|since|until|plus|not|would|will|had|has|have|does|did|do|how|what|every)\b",
-)  # fmt: skip
+    r"""\W*$ | [.,;:?!)] | \s+(?: per|each|every|apiece|for|a|an|and|or|plus|in|on|to|from|at|of|off|out|over|into|towards?
+    |with|without|between|among|during|by|as|than|if|but|when|while|because|since|until|after|before|so|that|which|who
+    |the|this|last|what|how|he|she|they|it|his|her|their|is|was|are|were|would|will|had|has|have|does|did|do|not|more
+    |less|extra|left|back|now|already|total|altogether|worth|profit|cash|today|daily|weekly|monthly|yearly|annually )\b""",
+    re.VERBOSE,
+)
 
 
 def amount_words(number: str, scale: str | None) -> str | None:
@@ -607,9 +579,9 @@ def digits_as_words(document: Document, rng: random.Random, context: Context) ->
 
     def fraction(match: re.Match[str]) -> str:
         top, bottom = int(match[2]), int(match[3])
-        if not 0 < top < bottom or bottom not in PARTS:
+        if not 0 < top < bottom < len(PARTS):
             return match.group()
-        part = {"half": "halves"}.get(PARTS[bottom], PARTS[bottom] + "s") if top > 1 else PARTS[bottom]
+        part = PARTS[bottom] if top == 1 else "halves" if bottom == 2 else PARTS[bottom] + "s"
         return (f"{number_words(int(match[1]))} and " if match[1] else "") + f"{number_words(top)} {part}"
 
     text = re.sub(r"(?<![\w.,:/$-])(?:(\d+) )?(\d+)/(\d+)(?![\w/]|\.\d)", fraction, text)
@@ -618,27 +590,22 @@ def digits_as_words(document: Document, rng: random.Random, context: Context) ->
         value = int(match[1])
         if value > 20:
             return match.group()
-        return ORDINALS.get(value) or number_words(value).removesuffix("y") + (
-            "ieth" if value == 20 else "th"
-        )
+        return ORDINALS.get(value) or number_words(value) + "th"
 
     text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", ordinal, text)
 
     def plain(match: re.Match[str]) -> str:
         number = match.group(1)
-        if (
-            exact(number) >= 10**9
-            or re.fullmatch(r"(?:1[5-9]|20)\d\d", number)
-            or re.fullmatch(r"0\d+", number)
-        ):
+        year_or_code = re.fullmatch(r"(?:1[5-9]|20)\d\d|0\d+", number)
+        if year_or_code or exact(number) >= 10**9:
             return match.group()
         return _decimal_words(number) + (" percent" if match[2] else "")
 
-    text = re.sub(
-        r"(?<![\w.,:/$#£€'\"-])(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:(%)(?!\w)|(?=-[A-Za-z])|(?![\w%:/'’\"°-]|[.,]\d|\s*[x*]\s))",
-        plain,
-        text,
+    before, after = (
+        r"(?<![\w.,:/$#£€'\"-])",
+        r"(?:(%)(?!\w)|(?=-[A-Za-z])|(?![\w%:/'’\"°-]|[.,]\d|\s*[x*]\s))",
     )
+    text = re.sub(rf"{before}({NUMBER.pattern}){after}", plain, text)
     if re.search(r"\d|\$", text):
         return None
     text = re.sub(r"(^|[.?!]\s+)([a-z])", lambda match: match[1] + match[2].upper(), text)
@@ -646,54 +613,62 @@ def digits_as_words(document: Document, rng: random.Random, context: Context) ->
 
 
 # Names are told apart only to keep pronouns right; those that are also words or given to both are not listed.
-FEMALE = re.compile(
-    r"(?:Mary|Sarah|Sally|Jane|Martha|Jenny|Carla|Susan|Anna|Hannah|Maria|Jill|Emily|Lisa|Nancy|Alice|Karen|Betty|Julia"
-    r"|Rachel|Jenna|Jessica|Tina|Annie|Amy|Amanda|Julie|Emma|Lily|Beth|Sara|Carrie|Cindy|Carly|Madeline|Megan|Samantha"
-    r"|Sandra|Anne|Lucy|Monica|Wendy|Jennifer|Leila|Mandy|Kate|Angela|Brenda|Stacy|Janice|Linda|Brittany|Gina|Donna"
-    r"|Carmen|Carol|Diane|Melissa|Olivia|Claire|Laura|Kendra|Melanie|Tracy|Dorothy|Kylie|Erin|Becky|Tiffany|Sophie"
-    r"|Jasmine|Bella|Rebecca|Michelle|Katie|Barbara|Gretchen|Ella|Erica|Carolyn|Elizabeth|Tara|Maggie|Sheila|Mia|Tanya"
-    r"|Ellen|Rita|Molly|Kayla|Patricia|Helen|Elsa|Stephanie|Marissa|Polly|Christina|Clara|Greta|Marta|Ava|Tonya|Abigail"
-    r"|Cheryl|Marie|Cynthia|Judy|Marcia|Brooke|Shelly|Milly|Alyssa|Lola|Lana|Bethany|Lauren|Pauline|Mabel|Natalie|Marla"
-    r"|Lydia|Layla|Veronica|Jessie|Paula|Danielle|Phoebe|Christine|Lara|Diana|Zoe|Nicole|Gloria|Sophia|Beatrice|Katy"
-    r"|Rosie|Josie|Lori|Naomi|Brianna|Ruby|Chloe|Heather|Leah|Tabitha|Bonnie|Wanda|Teresa|Alison|Betsy|Valerie|Isabel"
-    r"|Louise|Alicia|Stella|Miriam|Kelsey|Tammy|Luna|Nora|Maddie|Amelia|Peggy|Isabella|Eliza|Hallie|Suzanne|Catherine"
-    r"|Kimberly|Nadine|Katherine|Audrey|Vanessa|Liza|Irene|Ellie|Angie|Katrina|Sabrina|Cathy|Lucille|Fiona|Alexa|Theresa"
-    r"|Margaret|Hazel|Lizzy|Maya|Doris|Juanita|Miranda|Matilda|Mona|Allie|Lena|Suzy|Harriet|Lillian|Janet|Joanna|Eva)"
+FEMALE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    Mary Sarah Sally Jane Martha Jenny Carla Susan Anna Hannah Maria Jill Emily Lisa Nancy Alice Karen Betty
+    Julia Rachel Jenna Jessica Tina Annie Amy Amanda Julie Emma Lily Beth Sara Carrie Cindy Carly Madeline
+    Megan Samantha Sandra Anne Lucy Monica Wendy Jennifer Leila Mandy Kate Angela Brenda Stacy Janice Linda
+    Brittany Gina Donna Carmen Carol Diane Melissa Olivia Claire Laura Kendra Melanie Tracy Dorothy Kylie Erin
+    Becky Tiffany Sophie Jasmine Bella Rebecca Michelle Katie Barbara Gretchen Ella Erica Carolyn Elizabeth
+    Tara Maggie Sheila Mia Tanya Ellen Rita Molly Kayla Patricia Helen Elsa Stephanie Marissa Polly Christina
+    Clara Greta Marta Ava Tonya Abigail Cheryl Marie Cynthia Judy Marcia Brooke Shelly Milly Alyssa Lola Lana
+    Bethany Lauren Pauline Mabel Natalie Marla Lydia Layla Veronica Jessie Paula Danielle Phoebe Christine
+    Lara Diana Zoe Nicole Gloria Sophia Beatrice Katy Rosie Josie Lori Naomi Brianna Ruby Chloe Heather Leah
+    Tabitha Bonnie Wanda Teresa Alison Betsy Valerie Isabel Louise Alicia Stella Miriam Kelsey Tammy Luna Nora
+    Maddie Amelia Peggy Isabella Eliza Hallie Suzanne Catherine Kimberly Nadine Katherine Audrey Vanessa Liza
+    Irene Ellie Angie Katrina Sabrina Cathy Lucille Fiona Alexa Theresa Margaret Hazel Lizzy Maya Doris
+    Juanita Miranda Matilda Mona Allie Lena Suzy Harriet Lillian Janet Joanna Eva
+    """,
+    )
 )
-MALE = re.compile(
-    r"(?:James|Tom|Bob|Peter|Tim|Mike|Jerry|Jason|Jim|Joe|Billy|Ben|Steve|Tony|Michael|Matt|Paul|Josh|Harry|Jake|Adam"
-    r"|Carl|Jackson|Andy|George|Jeff|Jimmy|Jacob|Ryan|Henry|David|Greg|Bobby|Brian|Johnny|Andrew|Randy|Tommy|Robert"
-    r"|Rick|Thomas|Kyle|Fred|Jeremy|Kevin|Oliver|Carlos|Aaron|Gary|Roger|Luke|Gerald|Joseph|Toby|Martin|Brandon|Dave"
-    r"|Joey|Daniel|William|Justin|Danny|Mason|Pete|Leo|Richard|Dan|Juan|Sean|Nick|Patrick|Anthony|Diego|Simon|Barry"
-    r"|Samuel|Eric|Jose|Bruce|Trevor|Manny|Nathan|Ian|Lucas|Bert|Matthew|Walter|Mario|Mitchell|Jared|Larry|Steven|Tyler"
-    r"|Albert|Caleb|Phil|Bryan|Ted|Blake|Chad|Noah|Kenny|Arthur|Brad|Calvin|Nate|Derek|Javier|Connor|Charles|Stephen"
-    r"|Theo|Ralph|Timothy|Gabriel|Neil|Jayden|Ivan|Vincent|Seth|Zack|Travis|Marco|Tyson|Grayson|Jonathan|Boris|Arnold"
-    r"|Tobias|Brendan|Todd|Phillip|Joel|Jorge|Zach|Malcolm|Raymond|Cody|Dylan|Ethan|Liam|Pedro|Ahmed|Roy|Harold|Donald"
-    r"|Xavier|Dennis|Archie|Hugo|Lance|Rodney|Troy|Alexander|Kenneth|Gordon|Joshua|Philip|Dante|Freddy|Lloyd|Jamal"
-    r"|Jasper|Howard|Gunther|Milo|Felix|Craig|Colin|Bernie|Keith|Hans|Ronald|Roberto|Jonah|Christopher|Antonio|Julian"
-    r"|Timmy|Louie|Evan|Julio|Pablo|Sebastian|Benjamin|Alvin|Barney|Louis|Maurice|Miguel|Omar|Max|Jack|John)"
+MALE = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    James Tom Bob Peter Tim Mike Jerry Jason Jim Joe Billy Ben Steve Tony Michael Matt Paul Josh Harry Jake
+    Adam Carl Jackson Andy George Jeff Jimmy Jacob Ryan Henry David Greg Bobby Brian Johnny Andrew Randy Tommy
+    Robert Rick Thomas Kyle Fred Jeremy Kevin Oliver Carlos Aaron Gary Roger Luke Gerald Joseph Toby Martin
+    Brandon Dave Joey Daniel William Justin Danny Mason Pete Leo Richard Dan Juan Sean Nick Patrick Anthony
+    Diego Simon Barry Samuel Eric Jose Bruce Trevor Manny Nathan Ian Lucas Bert Matthew Walter Mario Mitchell
+    Jared Larry Steven Tyler Albert Caleb Phil Bryan Ted Blake Chad Noah Kenny Arthur Brad Calvin Nate Derek
+    Javier Connor Charles Stephen Theo Ralph Timothy Gabriel Neil Jayden Ivan Vincent Seth Zack Travis Marco
+    Tyson Grayson Jonathan Boris Arnold Tobias Brendan Todd Phillip Joel Jorge Zach Malcolm Raymond Cody Dylan
+    Ethan Liam Pedro Ahmed Roy Harold Donald Xavier Dennis Archie Hugo Lance Rodney Troy Alexander Kenneth
+    Gordon Joshua Philip Dante Freddy Lloyd Jamal Jasper Howard Gunther Milo Felix Craig Colin Bernie Keith
+    Hans Ronald Roberto Jonah Christopher Antonio Julian Timmy Louie Evan Julio Pablo Sebastian Benjamin Alvin
+    Barney Louis Maurice Miguel Omar Max Jack John
+    """,
+    )
 )
 NEW_FEMALE = ("Ingrid", "Selma", "Vera", "Thelma", "Nadia", "Olga", "Edith", "Camille")
 NEW_MALE = ("Oscar", "Victor", "Edgar", "Conrad", "Bruno", "Otto", "Anton", "Ruben")
-PLACE = r"Street|Avenue|Road|Park|School|Elementary|High|Middle|University|College|City|County|Beach|Island|Lake|Hospital|Day"
+# What makes a first name part of another name.
+BEFORE_NAME = (
+    {"St.", "Saint", "Santa", "Lake", "Mount", "Fort", "Mr.", "Mrs.", "Ms.", "Miss", "Dr."} | FEMALE | MALE
+)
+AFTER_NAME = r"Street|Avenue|Road|Park|School|Elementary|High|Middle|University|College|City|County|Beach|Island|Lake|Hospital|Day"
 
-# (unit, its new name, units of the same kind with which it might be converted)
+# (unit, its new name, units of the same kind to which it might be converted)
 UNIT_CHANGES = (
+    ("mile", "kilometer", r"feet|foot|yards?|inch\w*|kilomet\w*|km|met(?:er|re)s?|mph|mpg|mileage|leagues?"),
     (
-        r"\bmile(s?)\b",
-        r"kilometer\1",
-        r"feet|foot|yards?|inch\w*|kilomet\w*|km|met(?:er|re)s?|mph|mpg|mileage|leagues?",
-    ),
-    (
-        r"\bpound(s?)\b",
-        r"kilogram\1",
+        "pound",
+        "kilogram",
         r"ounces?|oz|tons?|kilo\w*|kg|grams?|stones?|lbs?|sterling|British|quid|dollars?|cents?",
     ),
-    (
-        r"\bgallon(s?)\b",
-        r"liter\1",
-        r"quarts?|pints?|cups?|(?:milli)?lit(?:er|re)s?|ounces?|oz|mpg|ml|inch\w*|feet",
-    ),
+    ("gallon", "liter", r"quarts?|pints?|cups?|(?:milli)?lit(?:er|re)s?|ounces?|oz|mpg|ml|inch\w*|feet"),
 )
 COINS = re.compile(
     r"\b(?:quarters?|dimes?|nickels?|penn\w+|coins?|bills?|euros?|pounds?|yen|pesos?|currenc\w+|exchange rate|usd|us"
@@ -713,22 +688,22 @@ def units_and_names(document: Document, rng: random.Random, context: Context) ->
     """
     question, answer = document["question"], document["answer"]
     both = question + "\n" + answer
-    changes: list[tuple[str, str]] = []
     capitalised = set(re.findall(r"\b[A-Z]\w+", both))
+    changes = []
     for known, pool in ((FEMALE, NEW_FEMALE), (MALE, NEW_MALE)):
-        free = rng.sample(
-            [name for name in pool if name not in capitalised], k=len(pool) - len(capitalised & set(pool))
-        )
-        for old in sorted(name for name in capitalised if known.fullmatch(name)):
-            # Not a surname, a place or a thing that goes by the name.
-            clash = rf"\b(?:St\.|Saint|Lake|Mount|Fort|Mr\.|Mrs\.|Ms\.|Miss|Dr\.|Santa|[A-Z]\w+(?<!Uncle)(?<!Aunt)) {old}\b|\b{old}['’s]* (?:{PLACE})\b|\b{old}-"
-            if free and not re.search(rf"(?<![.?!] ){clash}|\b{old.lower()}\b", both):
-                changes += [(rf"\b{old}(['’])(?!\w)", free[-1] + r"\1s"), (rf"\b{old}\b", free.pop())]
+        free = [name for name in pool if name not in capitalised]
+        rng.shuffle(free)
+        for old in sorted(known & capitalised):
+            before = set(re.findall(rf"(\S+) {old}\b", both)) & BEFORE_NAME
+            inside = rf"[a-z,] [A-Z]\w+ {old}\b|\b{old}['’s]* (?:{AFTER_NAME})\b|\b{old}(?:-|s\b)|\b{old.lower()}\b"
+            if free and not before and not re.search(inside, both):
+                new = free.pop()
+                changes += [(rf"\b{old}(['’])(?!\w)", new + r"\1s"), (rf"\b{old}\b", new)]
     for unit, new, related in UNIT_CHANGES:
         if not re.search(rf"\b(?:{related})\b", both, re.IGNORECASE):
-            changes.append((unit, new))
+            changes.append((rf"\b{unit}(?=s?\b)", new))
     if not COINS.search(both):
-        changes += [(r"\bdollar(s?)\b", r"euro\1"), (r"\$", "€")]
+        changes += [(r"\bdollar(?=s?\b)", "euro"), (r"\$", "€")]
     changed = {**document}
     for field in ("question", "answer"):
         for pattern, new in changes:

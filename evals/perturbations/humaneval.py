@@ -211,34 +211,26 @@ def example_lines(lines: list[str], entry_point: str) -> set[int]:
     """
     found: set[int] = set()
     call = re.compile(rf"\s*(?:\* |for |assert )?{re.escape(entry_point)}\((?!n\b|\))")
-    headed = any(HEADING.match(line) for line in lines)
+    doctest = [line.lstrip().startswith(">>>") for line in lines]
+    calls_count = not any(doctest) and not any(HEADING.match(line) for line in lines)
     mode, indent = "", 0
     for i, line in enumerate(lines):
-        blank = not line.strip()
-        depth = len(line) - len(line.lstrip())
-        if line.lstrip().startswith(">>>"):
-            mode = "doctest" if mode != "headed" else mode
-            found.add(i)
-        elif HEADING.match(line):
+        blank, depth = not line.strip(), len(line) - len(line.lstrip())
+        if HEADING.match(line):
             mode, indent = "headed", depth
+        elif mode == "headed":
+            if not (blank or doctest[i] or doctest[i - 1] or depth > indent or CODE.search(line)):
+                mode = ""
+        elif doctest[i]:
+            mode = "doctest"
+        elif blank or mode != "doctest":
+            mode = (
+                "call" if calls_count and call.match(line) and RESULT.search(line.partition(")")[2]) else ""
+            )
+        if mode:
             found.add(i)
-        elif mode == "doctest" and not blank:
-            found.add(i)
-        elif mode == "headed" and (
-            blank or depth > indent or CODE.search(line) or lines[i - 1].lstrip().startswith(">>>")
-        ):
-            found.add(i)
-        elif not headed and mode != "doctest" and call.match(line) and RESULT.search(line.partition(")")[2]):
-            found.add(i)
-        else:
-            mode = ""
-    if not headed and any(line.lstrip().startswith(">>>") for line in lines):
-        found = {i for i in found if not call.match(lines[i]) or lines[i - 1].lstrip().startswith(">>>")}
     # The line that announces them.
-    found |= {
-        i - 1 for i in found if i - 1 not in found and re.fullmatch(r"\s*(?:\w+ ){1,6}\w+:\s*", lines[i - 1])
-    }
-    return found
+    return found | {i - 1 for i in found if re.fullmatch(r"\s*(?:\w+ ){1,6}\w+:\s*", lines[i - 1])}
 
 
 def replace_docstring(document: Document, program: Program, lines: list[str]) -> Document:
