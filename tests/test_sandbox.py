@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,6 @@ from evals.sandbox import Level, Limits, Program, Verdict
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-ISOLATING = [Level.bubblewrap, Level.namespaces]
 TESTS = "assert f(2) == 4\nassert f(3) == 9\nassert f(-5) == 25"
 RIGHT = "\ndef f(x): return x * x\n"
 WRONG = "\ndef f(x): return -1\n"
@@ -27,13 +27,19 @@ WRONG = "\ndef f(x): return -1\n"
 LIMITS = Limits(cpu_seconds=1, wall_seconds=60.0 + os.getpid() / 2**24, memory_bytes=2**29)
 
 
-@pytest.fixture(params=ISOLATING)
+# The least that each level needs. A level whose needs are met and that does not work is a failure, not a skip.
+NEEDS = {
+    Level.bubblewrap: ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"],
+    Level.namespaces: ["unshare", "--user", "--mount", "--pid", "--net", "--fork", "true"],
+}
+
+
+@pytest.fixture(params=NEEDS)
 def level(request: pytest.FixtureRequest) -> Level:
     """Each level that isolates, if this machine offers it."""
-    try:
-        sandbox.run([Program(RIGHT, TESTS, ("f",))], level=request.param)
-    except UserError as error:
-        pytest.skip(str(error))
+    command = NEEDS[request.param]
+    if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip(f"this machine does not run `{' '.join(command)}`")
     return request.param
 
 
@@ -253,8 +259,7 @@ def f(x):
     "printing the token's form": SHOUT
     + WRONG
     + """
-forms = ['{"token": "%s"}' % ('0' * 32), 'ready\\n{"token": ""}', '{"status": "passed", "detail": ""}', 'passed']
-for text in forms:
+for text in ('{"token": "%s"}' % ('0' * 32), '{"token": ""}', 'ready\\n{}', '{"status": "passed", "detail": ""}'):
     print(text, flush=True); shout(text)
 """,
     "token from the environment": SHOUT + WRONG + "shout(str(dict(os.environ)))",
@@ -264,20 +269,6 @@ for text in forms:
 for fd in (0, 1, 2):
     try: shout(os.read(fd, 4096).decode())
     except OSError: pass
-""",
-    "token from memory": SHOUT
-    + WRONG
-    + """
-import gc, re, sys
-found = set()
-frame = sys._getframe()
-while frame:
-    found |= set(re.findall('[0-9a-f]{32}', repr((frame.f_locals, frame.f_globals))))
-    frame = frame.f_back
-for thing in gc.get_objects():
-    if type(thing) in (dict, list, tuple):
-        found |= set(re.findall('[0-9a-f]{32}', repr(thing)))
-for token in found: shout('{"token": "%s"}' % token)
 """,
     "token from the checker's memory": SHOUT
     + WRONG
@@ -307,6 +298,24 @@ def test_a_wrong_program_cannot_talk_itself_into_passing(attempt: str, level: Le
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_a_wrong_program_does_not_pass_without_isolation_either(attempt: str) -> None:
     assert not judge(ATTEMPTS[attempt], Level.none).passed
+
+
+def test_nothing_in_the_programs_memory_knows_the_tests_or_the_token(level: Level) -> None:
+    source = """
+import gc, re, sys
+def f(known):
+    things = [thing for thing in gc.get_objects() if type(thing) in (dict, list, tuple)]
+    frame = sys._getframe(1)
+    while frame:
+        things += [frame.f_locals, frame.f_globals]
+        frame = frame.f_back
+    parts = (part for thing in things for part in (thing.values() if type(thing) is dict else thing))
+    texts = {part for part in parts if type(part) is str}
+    marks = '[0-9a-f]{32}|' + '-'.join(('MARK', 'OF', 'TESTS'))
+    return [known in texts, *(text for text in texts if re.search(marks, text))]
+"""
+    tests = "mark = 'MARK-OF-TESTS'\nassert f('candidate') == [True], f('candidate')"
+    assert judge(source, level, tests) == Verdict("passed")
 
 
 def test_a_program_cannot_answer_with_more_names_than_the_tests_take() -> None:
@@ -377,8 +386,6 @@ REFUSED = {
     "a full folder": "for i in range(100): open(f'/tmp/{i}', 'wb').write(bytes(10 * 2**20))",
     "more memory than the limit": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     "writing into results/": f"open({str(ROOT / 'results' / 'written-by-a-program')!r}, 'w')",
-    "making results/": f"import os; os.makedirs({str(ROOT / 'results')!r})",
-    "writing beside the checker": f"open({str(ROOT / 'evals' / 'written-by-a-program')!r}, 'w')",
     "changing the checker": f"open({str(sandbox.CHILD)!r}, 'a')",
     "writing into the root": "open('/written-by-a-program', 'w')",
     "reading the home folder": "import os; os.listdir(os.environ.get('HOME_OUTSIDE', '/home'))",
@@ -400,6 +407,31 @@ def test_what_a_program_asks_for_beyond_its_share_is_refused(attempt: str, level
     assert not [
         path for folder in (ROOT / "results", ROOT / "evals", Path("/")) for path in folder.glob("written*")
     ]
+
+
+def test_nothing_that_a_program_writes_reaches_the_folders_outside(level: Level, tmp_path: Path) -> None:
+    """Where the sandbox shows a file, its folder exists inside; that folder is not the one outside."""
+    folders = [
+        tmp_path,
+        ROOT,
+        ROOT / "results",
+        ROOT / "evals",
+        Path.home(),
+        Path("/tmp"),
+        Path(sys.base_prefix),
+    ]
+    source = f"""
+import os
+def f(x):
+    for folder in {[str(folder) for folder in folders]!r}:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            open(folder + '/written-by-a-program', 'w').close()
+        except OSError: pass
+    return os.path.exists('/tmp/written-by-a-program')
+"""
+    assert judge(source, level, "assert f(0)") == Verdict("passed")
+    assert not [folder for folder in folders if (folder / "written-by-a-program").exists()]
 
 
 def test_a_program_that_sleeps_is_ended_at_the_wall_time(level: Level) -> None:
@@ -524,9 +556,7 @@ def nothing_isolates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_bubblewrap_is_preferred_where_it_works() -> None:
-    try:
-        judge(RIGHT, Level.bubblewrap)
-    except UserError:
+    if shutil.which("bwrap") is None or subprocess.run(NEEDS[Level.bubblewrap]).returncode != 0:
         pytest.skip("no bubblewrap here")
     assert sandbox.probe() is Level.bubblewrap and sandbox.probe().name == "bubblewrap"
 
@@ -548,7 +578,7 @@ def test_unsandboxed_programs_run_once_they_are_allowed(nothing_isolates: None) 
 
 
 def test_a_sandbox_that_does_not_start_is_an_error_and_no_verdict(nothing_isolates: None) -> None:
-    for broken in ISOLATING:
+    for broken in NEEDS:
         with pytest.raises(UserError):
             judge(RIGHT, broken)
 
