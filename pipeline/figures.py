@@ -62,9 +62,8 @@ def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
                 for path in paths:
                     path.unlink(missing_ok=True)
                 continue
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once for both files
             figure.savefig(paths[0], metadata={"Software": None})
+            figure.set_layout_engine("none")  # laid out once for both files
             figure.savefig(paths[1], metadata={"CreationDate": None, "Producer": None, "Creator": None})
             written += paths
     return written

@@ -135,14 +135,15 @@ def latex(table: Table) -> str:
     return "\n".join(
         [
             r"\begin{table}[htbp]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}",
             rf"\caption{{{tex(table.title)}.}}",
             rf"\label{{tab:{table.name.replace('_', '-')}}}",
+            r"\makebox[\linewidth][c]{%",  # a wide table stands out on both sides alike
             rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
             r"\toprule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             "",
             rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}\end{{minipage}}",
             r"\end{table}",

@@ -3,7 +3,7 @@
     report.render(manifest, results, out)        writes out/report.html
 
 The page is self-contained: no outside script, style, font or picture, and a content security policy that
-refuses any (and any script but its own). What models wrote is shown as text, never as markup. The browser holds
+refuses any (and any script but its own). What models wrote is shown as text, never as markup. The browser has
 the documents whose score differs between Baseline and another main or control condition, at most ``EMBEDDED``
 of them, spread over the comparisons and said so where some are left out; each comparison is compressed and
 unpacked when it is chosen.
@@ -155,7 +155,7 @@ def _samples(grid: Grid, cell: Cell) -> dict[Any, dict[str, Any]]:
 
 
 def _pair(doc: Any, old: dict[str, Any], new: dict[str, Any]) -> list[Any]:
-    """One document for the page's script: name, target, prompt, the other prompt if different, two answers."""
+    """One document for the page's script: name, target, prompt, the other prompt or null, two answers."""
     name = f"{doc[0]} {doc[1]}" if doc[0] is not None else f"{doc[1]}"
     other = new["prompt"] if new["prompt"] != old["prompt"] else None
     return [

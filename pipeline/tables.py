@@ -19,7 +19,7 @@ from typing import Any
 from pipeline import claims
 from pipeline.errors import UserError
 from pipeline.formats import DASH, Table, Text, as_csv, columns, latex, markdown
-from pipeline.grid import MARKS, REFERENCE, Cell, Grid, Row, load
+from pipeline.grid import MARKS, REFERENCE, Cell, Grid, Robustness, Row, load
 from pipeline.statistics import Difference, Estimate, holm, mean_over_seeds
 
 
@@ -337,7 +337,7 @@ def adversarial(grid: Grid) -> Table:
                 for prefix in ("plain", "perturbed", "drop", "gain_plain", "gain", "change"):
                     facts |= _estimate_facts(getattr(result, prefix) if result else None, f"{prefix}_")
                 facts |= {"gain_p": gain[0].p if gain else None, "gain_p_holm": gain[1] if gain else None}
-                facts |= {"persists": _persists(gain) if gain else None}
+                facts |= {"persists": _persists(result) if result else None}
                 table.data.append(facts)
                 if result is None:
                     lines.append([Text(row.label), Text("missing", marks or "m"), *[Text(DASH)] * 6])
@@ -351,7 +351,7 @@ def adversarial(grid: Grid) -> Table:
                         Text(interval(result.gain_plain) if result.gain_plain else DASH),
                         difference_text(gain),
                         Text(interval(result.change) if result.change else DASH),
-                        Text(_persists(gain) if gain else DASH),
+                        Text(_persists(result) or DASH),
                     ]
                 )
             if lines:
@@ -363,7 +363,8 @@ def adversarial(grid: Grid) -> Table:
         "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
         "Baseline. Change of gain: the difference in differences. Intervals are clustered by source "
         "document, or by the plain benchmark's clusters where it has some. Persists: yes where the interval "
-        "of the gain on the perturbed documents lies above zero, reversed where below, else not shown."
+        "of the gain on the perturbed documents lies above zero, reversed where below, else not shown; a loss "
+        "where the condition loses on the plain documents already."
     )
     table.notes += _notes(grid, table, compared)
     return table
@@ -698,9 +699,13 @@ def _gpus(cell: Cell) -> int:
     return int(engine["tensor_parallel_size"]) if engine["device"] == "gpu" else 0
 
 
-def _persists(gain: Compared) -> str:
-    difference = gain[0]
-    return "yes" if difference.low > 0 else "reversed" if difference.high < 0 else "not shown"
+def _persists(result: Robustness) -> str | None:
+    """Whether a gain is there on the perturbed documents; None where there is no reference."""
+    if result.gain is None or result.gain_plain is None:
+        return None
+    if result.gain_plain.high < 0:
+        return "a loss"
+    return "yes" if result.gain.low > 0 else "reversed" if result.gain.high < 0 else "not shown"
 
 
 def _number(value: Any) -> str:

@@ -35,8 +35,8 @@ def test_alpha_curve_and_band_are_the_table_s_numbers(tmp_path: Path) -> None:
     (axes,) = figure.axes
     curve = next(line for line in axes.lines if line.get_label() == "target + α·v")
     data = tables.alpha_sweep(held).data
-    np.testing.assert_allclose(curve.get_xdata(), [row["alpha"] for row in data])
-    np.testing.assert_allclose(curve.get_ydata(), [row["value"] for row in data])
+    np.testing.assert_allclose(np.asarray(curve.get_xdata()), [row["alpha"] for row in data])
+    np.testing.assert_allclose(np.asarray(curve.get_ydata()), [row["value"] for row in data])
     band = axes.collections[0].get_paths()[0].get_extents()
     assert band.ymin == pytest.approx(min(row["low"] for row in data))
     assert band.ymax == pytest.approx(max(row["high"] for row in data))

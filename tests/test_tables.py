@@ -132,7 +132,7 @@ def test_missing_damaged_partial_and_flagged_cells_are_marked_and_the_rest_is_re
 
 
 def test_limited_cells_are_marked_each_and_in_the_head(tmp_path: Path) -> None:
-    limited = {**ONE, "sciq": {"label": "SciQ form", "limit": 20}}
+    limited: dict[str, Any] = {**ONE, "sciq": {"label": "SciQ form", "limit": 20}}
     run = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=limited)
     table = tables.main(grid.load(run, tmp_path))
     assert [head.text for head in table.header[1:]] == ["GSM8K form", "SciQ form (first 20)"]
