@@ -1,9 +1,9 @@
 """Hugging Face checkpoints as streams of safetensors tensors: open, read, fingerprint, write atomically.
 
-Covers one file or shards with an index, from a local folder or the hub, in bf16, fp16, fp32 or a mix of them.
-Every header is checked when the checkpoint is opened, and every file again when it is read, so that a truncated,
-inconsistent or changing checkpoint is an error and never a wrong tensor. Does not cover pickled weights (refused:
-loading them runs code), quantized weights and adapters.
+Covers one file or shards with an index, from a local folder or the hub, in bf16, fp16, fp32 or a mix of
+them. Every header is checked when the checkpoint is opened, and every file again when it is read, so that a
+truncated, inconsistent or changing checkpoint is an error and never a wrong tensor. Does not cover pickled
+weights (refused: loading them runs code), quantized weights and adapters.
 
 Tensors are read `PIECE` entries at a time into one reused buffer: memory does not grow with the model, and
 every pass runs at the speed of the processor's cache.
@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `start` to `end` of `file`, which had `stamp` (size, mtime in ns) when opened."""
+    """Where a tensor lies: bytes `start` to `end` of `file`, whose size and mtime (ns) at opening were `stamp`."""
 
     file: Path
     dtype: str
@@ -101,7 +101,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
         if info.dtype not in _ITEM_SIZES:
             raise UserError(
-                f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}: use a checkpoint in those"
+                f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}: convert it"
             )
         if info.start != end or info.end - info.start != info.numel * _ITEM_SIZES[info.dtype]:
             raise UserError(
@@ -114,7 +114,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
 
 
 def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tensor]:
-    """The first `entries` entries (default: all) of a tensor, flat, in pieces of `PIECE`, in one reused buffer.
+    """The first `entries` entries (default: all) of a tensor, flat, `PIECE` at a time, in one reused buffer.
 
     Raises UserError when the file changed after it was opened or while it was read.
     """
@@ -131,7 +131,7 @@ def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tenso
 
 @contextmanager
 def open_unchanged(info: TensorInfo) -> Iterator[int]:
-    """A descriptor of the tensor's file; UserError when the file is not, or at the end no longer, what was opened."""
+    """A descriptor of the tensor's file; UserError when it is not, or at the end no longer, what was opened."""
     changed = UserError(
         f"{info.file} changed after it was opened; run again, and let nothing write to it meanwhile"
     )
@@ -155,7 +155,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def all_finite(piece: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite: by its bits, which is several times faster than isfinite for bf16."""
+    """Whether no entry is NaN or infinite, by its bits: several times faster than isfinite for bf16."""
     bits, exponent = {
         torch.bfloat16: (torch.int16, 0x7F80),
         torch.float16: (torch.int16, 0x7C00),
@@ -169,7 +169,7 @@ def all_finite(piece: torch.Tensor) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread inside: pieces are small, and two threads on shared cores were 10 to 40 times slower."""
+    """Torch on one thread inside: two threads on small pieces and shared cores were 10 to 40 times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -207,7 +207,7 @@ def scan_tensor(parts: Iterator[torch.Tensor]) -> tuple[str, bool]:
     return digest.hexdigest(), finite
 
 
-def cached_scan(files: list[Path], scan: Any) -> Scan:
+def cached_scan(files: list[Path], scan: Callable[[], Scan]) -> Scan:
     """`scan()`, or its earlier result when path, size and time of change of all files are the same.
 
     The results lie in the folder RV_CACHE, or results/.cache when that is not set.
@@ -216,8 +216,9 @@ def cached_scan(files: list[Path], scan: Any) -> Scan:
     name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     path = Path(os.environ.get("RV_CACHE", "results/.cache")) / f"{name}.json"
     try:
-        return Scan(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        known = json.loads(path.read_text())
+        return Scan(known["digests"], known["non_finite"])
+    except (OSError, ValueError, TypeError, KeyError):
         pass
     found = scan()
     try:
@@ -272,7 +273,7 @@ class Checkpoint:
             path = Path(
                 huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=_DOWNLOADED)
             )
-        except Exception as error:  # the hub client raises many kinds, each with paragraphs
+        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{source} at {revision or 'main'}: no such folder, and the hub gave nothing: {reason}"
@@ -300,7 +301,7 @@ class Checkpoint:
 
     @functools.cached_property
     def scan(self) -> Scan:
-        """Digest and finiteness of every tensor: one pass over all bytes the first time, then from the cache."""
+        """Digest and finiteness of every tensor: a pass over all bytes the first time, then from the cache."""
         return cached_scan(sorted({info.file for info in self.tensors.values()}), self._scan)
 
     def _scan(self) -> Scan:
@@ -313,7 +314,7 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the weights: every tensor's name, dtype, shape and bytes; the same however they are sharded."""
+        """sha256 of every tensor's name, dtype, shape and bytes; the same however they are sharded."""
         return fingerprint(
             {name: (info.dtype, info.shape) for name, info in self.tensors.items()}, self.scan.digests
         )
@@ -325,12 +326,13 @@ class Checkpoint:
         """The token-to-id map, with the added tokens."""
         if (self.path / "tokenizer.json").exists():
             tokenizer = _read_json(self.path / "tokenizer.json")
-            vocabulary = tokenizer["model"]["vocab"]
+            vocabulary: dict[str, int] | list[Any] = tokenizer["model"]["vocab"]
             if isinstance(vocabulary, list):  # a Unigram model lists (token, score) pairs
                 vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
             return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
         if (self.path / "vocab.json").exists():
-            return _read_json(self.path / "vocab.json") | _read_json(self.path / "added_tokens.json", {})
+            plain: dict[str, int] = _read_json(self.path / "vocab.json")
+            return plain | _read_json(self.path / "added_tokens.json", {})
         raise UserError(
             f"{self.path} has no tokenizer.json; copy the tokenizer that the model was trained with into it"
         )
@@ -359,18 +361,18 @@ class Checkpoint:
 
     @functools.cached_property
     def tokenizer_fingerprint(self) -> str:
-        """sha256 of all that decides how text becomes tokens: map, merges, rules, special tokens, chat template."""
+        """sha256 of all that makes tokens of text: map, merges, rules, special tokens, chat template."""
         rules: dict[str, Any] = {}
         if (self.path / "tokenizer.json").exists():
             rules = _read_json(self.path / "tokenizer.json")
-            # Training scripts leave their own truncation and padding behind; users of the tokenizer set them anew.
+            # Training scripts leave their own truncation and padding behind; users set them anew.
             rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
         elif (self.path / "merges.txt").exists():
             rules = {"merges": (self.path / "merges.txt").read_text(encoding="utf-8")}
         return _hash([rules, self.token_ids_hash, self.special_tokens, self.chat_template_hash])
 
     def companions(self) -> list[Path]:
-        """The files beside the weights that a complete copy needs: configuration, tokenizer, templates, licence."""
+        """The files that a complete copy needs beside the weights: configuration, tokenizer, licence."""
         return sorted(
             file
             for file in self.path.iterdir()
@@ -425,7 +427,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
         )
     else:
         raise UserError(
-            f"{path} holds neither {single.name} nor {index.name}; check the folder, or fetch it again"
+            f"{path} holds neither {single.name} nor {index.name}; pickled weights do not count: convert them"
         )
 
     tensors: dict[str, TensorInfo] = {}
@@ -457,7 +459,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
 def encode_header(
     metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, tuple[int, ...], int]], length: int = 0
 ) -> bytes:
-    """A safetensors header for tensors (name → dtype, shape, bytes) that follow in this order, padded to `length`."""
+    """A safetensors header for tensors (name → dtype, shape, bytes) in this order, padded to `length`."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, (dtype, shape, size) in tensors.items():
@@ -479,7 +481,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary path beside `out` to write a file or folder to, which becomes `out` when the block succeeds.
+    """A temporary path to write a file or folder to, which becomes `out` when the block succeeds.
 
     Everything is synced before the rename. On failure nothing is left, and an earlier `out` stays as it was.
     Raises UserError when the disk refuses, for instance because it is full.

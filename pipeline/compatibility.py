@@ -1,10 +1,10 @@
 """Whether tensors of two checkpoints mean the same thing, so that they can be subtracted and added.
 
-Covers decoder models that name their embedding and head as Llama and Qwen2 do. Two models are compatible when
-architecture, every configuration value that changes the computation, tensor names, shapes and the token-to-id map are
-the same (arXiv 2509.01363, section on compatibility). Tolerated, and recorded as notes: another chat template, other
-roles of special tokens (Qwen2.5's base and Instruct models differ there), another context length, a tied against an
-untied head where that is exact, and rows of padding in the vocabulary.
+Covers decoder models that name their embedding and head as Llama and Qwen2 do. Two models are compatible
+when architecture, every configuration value that changes the computation, tensor names, shapes and the
+token-to-id map are the same (the conditions of arXiv 2509.01363). Tolerated, and recorded as notes: another
+chat template, other roles of special tokens (Qwen2.5's base and Instruct models differ there), another context
+length, a tied against an untied head where that is exact, and rows of padding in the vocabulary.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def identity(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def shapes(checkpoint: Checkpoint, donors_head: bool = False) -> dict[str, tuple[int, ...]]:
-    """Name → shape of the parameters, without a tied head; of a donor, without any head that equals the embedding."""
+    """Name → shape of the parameters, without a tied head; of a donor, without a head that is its embedding."""
     has_head = checkpoint.has_own_head if donors_head else not checkpoint.tied
     return {name: info.shape for name, info in checkpoint.tensors.items() if name != HEAD or has_head}
 
@@ -67,7 +67,7 @@ def shapes(checkpoint: Checkpoint, donors_head: bool = False) -> dict[str, tuple
 def check_compatible(target: Checkpoint, sft: Checkpoint, grpo: Checkpoint) -> list[str]:
     """Notes on tolerated differences between target and donors.
 
-    Raises UserError with one line for each problem when v = θ_GRPO − θ_SFT cannot be taken or added to the target.
+    Raises UserError with one line for each problem when v = θ_GRPO − θ_SFT cannot be taken, or not added.
     """
     problems, notes = compare_checkpoints(sft, grpo)
     problems += content_problems(target)
@@ -108,7 +108,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def content_problems(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint by itself: NaN or infinity, a stored head that a tied model would ignore."""
+    """What is wrong with a checkpoint by itself: NaN or infinity, a head that a tied model would ignore."""
     problems = []
     if bad := checkpoint.scan.non_finite:
         problems.append(
@@ -124,9 +124,15 @@ def content_problems(checkpoint: Checkpoint) -> list[str]:
 
 
 def compare(
-    left: str, mine: dict[str, Any], my_shapes: Shapes, right: str, other: dict[str, Any], other_shapes: Shapes,
-    problems: list[str], notes: list[str],
-) -> None:  # fmt: skip
+    left: str,
+    mine: dict[str, Any],
+    my_shapes: Shapes,
+    right: str,
+    other: dict[str, Any],
+    other_shapes: Shapes,
+    problems: list[str],
+    notes: list[str],
+) -> None:
     """Adds what hinders adding `right` to `left`, and what is tolerated, to `problems` and `notes`."""
     _compare_configs(left, mine["config"], right, other["config"], problems, notes)
 
@@ -149,8 +155,8 @@ def compare(
                 )
     else:
         problems.append(
-            f"the token-to-id maps of {left} ({mine['tokens']} tokens) and {right} ({other['tokens']} tokens) differ; "
-            "use models with one vocabulary"
+            f"the token-to-id maps of {left} ({mine['tokens']} tokens) and {right} ({other['tokens']} tokens) "
+            "differ; use models with one vocabulary"
         )
     if mine["chat_template"] != other["chat_template"]:
         notes.append(f"the chat templates of {left} and {right} differ")
@@ -166,12 +172,12 @@ def compare(
             and min(ours[0], theirs[0]) >= mine["tokens"]
         ):
             notes.append(
-                f"{name} has {ours[0]} rows in {left} and {theirs[0]} in {right} for {mine['tokens']} tokens: "
-                f"the vocabulary is equal up to padding, and the first {min(ours[0], theirs[0])} rows are used"
+                f"{name} has {ours[0]} rows in {left} and {theirs[0]} in {right} for {mine['tokens']} tokens: the "
+                f"vocabulary is equal up to padding, and the first {min(ours[0], theirs[0])} rows are used"
             )
         else:
             problems.append(
-                f"{name} has shape {list(ours)} in {left} and {list(theirs)} in {right}; use models of one shape"
+                f"{name} has shape {list(ours)} in {left} and {list(theirs)} in {right}; use one shape"
             )
 
 
@@ -192,7 +198,7 @@ def _compare_configs(
 def _normalised(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without what is not computation, with the defaults that Llama and Qwen2 leave out.
 
-    transformers could fill in the defaults, but importing a model's configuration takes longer than the arithmetic.
+    transformers could fill them in, but importing a model's configuration takes longer than the arithmetic.
     """
     full = {key: value for key, value in config.items() if value is not None}
     rope = dict(

@@ -1,8 +1,8 @@
 """What a task vector looks like beside the model that it is added to: norms, sparsity, rounding, direction.
 
-`report` is data for geometry.json, `table` the same in Markdown, `heat_map` the relative norms as a figure. Everything
-is measured in pieces, with sums in fp64, over the entries that all models have (rows of padding are left out).
-What is reported follows the questions of arXiv 2505.11711 (sparsity) and 2605.00610 (norms and sign conflicts).
+`report` is data for geometry.json, `table` the same in Markdown, `heat_map` the relative norms as a figure.
+Everything is measured in pieces, with sums in fp64, over the entries that all models have (rows of padding are
+left out). What is reported follows arXiv 2505.11711 (sparsity) and 2605.00610 (norms and sign conflicts).
 """
 
 import math
@@ -28,12 +28,15 @@ def report(
 ) -> dict[str, Any]:
     """The vector's geometry as JSON data: `total`, `modules` (by kind), `layers`, `cells` (by kind and layer).
 
-    Each entry holds
-    `entries`; `norm` ‖v‖; `relative_norm` ‖v‖/‖θ_target‖; `sparsity`, the share of entries that are exactly 0;
-    `alphas`, for each α but 0: `swallowed`, the share of the changed entries that rounding to the target's dtype leaves
-    at the target's value, and `rounding`, ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖;
-    `directions`, for target − base when a base is given and SFT − base when both are: `cosine` with v, and
-    `sign_agreement`, the share of equal signs among the entries that are not 0 in either.
+    Each of them holds
+    entries: how many;
+    norm, relative_norm: ‖v‖ and ‖v‖ / ‖θ_target‖;
+    sparsity: the share of entries of v that are exactly 0;
+    alphas: for each α but 0, swallowed: the share of the other entries that rounding to the target's dtype leaves
+        at the target's value, and rounding: ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖;
+    directions: for target − base when a base is given and SFT − base when both are, cosine: with v, and
+        sign_agreement: the share of equal signs among the entries that are 0 in neither.
+
     A share of nothing is None. Raises UserError when a tensor of the vector is missing or of another shape.
     """
     others = {}
@@ -81,7 +84,7 @@ def report(
 
 
 def module_kind(name: str) -> str:
-    """The module that a tensor belongs to, without its place: q_proj, down_proj, input_layernorm, embed_tokens, lm_head."""
+    """The module that a tensor belongs to, without its place: q_proj, down_proj, embed_tokens, lm_head."""
     return name.split(".")[-2] if "." in name else name
 
 

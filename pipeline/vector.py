@@ -1,8 +1,8 @@
 """Task vectors: extract v = θ_GRPO − θ_SFT, add Σ α·v to a target, and variants of v.
 
 Arithmetic is in fp32 from the donors' weights and rounded once, to the target's dtype (arXiv 2509.01363; task
-arithmetic: arXiv 2212.04089). With no terms, or all α = 0, the target comes back bit for bit. Everything streams in pieces,
-so that memory does not grow with the model, and `apply` on disk is bit-equal to `steered_tensors` in a live engine.
+arithmetic: arXiv 2212.04089). With no terms, or all α = 0, the target comes back bit for bit. Everything streams
+in pieces, so that memory does not grow with the model, and `apply` on disk is bit-equal to `steered_tensors`.
 
     grpo, sft = Checkpoint.open("grpo"), Checkpoint.open("sft")
     extract(grpo, sft, Path("results/vectors/mine"))
@@ -10,9 +10,9 @@ so that memory does not grow with the model, and `apply` on disk is bit-equal to
 
 Addition and analogy (a + c − b) are several terms with their signs. A random control is a term with a seed.
 
-A vector is a safetensors file with a JSON description under the metadata key `task_vector`, in one of two forms that
-hold the same bits: dense (F32 tensors), or compact (one U8 tensor each: see `_pack`). The donors' heads are stored only
-when one differs from its embedding; without it, a target's separate head takes the embedding's difference.
+A vector is a safetensors file with a JSON description under the metadata key `task_vector`, in one of two forms
+that hold the same bits: dense (F32 tensors), or compact (one U8 tensor each: see `_pack`). A difference of heads is
+stored only when one differs from its embedding; else a target's separate head takes the embedding's difference.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ RECIPE = "steering.json"
 
 @dataclass(frozen=True)
 class Term:
-    """α times a vector (a file, or the folder that holds it); with a seed, α times Gaussian noise in its place.
+    """α times a vector (a file, or the folder that holds it); with a seed, α times noise in its place.
 
     The noise has the vector's norm in every tensor and depends on the seed and the tensor's name alone.
     """
@@ -72,7 +72,7 @@ class Term:
 
 
 class Vector:
-    """A vector's file. Attributes: `path`, `description` (donors, identity, variants), `shapes` (name → shape)."""
+    """A vector's file: `path`, `description` (donors, identity, variants), `shapes` (name → shape)."""
 
     def __init__(self, path: Path, description: dict[str, Any], tensors: Mapping[str, TensorInfo]):
         self.path, self.description, self.tensors = path, description, tensors
@@ -81,7 +81,7 @@ class Vector:
 
     @classmethod
     def open(cls, path: str | Path) -> "Vector":
-        """Opens a vector's file, or the one in a folder. Raises UserError when it is damaged or something else."""
+        """Opens a vector's file, or the one in a folder. Raises UserError when it is damaged or another."""
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         metadata, tensors = read_header(file)
         if "task_vector" not in metadata:
@@ -92,7 +92,7 @@ class Vector:
         return vector
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """The entries of a tensor, flat, fp32, in pieces; the buffer is reused, and may be overwritten by the caller."""
+        """The entries of a tensor, flat, fp32, in pieces; the buffer is reused, and the caller may change it."""
         if self.description["form"] == "dense":
             return pieces(self.tensors[name])
         return _unpacked(self.tensors[name], math.prod(self.shapes[name]))
@@ -114,13 +114,13 @@ class Vector:
             return Scan({name: scan_tensor(self.pieces(name))[0] for name in self.shapes}, [])
 
     def check_donors(self, grpo: Checkpoint, sft: Checkpoint) -> None:
-        """Raises UserError when the donors are not, or no longer, those that the vector was extracted from."""
+        """Raises UserError when the donors are not, or no longer, those that the vector was made from."""
         for role, donor in (("grpo", grpo), ("sft", sft)):
             expected = self.description["donors"][role]["fingerprint"]
             if donor.fingerprint != expected:
                 raise UserError(
-                    f"{donor.path} is not the {role} donor of {self.path}: expected fingerprint {expected[:12]}, "
-                    f"found {donor.fingerprint[:12]}; extract the vector again"
+                    f"{donor.path} is not the {role} donor of {self.path}: expected fingerprint "
+                    f"{expected[:12]}, found {donor.fingerprint[:12]}; extract the vector again"
                 )
 
 
@@ -192,7 +192,7 @@ def _write(
             return {name: ("U8", (size,), size) for name, size in sizes.items()}
         return {name: ("F32", shapes[name], size) for name, size in sizes.items()}
 
-    # The compact form's sizes are known only at the end: the header's place is kept with the largest they can be.
+    # The compact form's sizes are known only at the end: the header's place is kept for the largest.
     sizes = {
         name: _packed_limit(math.prod(shape)) if compact else 4 * math.prod(shape)
         for name, shape in shapes.items()
@@ -216,10 +216,10 @@ def _write(
 
 # --- the compact form
 #
-# A piece of up to PIECE entries is: the number of entries whose bits are not 0 and the number of those whose lower
-# 16 bits are not 0 (two u4), the upper halves of the former and the lower halves of the latter (u2), and the bit masks of
-# which entries they are, padded to 8 bytes. Differences of bf16 weights rarely need their lower half. A piece
-# that would not be smaller is its fp32 entries, under the count _DENSE.
+# A piece of up to PIECE entries is: the number of entries whose bits are not 0 and the number of those whose
+# lower 16 bits are not 0 (two u4), the upper halves of the former and the lower halves of the latter (u2), and the
+# bit masks of which entries they are, padded to 8 bytes. Differences of bf16 weights rarely need their lower half.
+# A piece that would not be smaller is its fp32 entries, under the count _DENSE.
 
 _DENSE = 0xFFFFFFFF
 
@@ -297,8 +297,8 @@ def _square(piece: torch.Tensor) -> float:
 def _noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
     """Gaussian noise in the vector's shape and with its norm.
 
-    Each piece is scaled to its share of the norm, sqrt(entries of the piece / entries), so that one pass is enough:
-    for tensors of one piece this is uniform on the sphere, for larger ones the share varies by 0.2 % in a true Gaussian.
+    Each piece is scaled to its share of the norm, sqrt(entries of the piece / entries), so that one pass is
+    enough: uniform on the sphere for a tensor of one piece; for larger ones the share would vary by 0.1 %.
     """
     numel = math.prod(vector.shapes[name])
     square = sum(_square(piece) for piece in vector.pieces(name))
@@ -312,7 +312,7 @@ def _noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
 
 
 def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the target checkpoint (name, whole tensor in its dtype) with Σ α·v added, in layer order.
+    """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
     Raises UserError when names or shapes do not fit; the full check is `check_compatible`.
     """
@@ -328,10 +328,10 @@ def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, t
 def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
     """Writes the target with Σ α·v added as a complete checkpoint in folder `out`, and returns it.
 
-    Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is a model
-    card and steering.json says the same as data. `out` appears by one rename when everything is on disk.
-    Raises UserError when something does not fit, with one line for each problem, before any byte is written, and
-    when `out` exists and is not an earlier result of this function.
+    Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is
+    a model card and steering.json says the same as data. `out` appears by one rename when everything is on disk.
+    Raises UserError when something does not fit, with one line for each problem, before any byte is written;
+    and when `out` exists and is not an earlier result of this function.
     """
     if out.exists() and not (out / RECIPE).exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
@@ -396,12 +396,12 @@ def _check_names(target: Checkpoint, vectors: Iterable[Vector]) -> None:
             fits &= ours == theirs or (name in (EMBEDDING, HEAD) and ours[1:] == theirs[1:])
         if not fits:
             raise UserError(
-                f"{vector.path} does not fit {target.path}: names or shapes differ; check_compatible says which"
+                f"{vector.path} does not fit {target.path}: names or shapes differ; apply says which"
             )
 
 
 def _steered(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> Iterator[torch.Tensor]:
-    """The target's tensor in pieces, with the terms added; rows of padding that a vector lacks stay as they are."""
+    """The target's tensor in pieces with the terms added; rows of padding that a vector lacks stay."""
     sources = []
     for term, vector in active:
         own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
@@ -425,7 +425,7 @@ def _steered(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> 
             piece[:reach].copy_(result)
             if not all_finite(piece):
                 raise UserError(
-                    f"{name} is NaN or infinite in {info.dtype} after the addition; use a smaller α or finite inputs"
+                    f"{name} is NaN or infinite in {info.dtype} after the sum; use a smaller α or finite inputs"
                 )
         yield piece
     for _, delta in sources:
@@ -474,11 +474,11 @@ def _card(target: Checkpoint, recipe: Mapping[str, Any]) -> str:
 class Variant:
     """Which part of a vector is kept, in this order: a mask, then trimming, then dropping.
 
-    modules: keep tensors with one of these components in their name, such as "mlp", "self_attn", "q_proj", "embed_tokens"
-        (the paper's mask m, arXiv 2509.01363).
+    modules: keep tensors with one of these components in their name, such as "mlp", "self_attn", "q_proj" or
+        "embed_tokens" (the mask m of arXiv 2509.01363).
     layers: keep layers first to last, both included; tensors outside of layers are dropped.
-    trim: keep this share of each tensor's entries, the largest by magnitude (the trimming of TIES, arXiv 2306.01708).
-    dare: keep each entry with this probability and divide it by it, drawn from `seed` (DARE, arXiv 2311.03099).
+    trim: keep this share of each tensor's entries, the largest by magnitude (as TIES does, arXiv 2306.01708).
+    dare: keep each entry with this probability, drawn from `seed`, and divide it by it (arXiv 2311.03099).
     """
 
     modules: tuple[str, ...] | None = None
@@ -546,8 +546,8 @@ def derive(source: Vector, variant: Variant, out: Path, compact: bool = True) ->
 def _limit(source: Vector, name: str, share: float) -> tuple[int, int]:
     """The bits of the smallest magnitude that is kept, and how many entries with just that magnitude are.
 
-    Radix selection: magnitudes of floats are ordered as their bits, so two histograms of 16 and 15 bits find the k-th
-    largest without holding the tensor.
+    Radix selection: magnitudes of floats are ordered as their bits, so two histograms of 16 and 15 bits find the
+    k-th largest without holding the tensor.
     """
     keep = int(share * math.prod(source.shapes[name]))
     upper = torch.zeros(1 << 16, dtype=torch.int64)

@@ -35,15 +35,21 @@ def opened(path: Path) -> Checkpoint:
     return Checkpoint.open(str(path))
 
 
-def family(folder: Path, tied: bool = True, rows: int = 96, dtypes=(BF16, BF16, BF16)) -> dict[str, dict[str, torch.Tensor]]:
+def family(
+    folder: Path, tied: bool = True, rows: int = 96, dtypes=(BF16, BF16, BF16)
+) -> dict[str, dict[str, torch.Tensor]]:
     """Writes target, sft and grpo under the folder and returns their weights; shards and order differ."""
     base = tiny.weights(tiny.config(rows, tied), 0, head=not tied, dtype=F32)
     states = {"target": tiny.moved(base, 1, share=1.0), "sft": tiny.moved(base, 2, share=1.0)}
-    states["grpo"] = tiny.moved({name: tensor.to(dtypes[1]).float() for name, tensor in states["sft"].items()}, 3)
+    states["grpo"] = tiny.moved(
+        {name: tensor.to(dtypes[1]).float() for name, tensor in states["sft"].items()}, 3
+    )
     for shards, (role, dtype) in enumerate(zip(("target", "sft", "grpo"), dtypes, strict=True), start=1):
         states[role] = {name: tensor.to(dtype) for name, tensor in states[role].items()}
         items = list(states[role].items())
-        tiny.write(folder / role, dict(items if shards == 1 else items[::-1]), shards=shards, tied=tied, rows=rows)
+        tiny.write(
+            folder / role, dict(items if shards == 1 else items[::-1]), shards=shards, tied=tied, rows=rows
+        )
     return states
 
 
@@ -179,7 +185,11 @@ def test_metadata_names_the_donors_and_nothing_of_this_machine(tmp_path):
     family(tmp_path)
     found = Vector.open(extracted(tmp_path))
     donors = found.description["donors"]
-    assert donors["grpo"] == {"source": "grpo", "revision": None, "fingerprint": opened(tmp_path / "grpo").fingerprint}
+    assert donors["grpo"] == {
+        "source": "grpo",
+        "revision": None,
+        "fingerprint": opened(tmp_path / "grpo").fingerprint,
+    }
     assert donors["sft"]["fingerprint"] == opened(tmp_path / "sft").fingerprint
     assert str(tmp_path) not in json.dumps(found.description)
 
@@ -210,7 +220,13 @@ def test_the_compact_form_is_small_when_a_fifth_has_changed(tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
-@given(arrays(np.uint32, st.integers(1, 50), elements=st.sampled_from([0, 1, 0x80000000, 0x3F800000, 0x3F800001, 0x7F])))
+@given(
+    arrays(
+        np.uint32,
+        st.integers(1, 50),
+        elements=st.sampled_from([0, 1, 0x80000000, 0x3F800000, 0x3F800001, 0x7F]),
+    )
+)
 def test_packing_any_bits_gives_them_back(tmp_path_factory, bits):
     file = tmp_path_factory.mktemp("p") / "packed"
     content = vector._pack(torch.from_numpy(bits.view(np.float32)))
@@ -304,7 +320,9 @@ def test_a_tied_model_that_stores_another_head_is_refused(tmp_path):
         extracted(tmp_path)
 
 
-@pytest.mark.parametrize("rows", [{"target": 96, "sft": 90, "grpo": 96}, {"target": 91, "sft": 96, "grpo": 94}])
+@pytest.mark.parametrize(
+    "rows", [{"target": 96, "sft": 90, "grpo": 96}, {"target": 91, "sft": 96, "grpo": 94}]
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_padding_may_differ_and_stay_as_they_are(tmp_path, rows, tied):
     base = tiny.weights(tiny.config(96, tied), 0, head=not tied)
@@ -321,7 +339,9 @@ def test_rows_of_padding_may_differ_and_stay_as_they_are(tmp_path, rows, tied):
     common = min(rows.values())
     for name in {EMBEDDING, HEAD} & base.keys():
         v = states["grpo"][name][:common].float() - states["sft"][name][:common].float()
-        assert torch.equal(result[name][:common], (states["target"][name][:common].float() + 0.7 * v).to(BF16))
+        assert torch.equal(
+            result[name][:common], (states["target"][name][:common].float() + 0.7 * v).to(BF16)
+        )
         assert torch.equal(result[name][common:], states["target"][name][common:])
     recorded = json.dumps(json.loads((tmp_path / "out" / "steering.json").read_text()), ensure_ascii=False)
     assert "equal up to padding" in recorded
@@ -485,7 +505,9 @@ def test_a_target_that_changes_during_the_application_is_noticed(tmp_path):
     term = Term(extracted(tmp_path), 1.0)
     target = opened(tmp_path / "target")
     assert target.fingerprint
-    save_file(tiny.moved(states["target"], 9), tmp_path / "target" / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        tiny.moved(states["target"], 9), tmp_path / "target" / "model.safetensors", metadata={"format": "pt"}
+    )
     with pytest.raises(UserError, match="changed after it was opened"):
         apply(target, [term], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -672,7 +694,9 @@ def test_dropping_keeps_a_share_and_rescales_it(tmp_path):
 
 def test_a_mask_keeps_its_modules_and_layers(tmp_path):
     family(tmp_path)
-    before, after = varied(extracted(tmp_path), tmp_path / "w", Variant(modules=("mlp", "q_proj"), layers=(1, 1)))
+    before, after = varied(
+        extracted(tmp_path), tmp_path / "w", Variant(modules=("mlp", "q_proj"), layers=(1, 1))
+    )
     kept = {name for name in after.shapes if after.read(name).any()}
     assert kept == {
         *(f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")),

@@ -91,7 +91,7 @@ def write(
     template: str = CHAT_TEMPLATE,
     **settings: Any,
 ) -> Path:
-    """Writes a checkpoint folder: `state` are the weights or the seed of random ones, `settings` go to `config`.
+    """Writes a checkpoint folder: `state` are weights, or the seed of random ones; `settings` go to `config`.
 
     A model that is not tied needs a head in `state`; random weights get one.
     """
