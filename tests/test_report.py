@@ -71,8 +71,8 @@ def test_the_page_names_no_outside_resource(page: Path) -> None:
 
 def test_rendering_again_gives_the_same_page(tmp_path: Path) -> None:
     run = synthetic.write_run(tmp_path / "results", documents=10)
-    first = report.render(run, tmp_path / "results", tmp_path / "a").read_bytes()
-    assert report.render(run, tmp_path / "results", tmp_path / "b").read_bytes() == first
+    first = report.render(run, tmp_path / "results", tmp_path / "a", []).read_bytes()
+    assert report.render(run, tmp_path / "results", tmp_path / "b", []).read_bytes() == first
 
 
 @needs_browser
@@ -126,7 +126,6 @@ def test_it_opens_with_the_paper_s_vector_and_search_narrows_it(browser: Browser
 
 
 @needs_browser
-@pytest.mark.filterwarnings("ignore::UserWarning")  # such labels fit no figure
 def test_what_models_and_labels_say_is_text(browser: Browser, tmp_path: Path) -> None:
     info = {"label": HOSTILE}
     right = np.arange(6) < 3
@@ -140,7 +139,7 @@ def test_what_models_and_labels_say_is_text(browser: Browser, tmp_path: Path) ->
     run = manifest(keys, {"b": info}, label=HOSTILE)
     run["conditions"]["vector"]["label"] = HOSTILE
     browser.console.clear()
-    opened(browser, report.render(run, tmp_path, tmp_path / "out"))
+    opened(browser, report.render(run, tmp_path, tmp_path / "out", []))
     assert browser.evaluate("window.planted") is None
     assert browser.evaluate("document.querySelectorAll('article').length") == 6
     assert browser.evaluate("document.querySelector('.sides pre').textContent") == HOSTILE
@@ -166,7 +165,7 @@ def test_documents_beyond_the_limit_are_left_out_and_counted(
 ) -> None:
     monkeypatch.setattr(report, "EMBEDDED", 10)
     run = synthetic.write_run(tmp_path / "results", conditions=MAIN, documents=200)
-    opened(browser, report.render(run, tmp_path / "results", tmp_path / "out"))
+    opened(browser, report.render(run, tmp_path / "results", tmp_path / "out", []))
     assert re.search(
         r"the page holds \d+ of them", browser.evaluate("document.getElementById('count').textContent")
     )
