@@ -61,9 +61,11 @@ def humaneval_program(doc: Doc, answer: str) -> sandbox.Program | None:
 def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
     """The answer's first code block against the document's first three tests; None without a block.
 
-    This is lm-eval's `extract_code_blocks`: the opening fence stands at the end of the prompt (`gen_prefix`).
+    This is lm-eval's `extract_code_blocks`, but for one defect. The opening fence stands in the prompt
+    (`gen_prefix`) and is put back before searching; the stock task puts it back without the end of its line, so
+    that the first word of the answer, most often `def`, is taken for the name of a language and dropped.
     """
-    blocks = re.findall(r"```(?:\w+)?\n?(.*?)\n?```", f"```{answer}", re.DOTALL)
+    blocks = re.findall(r"```(?:\w+)?\n?(.*?)\n?```", f"```python\n{answer}", re.DOTALL)
     if not blocks or not blocks[0].strip():
         return None
     tests = "\n".join(doc["test_list"][:3])
