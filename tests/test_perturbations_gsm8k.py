@@ -316,6 +316,12 @@ def test_typing_errors_spare_numbers_names_and_the_ends_of_words(source: str):
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_no_typing_error_makes_a_number(source: str):
+    for original, changed in pairs(source, "gsm8k", "typing_noise"):
+        assert read_number_words(changed["question"]) == read_number_words(original["question"])
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_names_and_units_are_replaced_one_to_one_and_numbers_stay(source: str):
     for original, changed in pairs(source, "gsm8k", "units_and_names"):
         old = re.findall(r"\w+|[^\w\s]", original["question"] + original["answer"])

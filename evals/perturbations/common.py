@@ -80,32 +80,25 @@ def sentences(text: str) -> list[str]:
     return parts
 
 
-# Refers to something said just before, so nothing may be put between the two.
-REFERS_BACK = re.compile(
-    r"^(?:\W*\w+\W+){0,2}?(?:he|she|it|its|they|their|them|his|her|this|that|these|those|both|each|another|others?|rest"
-    r"|remaining|one|ones|there|then|some|half|all|none|neither|either|such|same|so|also|the|who|which)\b",
-    re.IGNORECASE,
-)
-
 # Plain facts about things that no question asks for. {n} becomes a number where a number may distract, else
 # "many".
 FACTS = (
     "The town library keeps {n} atlases on its top shelf.",
     "A museum in another country owns {n} antique clocks.",
     "The old lighthouse on the coast has {n} steps.",
-    "An actor in a distant city collects {n} theatre masks.",
+    "A theatre in a distant city stores {n} painted masks.",
     "The castle on the hill has {n} narrow windows.",
-    "The village choir knows {n} folk tunes.",
+    "The chapel in the valley has {n} oak benches.",
     "A harbour office keeps {n} lanterns in its cellar.",
-    "A painter abroad uses {n} fine brushes.",
+    "A pottery abroad owns {n} clay ovens.",
     "The opera house in the capital has {n} velvet curtains.",
-    "A sculptor overseas carved {n} marble statues.",
+    "A gallery overseas shows {n} marble statues.",
     "The royal palace displays {n} silver crowns.",
-    "A tailor in a faraway town owns {n} thimbles.",
+    "A workshop in a faraway town owns {n} thimbles.",
     "The mountain hotel has {n} wooden balconies.",
     "An embassy abroad flies {n} coloured flags.",
     "The cathedral in the old quarter has {n} bronze bells.",
-    "A weaver in a remote valley owns {n} looms.",
+    "A mill in the remote north runs {n} looms.",
 )
 
 
@@ -123,7 +116,7 @@ def irrelevant_facts(
 
     Returns fewer when the text leaves fewer to choose from.
     """
-    common = words("with have from that this their many keep keeps other another know knows uses fine")
+    common = words("with have from that this their many keep keeps other another owns runs shows town")
     known = words(text) - common
     usable = [fact for fact in FACTS if not words(fact) & known]
     chosen = rng.sample(usable, min(count, len(usable)))
@@ -170,17 +163,18 @@ def exact(number: str) -> Fraction:
 CONFUSABLE = re.compile(
     r"angel|angle|bale|bales|ball|balls|barely|barley|barn|barns|bear|beat|beats|beds|been|begin|being"
     r"|bellow|below|betas|bets|biting|bits|blot|blots|board|bolt|bolts|bowel|brag|bran|bred|broad|calm"
-    r"|caned|canned|carb|carbs|carve|casual|causal|cause|choose|chop|chops|chose|clam|clot|clots|cloud"
-    r"|coast|colt|colts|coma|comas|comma|commas|coop|coops|coral|corral|cost|could|crab|crabs|crave|crud"
-    r"|curd|dairy|desert|dessert|diary|diner|diners|dinner|dinners|droops|drops|elbow|feed|filing|filling"
-    r"|fined|finned|fired|form|forth|fried|from|froth|gaol|gird|girl|goal|good|grid|hoops|hoot|hoped"
-    r"|hoping|hopping|hops|later|latter|lion|lions|loin|loins|loose|looses|lose|loses|losing|loss|lots"
-    r"|marital|martial|meds|meet|mole|moles|moped|mopped|nuclear|paper|papers|part|parts|perfect|pined"
-    r"|pinned|planed|planned|pole|poll|polls|pots|prat|prefect|quiet|quite|rating|ratting|reserve|reverse"
-    r"|ridding|riding|rods|roots|rots|sacred|salt|salts|sauce|scared|scarred|shoots|shot|shots|silt|silver"
-    r"|slat|slats|slid|slit|sliver|slop|snog|solid|song|songs|spilt|spit|split|spot|spots|stake|staring"
-    r"|starring|steak|steep|step|steps|stoops|stop|stops|striped|stripped|super|supper|taping|tapping|tarp"
-    r"|tear|teas|tins|tired|tons|toons|trail|trails|trap|traps|trial|trials|tried|unclear|united|untied"
+    r"|caned|canned|carb|carbs|carve|casual|causal|cause|cavern|choose|chop|chops|chose|clam|clot|clots"
+    r"|cloud|coast|colt|colts|coma|comas|comma|commas|coop|coops|coral|corral|cost|could|crab|crabs|crave"
+    r"|crud|cups|curd|dairy|desert|dessert|diary|diner|diners|dinner|dinners|droops|drops|elbow|feed"
+    r"|filing|filling|fined|finned|fired|fires|form|forth|forty|fried|fries|from|froth|gaol|gird|girl|goal"
+    r"|good|grade|grid|hoops|hoot|hoped|hoping|hopping|hops|later|latter|lion|lions|liters|litters|loin"
+    r"|loins|loose|looses|lose|loses|losing|loss|lots|marital|martial|meds|meet|mole|moles|moped|mopped"
+    r"|nuclear|paper|papers|part|parts|pearl|perfect|pined|pinned|planed|planned|pole|poll|polls|pots|prat"
+    r"|prefect|quiet|quite|rating|ratting|reserve|reverse|ridding|riding|rods|roots|rots|sacred|salt|salts"
+    r"|salve|sauce|scared|scarred|shoots|shot|shots|silt|silver|slat|slats|slave|slid|slit|sliver|slop"
+    r"|snog|solid|song|songs|spilt|spit|split|spot|spots|stake|staring|starring|steak|steep|step|steps"
+    r"|stoops|stop|stops|striped|stripped|super|supper|taping|tapping|tarp|tear|teas|there|three|tins"
+    r"|tired|tires|tons|toons|trail|trails|trap|traps|trial|trials|tried|tries|unclear|united|untied|vines"
     r"|warp|weed|wrap|wraps|writing"
 )
 

@@ -18,7 +18,6 @@ from decimal import Decimal
 from fractions import Fraction
 
 from evals.perturbations.common import (
-    REFERS_BACK,
     Context,
     Document,
     exact,
@@ -113,7 +112,8 @@ FIXED_AFTER = re.compile(
         |kids?|parents?|cousins?|wives|husbands?|friends?|family|families|grandchildren|grandkids|nieces?|nephews?
         |roommates?|moms?|babies|pregnan\w+|courses?|meals?|bedrooms?|bathrooms?|floors?|stor(?:y|ies)|people|persons?
         |men|women|boys|girls|adults?|digits?|million|billion|thousand|hundred|dozens?|ways?|rounds?|steps?\b|games?
-        |classes|members|beds?|cars?|houses?) )""",
+        |classes|members|beds?|cars?|houses?|groups?|teams?|parts?|sections?|kinds?|types?|candidates?|stages?|levels?
+        |equal|sets?) )""",
     re.VERBOSE,
 )
 FIXED_BEFORE = re.compile(
@@ -127,7 +127,7 @@ NOT_SCALABLE = re.compile(
     |threshold|capacity|enough|first\ \d|every\ \d+(?:st|nd|rd|th)|(?:over|under|above|below|between)\ \$?\d
     |(?:if|when|once|after)\ [^.]*(?:more\ than|over)|consecutive|ratio|probability|chance|likely|percentage
     |what\ percent|digit|even\ number|odd\ number|prime|IQ|score[ds]?|grades?|exams?|tests?|quiz\w*|asleep|sleeps?
-    |average\ speed|fahrenheit|celsius|temperature|square|cube|cubic|area|perimeter|volume|triangle|rectang\w+
+    |weight|speed|fahrenheit|celsius|temperature|square|cube|cubic|area|perimeter|volume|triangle|rectang\w+
     |1\ \w+\ (?:is|has|equals|contains|=) )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -412,8 +412,10 @@ def more_steps(document: Document, rng: random.Random, context: Context) -> Docu
 
 # Words around the same computation --------------------------------------------------------------------------
 
-PRONOUN = re.compile(
-    r"\b(?:he|she|it|its|they|them|their|his|her|hers|him|there|this|that|these|those|both|each)\b",
+# Words that a thing just mentioned could be taken for; a place or a building is no "he" or "she".
+REFERS_BACK = re.compile(
+    r"\b(?:it|its|they|them|their|this|that|these|those|both|each|there)\b|^(?:\W*\w+\W+){0,2}?(?:another|others?|rest"
+    r"|remaining|ones?|then|some|half|all|none|neither|either|such|same|so|also)\b",
     re.IGNORECASE,
 )
 
@@ -422,7 +424,7 @@ PRONOUN = re.compile(
 def irrelevant_sentences(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Two sentences, each with a number, about things that the problem does not ask for.
 
-    Changes: the sentences are put before sentences that do not refer back (no pronoun), never after the
+    Changes: the sentences are put before sentences that do not refer back, never after the
     question. Must stay true: every word of the original, its order and its answer; the new numbers occur
     nowhere in question or answer, and the new sentences share no content word with the question. Source:
     GSM-IC; GSM-Plus, distractor insertion; GSM-NoOp of GSM-Symbolic.
@@ -433,9 +435,7 @@ def irrelevant_sentences(document: Document, rng: random.Random, context: Contex
     if len(facts) < 2:
         return None
     parts = sentences(document["question"].strip())
-    places = [
-        i for i, part in enumerate(parts) if i == 0 or not (PRONOUN.search(part) or REFERS_BACK.match(part))
-    ]
+    places = [i for i, part in enumerate(parts) if i == 0 or not REFERS_BACK.search(part)]
     for place, fact in zip(sorted(rng.choices(places, k=2), reverse=True), facts, strict=True):
         parts.insert(place, fact + " ")
     return {**document, "question": "".join(parts)}

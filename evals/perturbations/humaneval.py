@@ -122,7 +122,7 @@ def rename_prose(text: str, name: str, new: str) -> str:
     text = re.sub(rf"{before}\b{name}\b|\b{name}\b{after}|(?<=^\"\"\" ){name}(?= is\b)", new, text)
     if name.rstrip("s") in ("string", "number", "word", "value"):
         return text
-    return re.sub(rf"\b((?:strings?|integers?|array|lists?) )\b{name}\b", rf"\g<1>{new}", text)
+    return re.sub(rf"\b((?:strings?|integers?|array|list) )\b{name}\b", rf"\g<1>{new}", text)
 
 
 @perturbation("humaneval", version=1)

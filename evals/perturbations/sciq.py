@@ -77,34 +77,58 @@ def stem(term: str) -> str:
     return " ".join(re.sub(r"(?:ies|es|s|y|e)$", "", word) for word in plain.split())
 
 
+# Terms of school science that can both be right.
+OVERLAPPING = (
+    {"energy", "heat", "heating", "light", "fuel", "power", "electricity", "current", "radiation"},
+    {"matter", "substance", "material", "molecule", "compound", "chemical", "mixture", "mass", "water"},
+    {"air", "gas", "atmosphere", "vapor", "water", "liquid", "fluid"},
+    {"cell", "tissue", "organ", "organism", "animal", "life"},
+    {"movement", "motion", "drift", "spreading", "tectonic"},
+)
+
+
 def akin(one: str, other: str) -> bool:
-    """Whether two terms may mean the same: one contains the other, or all words of one begin like some of the
-    other."""
-    first, second = ({word[:5] for word in stem(term).split()} for term in (one, other))
-    return stem(one) in stem(other) or stem(other) in stem(one) or first <= second or second <= first
+    """Whether two terms may mean the same or be right together: one contains the other, all words of one
+    begin like words of the other, a word of one ends in a word of the other, or both name things that
+    overlap.
+    """
+    first, second = stem(one).split(), stem(other).split()
+    starts = [{word[:5] for word in term} for term in (first, second)]
+    if (
+        stem(one) in stem(other)
+        or stem(other) in stem(one)
+        or starts[0] <= starts[1]
+        or starts[1] <= starts[0]
+    ):
+        return True
+    if any(
+        a != b and len(b) > 3 and a.endswith(b)
+        for x, y in ((first, second), (second, first))
+        for a in x
+        for b in y
+    ):
+        return True
+    return any(
+        {stem(word) for word in family} & {*first} and {stem(word) for word in family} & {*second}
+        for family in OVERLAPPING
+    )
 
 
 @perturbation("sciq", version=1)
 def close_distractor(document: Document, rng: random.Random, context: Context) -> Document | None:
-    """The distractor least like the answer gives way to one that stood against the same answer in another
-    question.
+    """The distractor least like the answer gives way to a rival of the answer from another question.
 
     Changes: one distractor. The new one shared a question with the answer elsewhere in the data set, so it is
-    of the same kind and was written to be told apart from it; the one mentioned in the support or nearest in
-    spelling is taken. Must stay true: the answer is the only right option; so nothing is taken that is akin
-    to an option or stands in the question. Left out: documents whose answer is in no other question. Depends
-    on the other documents: give it the whole data set. Source: distractors by similarity, as in
-    arXiv:2404.02124.
+    of the same kind and was written to be told apart from it; the nearest in spelling is taken. Must stay
+    true: the answer is the only right option; so nothing is taken that is akin to an option or stands in the
+    question or the support. Left out: documents whose answer has no such rival. Depends on the other
+    documents: give it the whole data set. Source: distractors by similarity, as in arXiv:2404.02124.
     """
     options = [document[field] for field in OPTIONS]
     answer = document["correct_answer"]
 
     def nearness(term: str) -> float:
-        mentioned = re.search(rf"\b{re.escape(term.lower())}\b", document["support"].lower()) is not None
-        return (
-            mentioned / 2
-            + difflib.SequenceMatcher(None, term.lower(), answer.lower(), autojunk=False).ratio()
-        )
+        return difflib.SequenceMatcher(None, term.lower(), answer.lower(), autojunk=False).ratio()
 
     rivals: set[str] = set()
     for other in context.documents:
@@ -115,7 +139,9 @@ def close_distractor(document: Document, rng: random.Random, context: Context) -
     usable = [
         term
         for term in sorted(rivals)
-        if not any(akin(term, option) for option in options) and not words(term) & words(document["question"])
+        if not any(akin(term, option) for option in options)
+        and not words(term) & words(document["question"])
+        and not re.search(rf"\b{re.escape(stem(term))}", document["support"].lower())
     ]
     if not usable:
         return None
