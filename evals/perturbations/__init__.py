@@ -1,4 +1,4 @@
-"""Adversarial variants of benchmark documents: deterministic, seeded, with the answer recomputed where it
+"""Adversarial variants of benchmark documents: deterministic, seeded, each answer recomputed where it
 changes.
 
     from evals.perturbations import names, perturb

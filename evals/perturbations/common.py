@@ -69,8 +69,7 @@ ABBREVIATION = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, each with the white space that follows it, so that joining them gives the text
-    back."""
+    """The sentences of a text, each with the white space after it: joined, they give the text back."""
     parts: list[str] = []
     for piece in re.findall(r".+?(?:[.!?]+[\"'”’)]*(?=\s+[A-Z0-9$\"“(])\s+|$)", text, flags=re.DOTALL):
         if parts and ABBREVIATION.search(parts[-1].rstrip()):
@@ -103,16 +102,14 @@ FACTS = (
 
 
 def words(text: str) -> set[str]:
-    """Lower-case words of four letters or more, without a plural s: what two texts have in common if they
-    share a topic."""
+    """The words of four letters or more, without endings: two texts on one topic have some in common."""
     return {re.sub(r"(?:ies|es|s|y)$", "", word) for word in re.findall(r"[a-z]{4,}", text.lower())}
 
 
 def irrelevant_facts(
     rng: random.Random, text: str, count: int, numbers: Sequence[int] | None = None
 ) -> list[str]:
-    """``count`` different facts that share no word with ``text``; with a number from ``numbers``, or with
-    none.
+    """``count`` facts that share no word with ``text``, with a number from ``numbers`` if there are any.
 
     Returns fewer when the text leaves fewer to choose from.
     """

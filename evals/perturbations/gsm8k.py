@@ -424,10 +424,10 @@ REFERS_BACK = re.compile(
 def irrelevant_sentences(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Two sentences, each with a number, about things that the problem does not ask for.
 
-    Changes: the sentences are put before sentences that do not refer back, never after the
-    question. Must stay true: every word of the original, its order and its answer; the new numbers occur
-    nowhere in question or answer, and the new sentences share no content word with the question. Source:
-    GSM-IC; GSM-Plus, distractor insertion; GSM-NoOp of GSM-Symbolic.
+    Changes: the sentences are put before sentences that do not refer back, never after the question. Must
+    stay true: every word of the original, its order and its answer; the new numbers occur nowhere in question
+    or answer, and the new sentences share no content word with the question. Source: GSM-IC; GSM-Plus,
+    distractor insertion; GSM-NoOp of GSM-Symbolic.
     """
     used = {exact(number) for number in NUMBER.findall(document["question"] + " " + document["answer"])}
     numbers = [number for number in range(11, 99) if number not in used]
@@ -476,8 +476,7 @@ COMPARED = re.compile(r"\b(?:than|as (?:many|much|old|long|far|big|heavy|tall|fa
 
 
 def stands_alone(sentence: str, earlier: str) -> bool:
-    """Whether a premise reads the same wherever it stands: it tells a state and refers to no other
-    sentence."""
+    """Whether a premise reads the same anywhere: it tells a state and refers to no other sentence."""
     if DEPENDENT.search(sentence) or not STATE.search(sentence) or not re.match(r"[A-Z][a-z'’]* ", sentence):
         return False
     definite = words(" ".join(re.findall(r"\b(?:[Tt]he|[Ee]ach|[Ee]very) ((?:\w+ ?){1,5})", sentence)))
@@ -558,7 +557,7 @@ def digits_as_words(document: Document, rng: random.Random, context: Context) ->
     Changes: the question only; "$2.74" becomes "two dollars and seventy-four cents", "20%" "twenty percent",
     "1/4" "one quarter". Must stay true: every value, and the answer. Left out: questions without digits, and
     those with a number that is no plain quantity (a time, a year, a ratio, "25k") or has no good reading in
-    words. Source: numerical variation of GSM-Plus; number-format robustness, arXiv:2404.00459.
+    words. Source: numerical variation of GSM-Plus.
     """
     text = document["question"]
 

@@ -19,8 +19,7 @@ NAMES = ("run_task", "compute_result", "process_input", "task_function", "get_an
 
 @dataclass
 class Program:
-    """The prompt and canonical solution as one program, with the entry function and its docstring located in
-    it."""
+    """The prompt and canonical solution as one program, with its entry function and docstring located."""
 
     text: str
     function: ast.FunctionDef
@@ -37,8 +36,7 @@ class Program:
 
 
 def parse(document: Document) -> Program | None:
-    """Locate the entry function and its docstring (its first lone string), or None if there is no such
-    thing."""
+    """Locate the entry function and its docstring (its first lone string); None if there is none."""
     text = document["prompt"] + document["canonical_solution"]
     try:
         tree = ast.parse(text)
@@ -71,8 +69,7 @@ def apply(text: str, edits: list[tuple[int, int, str]], start: int = 0) -> str:
 
 
 def new_arguments(program: Program, taken: set[str]) -> dict[str, str]:
-    """A new name for each argument: another letter for a letter, ``input_x`` for an English word, else
-    ``argN``.
+    """New names: another letter for a letter, ``input_x`` for an English word x, else ``argN``.
 
     Not renamed: arguments that the body also uses as a keyword of a call or inside an f-string.
     """
@@ -102,8 +99,7 @@ NO_WORD = re.compile(r"nums|dict|vals|elems|strs|chars|args")
 
 
 def is_word(name: str) -> bool:
-    """Whether an argument's name is also an English word that a docstring may use as one ("string",
-    "numbers")."""
+    """Whether an argument's name is also an English word, which a docstring may use as one ("string")."""
     return re.fullmatch(r"[a-z]{4,}", name) is not None and not NO_WORD.fullmatch(name)
 
 

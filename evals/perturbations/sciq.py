@@ -122,7 +122,7 @@ def close_distractor(document: Document, rng: random.Random, context: Context) -
     of the same kind and was written to be told apart from it; the nearest in spelling is taken. Must stay
     true: the answer is the only right option; so nothing is taken that is akin to an option or stands in the
     question or the support. Left out: documents whose answer has no such rival. Depends on the other
-    documents: give it the whole data set. Source: distractors by similarity, as in arXiv:2404.02124.
+    documents: give it the whole data set.
     """
     options = [document[field] for field in OPTIONS]
     answer = document["correct_answer"]
