@@ -258,6 +258,26 @@ def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> No
     assert row["persists"] == "yes"
 
 
+def test_a_drop_is_clustered_as_the_plain_benchmark_is(tmp_path: Path) -> None:
+    from pipeline.statistics import paired_difference
+
+    plain = {"label": "P", "cluster": "subtask"}
+    variant = {"label": "V", "variant_of": "p", "cluster": "subtask"}
+    rng = np.random.default_rng(0)
+    old, new = rng.random(60) < 0.8, rng.random(60) < np.repeat([0.1, 0.9, 0.2, 0.8, 0.1, 0.9], 10)
+    keys = {
+        ("baseline", "p"): cell(tmp_path, old, plain, name="plain"),
+        ("baseline", "p@v"): cell(tmp_path, new, variant, name="perturbed"),
+    }
+    found = grid.load(manifest(keys, {"p": plain, "p@v": variant}), tmp_path).robustness(
+        "f", ("baseline",), "p@v"
+    )
+    expected = paired_difference(old, new, np.repeat(np.arange(6), 10))
+    assert found is not None
+    assert found.drop == expected
+    assert found.drop.se != pytest.approx(paired_difference(old, new).se, rel=0.05)
+
+
 def test_a_gain_that_vanishes_on_perturbed_documents_does_not_persist(tmp_path: Path) -> None:
     def skill(condition: str, benchmark: str) -> float:
         return 0.9 if condition == "vector" and "@" not in benchmark else 0.3
@@ -366,7 +386,12 @@ def test_latex_compiles_in_a_minimal_document_whatever_the_labels(tmp_path: Path
         "f": {"label": "1.5B_&", "published_size": "1.5B", "geometry": synthetic.write_geometry(results)}
     }
     benchmarks = {**synthetic.BENCHMARKS, "odd": hostile, "short": {"label": "L", "limit": 10}}
-    run = synthetic.write_run(results, families=families, benchmarks=benchmarks, documents=30)
+    conditions = {
+        **synthetic.CONDITIONS,
+        "vector": {**MAIN["vector"], "label": "[3] starts like an argument"},
+    }
+    made: dict[str, Any] = {"families": families, "benchmarks": benchmarks, "conditions": conditions}
+    run = synthetic.write_run(results, documents=30, **made)
     names = [p.stem for p in tables.render(run, results, tmp_path) if p.suffix == ".tex"]
     inputs = "\n".join(rf"\input{{{name}.tex}}\clearpage" for name in names)
     preamble = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
