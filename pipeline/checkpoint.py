@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
                 path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end, stamp
             )
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; fetch the checkpoint again") from None
+        raise UserError(f"{path} does not exist; check the path") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{damaged}: its header cannot be read; fetch it again") from None
 
@@ -127,6 +127,16 @@ def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tenso
             count = min(PIECE, numel - first)
             os.preadv(descriptor, [raw[: count * size]], info.start + first * size)
             yield buffer[:count]
+
+
+def gather(parts: Iterable[torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The whole tensor that was cut into pieces."""
+    whole = torch.empty(math.prod(shape), dtype=dtype)
+    first = 0
+    for piece in parts:
+        whole[first : first + len(piece)] = piece
+        first += len(piece)
+    return whole.view(shape)
 
 
 @contextmanager
@@ -283,12 +293,7 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, in the checkpoint's own dtype and shape."""
         info = self.tensors[name]
-        whole = torch.empty(info.numel, dtype=DTYPES[info.dtype])
-        first = 0
-        for piece in pieces(info):
-            whole[first : first + len(piece)] = piece
-            first += len(piece)
-        return whole.view(info.shape)
+        return gather(pieces(info), info.shape, DTYPES[info.dtype])
 
     @property
     def has_own_head(self) -> bool:
@@ -396,14 +401,16 @@ def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, A
     if default is not None and not path.exists():
         return default
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: expected a Hugging Face checkpoint there; check the folder"
         ) from None
     except ValueError:
-        raise UserError(f"{path} is not valid JSON; fetch it again") from None
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not valid JSON, or not an object; fetch it again")
+    return found
 
 
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
@@ -432,6 +439,8 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
 
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())) if weight_map else [single.name]:
+        if Path(shard).name != shard:
+            raise UserError(f"{index} names {shard}; expected the name of a file beside it")
         if weight_map and not (path / shard).exists():
             raise UserError(f"{index} names {shard}, which is missing; fetch the checkpoint again")
         for name, info in read_header(path / shard)[1].items():

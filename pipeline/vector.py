@@ -30,6 +30,7 @@ import torch
 
 from pipeline import compatibility
 from pipeline.checkpoint import (
+    DTYPES,
     EMBEDDING,
     HEAD,
     PIECE,
@@ -40,6 +41,7 @@ from pipeline.checkpoint import (
     cached_scan,
     encode_header,
     fingerprint,
+    gather,
     layer_order,
     one_thread,
     open_unchanged,
@@ -99,9 +101,7 @@ class Vector:
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor in fp32."""
-        return torch.cat([torch.empty(0), *(piece.clone() for piece in self.pieces(name))]).view(
-            self.shapes[name]
-        )
+        return gather(self.pieces(name), self.shapes[name], torch.float32)
 
     @property
     def fingerprint(self) -> str:
@@ -321,8 +321,7 @@ def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, t
     _check_names(checkpoint, [vector for _, vector in active])
     for name in sorted(checkpoint.tensors, key=layer_order):
         info = checkpoint.tensors[name]
-        parts = [piece.clone() for piece in _steered(info, name, active)]
-        yield name, torch.cat(parts).view(info.shape)
+        yield name, gather(_steered(info, name, active), info.shape, DTYPES[info.dtype])
 
 
 def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:

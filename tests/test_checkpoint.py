@@ -204,6 +204,13 @@ def test_an_index_that_names_a_missing_tensor_is_refused(tmp_path):
     assert "model.layers.7.ghost" in refusal(path)
 
 
+def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path):
+    path = tiny.write(tmp_path / "model", shards=2)
+    text = (path / "model.safetensors.index.json").read_text()
+    (path / "model.safetensors.index.json").write_text(text.replace("model-00001", "../model-00001"))
+    assert "expected the name of a file beside it" in refusal(path)
+
+
 def test_a_tensor_that_the_index_does_not_name_is_refused(tmp_path):
     path = tiny.write(tmp_path / "model", shards=2)
     index = json.loads((path / "model.safetensors.index.json").read_text())
@@ -273,9 +280,10 @@ def test_a_folder_has_no_revision(tmp_path):
         Checkpoint.open(str(path), "abc")
 
 
-def test_a_broken_configuration_is_refused(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_configuration_is_refused(tmp_path, text):
     path = tiny.write(tmp_path / "model")
-    (path / "config.json").write_text("{")
+    (path / "config.json").write_text(text)
     assert "not valid JSON" in refusal(path)
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import resource
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -124,6 +126,31 @@ def test_several_terms_are_the_sum_that_peft_takes(tmp_path):
         parts = [Vector.open(path).read(name) for path in (first, second, first)]
         delta = merge_utils.task_arithmetic(parts, torch.tensor([1.0, -0.5, 0.25]))
         torch.testing.assert_close(result[name], theta + delta, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_mergekit_takes_the_same_sum(tmp_path):
+    """Where mergekit is installed (not a dependency): task arithmetic with weights α and −α, in fp32."""
+    pytest.importorskip("mergekit")
+    family(tmp_path, dtypes=(F32, F32, F32))
+    weighted = [(tmp_path / "grpo", 0.7), (tmp_path / "sft", -0.7)]
+    models = [{"model": str(path), "parameters": {"weight": weight}} for path, weight in weighted]
+    recipe = {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "target"), "models": models}
+    recipe |= {"dtype": "float32", "parameters": {"normalize": False}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = [
+        sys.executable,
+        "-m",
+        "mergekit.scripts.run_yaml",
+        str(tmp_path / "recipe.yaml"),
+        str(tmp_path / "m"),
+    ]
+    subprocess.run([*command, "--no-copy-tokenizer"], check=True, capture_output=True)
+    theirs = load_file(tmp_path / "m" / "model.safetensors")
+    ours = applied(tmp_path, Term(extracted(tmp_path), 0.7))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=1e-7)
 
 
 def test_the_analogy_of_a_vector_with_itself_cancels(tmp_path):

@@ -1,0 +1,172 @@
+"""The geometry report against plain definitions on whole tensors."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import geometry
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import UserError
+from pipeline.vector import Vector, extract
+from tests import tiny
+
+ALPHAS = [-1.0, 0.0, 0.1, 1.0]
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("RV_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def opened(path: Path) -> Checkpoint:
+    return Checkpoint.open(str(path))
+
+
+def family(
+    folder: Path, dtype: torch.dtype = torch.bfloat16, rows: int = 4200
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Writes base, target, sft, grpo and the vector v; the embedding is longer than one piece."""
+    base = tiny.weights(tiny.config(rows), 0, dtype=dtype)
+    states = {"base": base, "target": tiny.moved(base, 1, 0.9), "sft": tiny.moved(base, 2, 0.9)}
+    states["grpo"] = tiny.moved(states["sft"], 3, 0.2, 0.001)
+    for role, state in states.items():
+        tiny.write(folder / role, state, rows=rows)
+    extract(opened(folder / "grpo"), opened(folder / "sft"), folder / "v")
+    return states
+
+
+def report(folder: Path, **others: Checkpoint) -> dict:
+    return geometry.report(Vector.open(folder / "v"), opened(folder / "target"), ALPHAS, **others)
+
+
+def flat(states: dict[str, torch.Tensor], names) -> torch.Tensor:
+    return torch.cat([states[name].double().flatten() for name in names])
+
+
+def cell(found: dict, module: str, layer: int) -> dict:
+    (row,) = [row for row in found["cells"] if (row["module"], row.get("layer")) == (module, layer)]
+    return row
+
+
+@pytest.mark.parametrize("group", ["total", "cell", "module", "layer"])
+def test_norms_and_sparsity_are_those_of_the_whole_tensors(tmp_path, group):
+    states = family(tmp_path)
+    found = report(tmp_path)
+    rows = {
+        "total": (found["total"], lambda name: True),
+        "cell": (cell(found, "up_proj", 1), lambda name: name == UP),
+        "module": (
+            next(r for r in found["modules"] if r["module"] == "q_proj"),
+            lambda name: ".q_proj." in name,
+        ),
+        "layer": (next(r for r in found["layers"] if r["layer"] == 0), lambda name: ".layers.0." in name),
+    }
+    row, chosen = rows[group]
+    names = [name for name in states["sft"] if chosen(name)]
+    v = flat(states["grpo"], names) - flat(states["sft"], names)
+    assert row["entries"] == len(v)
+    assert row["norm"] == pytest.approx(v.norm().item(), rel=1e-6)
+    assert row["relative_norm"] == pytest.approx(
+        (v.norm() / flat(states["target"], names).norm()).item(), rel=1e-6
+    )
+    assert row["sparsity"] == pytest.approx((v == 0).double().mean().item())
+    assert 0.5 < row["sparsity"] < 0.99
+
+
+def test_swallowed_entries_and_rounding_error_are_those_of_the_sum(tmp_path):
+    states = family(tmp_path)
+    rows = {row["alpha"]: row for row in cell(report(tmp_path), "up_proj", 1)["alphas"]}
+    assert list(rows) == [-1.0, 0.1, 1.0]
+    theta = states["target"][UP]
+    v = states["grpo"][UP].float() - states["sft"][UP].float()
+    for alpha, row in rows.items():
+        result = (theta.float() + alpha * v).to(torch.bfloat16)
+        changed = v != 0
+        assert row["swallowed"] == pytest.approx(
+            ((result == theta) & changed).sum().item() / changed.sum().item()
+        )
+        error = result.double() - theta.double() - alpha * v.double()
+        assert row["rounding"] == pytest.approx(
+            (error.norm() / (alpha * v.double()).norm()).abs().item(), rel=1e-6
+        )
+    assert rows[0.1]["swallowed"] > rows[1.0]["swallowed"] > 0
+
+
+def test_rounding_in_fp32_is_small_and_not_nought(tmp_path):
+    family(tmp_path, torch.float32)
+    row = report(tmp_path)["total"]["alphas"][-1]
+    assert 0 < row["rounding"] < 1e-3
+    assert row["swallowed"] < 1e-3
+
+
+def test_directions_are_measured_against_both_other_differences(tmp_path):
+    states = family(tmp_path)
+    found = report(tmp_path, base=opened(tmp_path / "base"), sft=opened(tmp_path / "sft"))
+    v = (states["grpo"][UP].double() - states["sft"][UP].double()).flatten()
+    for key, plus in (("target-base", "target"), ("sft-base", "sft")):
+        d = (states[plus][UP].double() - states["base"][UP].double()).flatten()
+        row = cell(found, "up_proj", 1)["directions"][key]
+        assert row["cosine"] == pytest.approx(torch.dot(v, d).item() / (v.norm() * d.norm()).item(), abs=1e-6)
+        both = (v != 0) & (d != 0)
+        assert row["sign_agreement"] == pytest.approx((v.sign() == d.sign())[both].double().mean().item())
+    assert report(tmp_path)["total"]["directions"] == {}
+    assert list(report(tmp_path, base=opened(tmp_path / "base"))["total"]["directions"]) == ["target-base"]
+
+
+def test_a_vector_has_cosine_one_with_itself(tmp_path):
+    family(tmp_path)
+    found = geometry.report(
+        Vector.open(tmp_path / "v"), opened(tmp_path / "grpo"), [1.0], base=opened(tmp_path / "sft")
+    )
+    row = found["total"]["directions"]["target-base"]
+    assert row == {"cosine": pytest.approx(1.0), "sign_agreement": 1.0}
+
+
+def test_the_vector_of_equal_donors_has_shares_of_nothing(tmp_path):
+    tiny.write(tmp_path / "a")
+    extract(opened(tmp_path / "a"), opened(tmp_path / "a"), tmp_path / "v")
+    found = geometry.report(
+        Vector.open(tmp_path / "v"), opened(tmp_path / "a"), [1.0], base=opened(tmp_path / "a")
+    )
+    assert (found["total"]["norm"], found["total"]["sparsity"]) == (0.0, 1.0)
+    assert found["total"]["alphas"] == [{"alpha": 1.0, "swallowed": None, "rounding": None}]
+    assert found["total"]["directions"]["target-base"] == {"cosine": None, "sign_agreement": None}
+    assert "—" in geometry.table(found)
+
+
+def test_rows_of_padding_are_left_out(tmp_path):
+    states = family(tmp_path, rows=96)
+    embedding = "model.embed_tokens.weight"
+    short = states["target"] | {embedding: states["target"][embedding][:90].clone()}
+    tiny.write(tmp_path / "short", short, rows=90)
+    found = geometry.report(Vector.open(tmp_path / "v"), opened(tmp_path / "short"), [])
+    (row,) = [row for row in found["modules"] if row["module"] == "embed_tokens"]
+    v = (states["grpo"][embedding].float() - states["sft"][embedding].float())[:90]
+    assert row["entries"] == 90 * 64
+    assert row["norm"] == pytest.approx(v.norm().item(), rel=1e-6)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    family(tmp_path)
+    tiny.write(tmp_path / "wide", intermediate_size=128, rows=4200)
+    with pytest.raises(UserError, match="has shape"):
+        geometry.report(Vector.open(tmp_path / "v"), opened(tmp_path / "wide"), [])
+
+
+def test_the_report_is_json_and_the_table_and_heat_map_come_from_it(tmp_path):
+    family(tmp_path)
+    found = json.loads(json.dumps(report(tmp_path, base=opened(tmp_path / "base")), allow_nan=False))
+    lines = geometry.table(found).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+        r["module"] for r in found["modules"]
+    ] + ["all"]
+    assert len({line.count("|") for line in lines}) == 1
+    picture = geometry.heat_map(found, tmp_path / "map.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert math.isclose(
+        sum(r["norm"] ** 2 for r in found["modules"]), found["total"]["norm"] ** 2, rel_tol=1e-9
+    )
