@@ -126,6 +126,7 @@ class BenchmarkConfig:
     published: str | None = None  # the name under which the paper reports it
     variants: list[str] = field(default_factory=list)  # perturbations to evaluate besides the plain documents
     limit: int | None = None  # first documents of each subtask; null is all
+    runs_code: bool = False  # answers are programs: the sandbox must work before the engine starts
 
 
 @dataclass

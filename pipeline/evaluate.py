@@ -42,6 +42,9 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     missing = plan.missing()
     if not missing:
         return 0
+    if any(cell.task.config.runs_code for cell in missing):
+        level = sandbox.probe(plan.config.allow_unsandboxed)
+        report(f"candidate programs run in: {level}")
     runner = Runner(plan)
     progress = Progress(len(missing), report)
     try:
@@ -151,10 +154,6 @@ class Runner:
 
         prompt = self.plan.config.prompts[cell.condition.prompt]
         tasks = self._tasks(cell, prompt)
-        if any(
-            task.get_config("unsafe_code") or cell.task.config.form == "humaneval" for task in tasks.values()
-        ):
-            sandbox.require(self.plan.config.allow_unsandboxed)
         results = lm_evaluate(
             lm=engine.lm,
             task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
@@ -304,7 +303,7 @@ def _provenance(config: Config, cell: Cell, started: datetime) -> dict[str, Any]
             if (source := getattr(cell.family.config, part)) is not None
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
-        "sandbox": sandbox.probe().name if cell.task.config.form == "humaneval" else None,
+        "sandbox": str(sandbox.probe(config.allow_unsandboxed)) if cell.task.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),
         "started": started.isoformat(timespec="seconds"),

@@ -360,7 +360,7 @@ def _task_definition(task: str) -> Any:
         *sorted(TASKS.glob("*.py")),
         *sorted(TASKS.glob("_*.yaml")),
     ]
-    files += [ROOT / "evals" / "code.py", ROOT / "evals" / "sandbox.py"]
+    files += [ROOT / "evals" / "code.py", *sorted((ROOT / "evals").glob("sandbox*.py"))]
     return {f.name: _yaml_content(f) if f.suffix == ".yaml" else code_fingerprint(f) for f in files}
 
 

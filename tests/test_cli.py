@@ -1,0 +1,87 @@
+"""The command line: one clear line and a non-zero exit for every mistake, and nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import ROOT
+
+FAMILY = ROOT / "models" / "micro"
+
+
+def pipeline(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        *arguments,
+        f"results={results}",
+        f"tables={results / 'tables'}",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=micr"], "did you mean 'micro'?"),
+        (["experiment=micro", "alpha=much"], "alpha"),
+        (["experiment=micro", "engine.dtyp=x"], "did you mean 'dtype'?"),
+        (["experiment=micro", "families.micro.sft.id=no/such/folder"], "no/such/folder"),
+        (["experiment=micro", "data.folder=no/such/folder", "data.generator=null"], "no/such/folder"),
+        (["experiment=micro", "data.generator=other"], "data.generator"),
+        (["experiment=micro", "families.micro.sft=null"], "needs this checkpoint"),
+        (["plann"], "unknown command 'plann'"),
+    ],
+)
+def test_a_mistake_ends_with_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    ran = pipeline(*arguments, results=tmp_path / "results")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
+    assert message in ran.stderr
+    assert not (tmp_path / "results" / "cells").exists()
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU here")
+def test_without_a_gpu_the_paper_stops_at_once_and_names_the_demo(tmp_path: Path) -> None:
+    ran = pipeline("experiment=paper", results=tmp_path / "results")
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1 and "no GPU" in ran.stderr and "make demo" in ran.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_donors_of_another_shape_are_refused(tmp_path: Path) -> None:
+    other = Path(shutil.copytree(FAMILY / "sft", tmp_path / "sft"))
+    state = load_file(other / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    state[name] = state[name][:, :-1].contiguous()
+    save_file(state, other / "model.safetensors", metadata={"format": "pt"})
+    ran = pipeline("experiment=micro", f"families.micro.sft.id={other}", results=tmp_path / "results")
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr and name in ran.stderr
+    assert not (tmp_path / "results" / "vectors").exists()
+    assert not (tmp_path / "results" / "cells").exists()
+
+
+def test_the_plan_starts_no_engine_and_writes_no_cell(tmp_path: Path) -> None:
+    ran = pipeline("plan", "experiment=micro", results=tmp_path / "results")
+    assert ran.returncode == 0, ran.stderr
+    assert "+Vector+Think" in ran.stdout and "0 done (x)" in ran.stdout
+    assert not (tmp_path / "results" / "cells").exists()
+
+
+def test_the_composed_configuration_is_printed(tmp_path: Path) -> None:
+    ran = pipeline("config", "experiment=micro", results=tmp_path / "results")
+    assert ran.returncode == 0 and "max_model_len: 1024" in ran.stdout
+
+
+def test_a_shipped_family_is_found_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "plan", "experiment=micro", f"results={tmp_path / 'r'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ran.returncode == 0, ran.stderr

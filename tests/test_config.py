@@ -1,0 +1,88 @@
+"""The configuration: what is there composes, and what is not declared is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import CONF, compose
+from pipeline.errors import UserError
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+NEEDS = {"model": ["families.model.target.id=some/folder"]}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    config = compose([f"experiment={name}", *NEEDS.get(name, [])])
+    assert config.name == name
+    assert config.families and config.benchmarks and config.conditions
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_begins_with_the_command_that_runs_it(name: str) -> None:
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#") and not line.startswith("# @package")]
+    assert f"python -m pipeline experiment={name}" in comments[0]
+
+
+@pytest.mark.parametrize(
+    "group", ["family", "benchmark", "suite", "conditions", "engine", "tracking", "prompts"]
+)
+def test_every_option_says_what_it_is(group: str) -> None:
+    for path in (CONF / group).glob("*.yaml"):
+        comments = [
+            line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line
+        ]
+        assert comments, path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=micr"], "experiment=micr: no such option; did you mean 'micro'?"),
+        (["engine=gpuu"], "did you mean 'gpu'?"),
+        (["suite=papr"], "did you mean 'paper'?"),
+        (["enginee.dtype=float16"], "unknown configuration key 'enginee'; did you mean 'engine'?"),
+        (["engine.dtyp=float16"], "unknown configuration key 'engine.dtyp'; did you mean 'dtype'?"),
+        (["benchmarks.gsm8k.limt=3"], "'benchmarks.gsm8k.limt'; did you mean 'limit'?"),
+        (["families.micro.target.idd=x"], "'families.micro.target.idd'; did you mean 'id'?"),
+        (["conditions.vector.alfa=1"], "'conditions.vector.alfa'; did you mean 'alpha'?"),
+        (["+foo=1"], "unknown configuration key 'foo'"),
+        (["+engine.foo=1"], "unknown configuration key 'engine.foo'"),
+        (["alpha=abc"], "alpha: "),
+        (["alpha=[1,x]"], "alpha[1]: Value 'x'"),
+        (["alpha=[inf]"], "alpha: expected a finite number"),
+        (["conditions.vector.alpha=null"], "weights 'vector' need an alpha"),
+        (["conditions.baseline.alpha=1"], "weights 'target' take no alpha"),
+        (["conditions.vector.seeds=[1]"], "seeds go with weights 'random'"),
+        (["conditions.vector.weights=vectr"], "Invalid value 'vectr'"),
+        (["conditions.vector.prompt=thnk"], "'thnk' is unknown; did you mean 'think'?"),
+        (["sizes=[2b]"], "sizes: '2b' is unknown; known: micro"),
+        (["tasks=[gsm]"], "tasks: 'gsm' is unknown; did you mean 'gsm8k'?"),
+        (["sweep.benchmarks=[sciqq]"], "did you mean 'sciq'?"),
+        (["stages=[extrct]"], "Invalid value 'extrct'"),
+        (["stages=[]"], "stages: expected at least one"),
+        (["limit=0"], "limit: expected a positive number"),
+        (["benchmarks.gsm8k.limit=-1"], "benchmarks.gsm8k.limit: expected a positive number"),
+        (["engine.device=tpu"], "engine.device: Invalid value 'tpu', expected one of [cpu, gpu]"),
+        (["experiment=model"], "families.model.target.id: a value is required"),
+        (["no equals sign"], "override not understood"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_override_away(tmp_path: Path) -> None:
+    config = compose(
+        ["sizes=[micro]", "alpha=[-1,0,1]", "tasks=[gsm8k]", "limit=5", "suite=stock", "engine=gpu"][:4]
+    )
+    assert (config.sizes, config.alpha, config.tasks, config.limit) == (
+        ["micro"],
+        [-1.0, 0.0, 1.0],
+        ["gsm8k"],
+        5,
+    )

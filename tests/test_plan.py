@@ -1,0 +1,154 @@
+"""Cells and their keys: whatever can change an answer changes the key, and nothing else does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import ROOT, compose
+from pipeline.plan import Plan, code_fingerprint
+from pipeline.stages import prepare
+
+FAMILY = ROOT / "models" / "micro"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A copy of the micro family that a test may change."""
+    return Path(shutil.copytree(FAMILY, tmp_path / "models"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "gsm8k"
+    folder.mkdir(parents=True)
+    row = {"question": "Tom has 2 nuts and buys 3 more. How many has he?", "answer": "<<2+3=5>>5\n#### 5"}
+    (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
+    return folder.parent
+
+
+def plan(models: Path, data: Path, *overrides: str) -> Plan:
+    parts = {"target": "instruct", "sft": "sft", "grpo": "grpo", "base": "base"}
+    family = [f"families.micro.{part}.id={models / folder}" for part, folder in parts.items()]
+    fixed = [
+        "tasks=[gsm8k]",
+        f"data.folder={data}",
+        "data.generator=null",
+        f"results={data.parent / 'results'}",
+    ]
+    return prepare(compose([*fixed, *family, *overrides]))
+
+
+def key(plan: Plan, condition: str = "vector", task: str = "gsm8k") -> str:
+    (found,) = {c.key for c in plan.cells if (c.condition.name, c.task.name) == (condition, task)}
+    return found
+
+
+CHANGES = {
+    "alpha in the seventh digit": ["conditions.vector.alpha=1.000001"],
+    "the prompt": ["conditions.vector.prompt=think"],
+    "the words of the prompt": ["prompts.plain.prefix=Hi"],
+    "the system message": ["prompts.plain.system=Hi"],
+    "max tokens": ["benchmarks.gsm8k.max_gen_toks=99"],
+    "the number of examples": ["benchmarks.gsm8k.num_fewshot=1"],
+    "a change to the task": ["+benchmarks.gsm8k.changes.target_delimiter='-'"],
+    "the metric": ["benchmarks.gsm8k.metric='exact_match,strict-match'"],
+    "the limit": ["limit=1"],
+    "dtype": ["engine.dtype=bfloat16"],
+    "the chat template being off": ["families.micro.chat=false"],
+}
+SAME = {
+    "another results folder": ["results={tmp}/elsewhere"],
+    "another tables folder": ["tables={tmp}/tables"],
+    "W&B settings": ["tracking.project=other"],
+    "the batch size, in float32": ["engine.max_num_seqs=16"],
+    "the room for prompts": ["engine.max_model_len=2048"],
+    "the label": ["benchmarks.gsm8k.label=Sums", "conditions.vector.label=Plus"],
+    "fewer conditions": ["alpha=[]"],
+    "the stages": ["stages=[evaluate]"],
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_can_change_an_answer_changes_the_key(what: str, models: Path, data: Path) -> None:
+    assert key(plan(models, data)) != key(plan(models, data, *CHANGES[what]))
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_what_cannot_change_an_answer_does_not(what: str, models: Path, data: Path, tmp_path: Path) -> None:
+    overrides = [o.format(tmp=tmp_path) for o in SAME[what]]
+    if what == "another results folder":
+        parts = {"target": "instruct", "sft": "sft", "grpo": "grpo", "base": "base"}
+        family = [f"families.micro.{part}.id={models / folder}" for part, folder in parts.items()]
+        fixed = ["tasks=[gsm8k]", f"data.folder={data}", "data.generator=null"]
+        assert key(plan(models, data)) == key(prepare(compose([*fixed, *family, *overrides])))
+        return
+    assert key(plan(models, data)) == key(plan(models, data, *overrides))
+
+
+def test_with_batches_that_move_answers_the_batch_size_changes_the_key(models: Path, data: Path) -> None:
+    bf16 = "engine.dtype=bfloat16"
+    assert key(plan(models, data, bf16)) != key(plan(models, data, bf16, "engine.max_num_seqs=16"))
+    invariant = [bf16, "engine.batch_invariant=true"]
+    assert key(plan(models, data, *invariant)) == key(
+        plan(models, data, *invariant, "engine.max_num_seqs=16")
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "condition"), [("instruct", "baseline"), ("sft", "vector"), ("grpo", "grpo")]
+)
+def test_a_changed_weight_changes_the_key(part: str, condition: str, models: Path, data: Path) -> None:
+    before = key(plan(models, data), condition)
+    path = models / part / "model.safetensors"
+    state = load_file(path)
+    state["model.norm.weight"][0] += 1e-6
+    save_file(state, path, metadata={"format": "pt"})
+    assert key(plan(models, data), condition) != before
+
+
+def test_a_changed_document_changes_the_key(models: Path, data: Path) -> None:
+    before = key(plan(models, data))
+    path = data / "gsm8k" / "test.jsonl"
+    path.write_text(path.read_text().replace("Tom", "Tim"))
+    from evals import data as documents
+
+    documents._sha256.cache_clear()  # a run reads a file once
+    assert key(plan(models, data)) != before
+
+
+def test_a_changed_chat_template_changes_the_key(models: Path, data: Path) -> None:
+    before = key(plan(models, data))
+    template = models / "instruct" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("helpful", "careful"))
+    assert key(plan(models, data)) != before
+
+
+def test_alpha_zero_is_the_baseline_and_alpha_one_is_the_vector(models: Path, data: Path) -> None:
+    made = plan(models, data)
+    assert key(made, "alpha=0.0") == key(made, "baseline")
+    assert key(made, "alpha=1.0") == key(made, "vector")
+    assert key(made, "alpha=-1.0") == key(made, "minus_vector")
+    assert len({key(made, c) for c in ("baseline", "vector", "sft", "grpo", "random-s0", "random-s1")}) == 6
+
+
+def test_comments_and_docstrings_are_not_code(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in ("one.py", "two.py", "three.py"))
+    one.write_text('"""Says."""\ndef f(x):\n    """Doc."""\n    return x + 1  # plus one\n')
+    two.write_text("def f(x):\n    return x + 1\n")
+    three.write_text("def f(x):\n    return x + 2\n")
+    assert code_fingerprint(one) == code_fingerprint(two) != code_fingerprint(three)
+
+
+def test_the_manifest_names_every_cell(models: Path, data: Path) -> None:
+    made = plan(models, data)
+    manifest = json.loads((data.parent / "results" / "runs" / "micro.json").read_text())
+    assert {c["key"] for c in manifest["cells"]} == {c.key for c in made.cells}
+    for cell in manifest["cells"]:
+        assert cell["family"] in manifest["families"]
+        assert cell["condition"] in manifest["conditions"]
+        assert cell["benchmark"] in manifest["benchmarks"]
+    perturbed = manifest["benchmarks"]["gsm8k@larger_numbers"]
+    assert (perturbed["variant_of"], perturbed["cluster"]) == ("gsm8k", "source_doc")

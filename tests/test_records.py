@@ -1,0 +1,86 @@
+"""The store: whole records or none, and damage is seen."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.records import (
+    DamagedRecord,
+    cell_folder,
+    digest,
+    new_folder,
+    read_record,
+    write_json,
+    write_record,
+)
+
+SAMPLES = [{"doc_id": i, "score": float(i % 2), "output": "naïve \u2028 text"} for i in range(4)]
+
+
+def written(results: Path, alpha: float = 0.7) -> str:
+    return write_record(
+        results, {"alpha": alpha}, {"score": 0.5}, {"seconds": 1.0}, {"host": "here"}, SAMPLES
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    record = read_record(tmp_path, written(tmp_path))
+    assert record is not None
+    assert (record.inputs, record.metrics, record.samples()) == ({"alpha": 0.7}, {"score": 0.5}, SAMPLES)
+
+
+def test_a_key_that_was_never_computed_has_no_record(tmp_path: Path) -> None:
+    assert read_record(tmp_path, digest("nothing")) is None
+
+
+def test_alpha_in_the_last_digit_changes_the_key(tmp_path: Path) -> None:
+    assert written(tmp_path, 0.7) != written(tmp_path, 0.7000000000000001)
+
+
+def test_the_first_record_of_a_key_stays(tmp_path: Path) -> None:
+    key = written(tmp_path)
+    before = (cell_folder(tmp_path, key) / "record.json").read_bytes()
+    write_record(tmp_path, {"alpha": 0.7}, {"score": 0.9}, {}, {}, SAMPLES[:1])
+    assert (cell_folder(tmp_path, key) / "record.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("file", ["record.json", "samples.jsonl"])
+def test_one_changed_byte_is_noticed(tmp_path: Path, file: str) -> None:
+    key = written(tmp_path)
+    path = cell_folder(tmp_path, key) / file
+    data = bytearray(path.read_bytes())
+    position = data.index(b"0.5" if file == "record.json" else b"1.0")
+    data[position : position + 3] = b"0.9"
+    path.write_bytes(data)
+    with pytest.raises(DamagedRecord, match=file):
+        record = read_record(tmp_path, key)
+        assert record is not None
+        record.samples()
+
+
+@pytest.mark.parametrize("file", ["record.json", "samples.jsonl"])
+def test_a_cut_file_is_noticed(tmp_path: Path, file: str) -> None:
+    key = written(tmp_path)
+    path = cell_folder(tmp_path, key) / file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedRecord, match=file):
+        record = read_record(tmp_path, key)
+        assert record is not None
+        record.samples()
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "cells" / "k") as folder:
+        (folder / "half").write_text("written")
+        raise RuntimeError
+    assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_json_is_replaced_in_one_step_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
