@@ -37,6 +37,12 @@ sweep: .venv/.done ## the sweep of the scaling coefficient alone (needs a GPU)
 tables: .venv/.done ## render tables and figures again from the records: make tables ARGS="experiment=micro"
 	$(BIN)/python -m pipeline 'stages=[render]' $(ARGS)
 
+compare: .venv/.done ## set two runs side by side: make compare A=results/runs/a.json B=results/runs/b.json
+	@$(BIN)/python -m pipeline.compare $(A) $(B)
+
+parity: .venv/.done ## our scores beside the stock lm_eval command's: make parity ARGS="model=FOLDER data=FOLDER"
+	$(BIN)/python -m benchmarks.parity $(ARGS)
+
 donors: .venv/.done ## train the micro family's donors again
 	$(BIN)/python -m pipeline.donors $(ARGS)
 
@@ -60,4 +66,4 @@ lock: .venv/.done ## resolve requirements/cpu.txt again
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan reproduce sweep tables donors test test-slow lint lock clean
+.PHONY: help setup demo plan reproduce sweep tables compare parity donors test test-slow lint lock clean

@@ -43,7 +43,7 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     if not missing:
         return 0
     if any(cell.task.config.runs_code for cell in missing):
-        level = sandbox.probe(plan.config.allow_unsandboxed)
+        level = sandbox.require(plan.config.allow_unsandboxed)
         report(f"candidate programs run in: {level}")
     runner = Runner(plan)
     progress = Progress(len(missing), report)
@@ -303,7 +303,7 @@ def _provenance(config: Config, cell: Cell, started: datetime) -> dict[str, Any]
             if (source := getattr(cell.family.config, part)) is not None
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
-        "sandbox": str(sandbox.probe(config.allow_unsandboxed)) if cell.task.config.runs_code else None,
+        "sandbox": str(sandbox.probe()) if cell.task.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),
         "started": started.isoformat(timespec="seconds"),

@@ -108,12 +108,18 @@ def render(plan: Plan, report: Report) -> None:
 
     manifest = read_manifest(manifest_path(plan.results, plan.config.name))
     out = Path(plan.config.tables) / plan.config.name
-    files = [*tables.render(manifest, plan.results, out), *figures.render(manifest, plan.results, out)]
-    files.append(render_report(manifest, plan.results, out))
-    report(tables.terminal(manifest, plan.results))
+    written = tables.render(manifest, plan.results, out)
+    drawn = figures.render(manifest, plan.results, out)
+    page = render_report(manifest, plan.results, out, drawn)
+    for line in tables.problems(manifest, plan.results):
+        report(line)
+    report("\n" + tables.terminal(manifest, plan.results))
+    report("")
     for line in tables.verdicts(manifest, plan.results):
         report(line)
-    report("written: " + ", ".join(str(f) for f in files))
+    report("")
+    for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
+        report(f"{what}: " + " ".join(str(f) for f in files))
 
 
 def track(plan: Plan, report: Report) -> None:
