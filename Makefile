@@ -4,22 +4,27 @@ BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV := uv==0.13.8
+ACCELERATOR ?= cpu
 ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
-setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build, lm-eval and the rest of the lock
+setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds
 .venv/.done: requirements/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
-	@echo "installing $(TORCH) (a wheel that pip is configured to find, else PyTorch's CPU index)"
+ifeq ($(ACCELERATOR),gpu)
+	$(BIN)/uv pip install --python $(BIN)/python -e '.[gpu,train,cluster,dev]'
+else
+	@echo "installing $(TORCH): a wheel that pip is configured to find, else from PyTorch's CPU index"
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
 	  || $(BIN)/pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/cpu.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+endif
 	@touch $@
 
 demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in minutes

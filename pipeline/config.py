@@ -64,7 +64,6 @@ class Device(Enum):
 class Stage(Enum):
     """Steps of the pipeline, in their order."""
 
-    donors = "donors"
     extract = "extract"
     evaluate = "evaluate"
     render = "render"
@@ -196,7 +195,7 @@ class Config:
     """The whole experiment."""
 
     name: str = MISSING  # names the manifest, the tables and the W&B group
-    stages: list[Stage] = field(default_factory=lambda: [s for s in Stage if s is not Stage.donors])
+    stages: list[Stage] = field(default_factory=lambda: list(Stage))
     families: dict[str, FamilyConfig] = field(default_factory=dict)
     sizes: list[str] | None = None  # which families to run; null is all
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)

@@ -128,12 +128,7 @@ def track(plan: Plan, report: Report) -> None:
     log_to_wandb(plan, report)
 
 
-def donors(plan: Plan, report: Report) -> None:
-    raise UserError("stages: 'donors' is run by `make donors`")
-
-
 _STAGES: dict[Stage, Callable[[Plan, Report], None]] = {
-    Stage.donors: donors,
     Stage.extract: extract,
     Stage.evaluate: evaluate,
     Stage.render: render,
