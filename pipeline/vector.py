@@ -350,7 +350,6 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
             {
                 "alpha": term.alpha,
                 "random_seed": term.random_seed,
-                "vector": vector.fingerprint,
                 **{key: vector.description[key] for key in ("donors", "variants", "notes")},
             }
             for term, vector in vectors
@@ -455,7 +454,7 @@ def _card(target: Checkpoint, recipe: Mapping[str, Any]) -> str:
     for number, term in enumerate(recipe["terms"], start=1):
         seed = term["random_seed"]
         kind = f"vector {number}" if seed is None else f"noise of vector {number}'s norm (seed {seed})"
-        lines.append(f"| {kind} | {term['alpha']:g} | — | — | {term['vector']} |")
+        lines.append(f"| {kind} | {term['alpha']:g} | — | — | of its donors, below |")
         lines += [row(f"vector {number}: {role} donor", "", term["donors"][role]) for role in ("grpo", "sft")]
     notes = list(recipe["notes"])
     for number, term in enumerate(recipe["terms"], start=1):

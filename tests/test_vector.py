@@ -564,7 +564,6 @@ def test_the_model_card_says_what_was_added_to_what(tmp_path):
     card = (out / "README.md").read_text()
     for part in [
         *(opened(tmp_path / role).fingerprint for role in ("target", "sft", "grpo")),
-        Vector.open(term.vector).fingerprint,
         "| 0.7 |",
         "seed 4",
     ]:
