@@ -252,14 +252,14 @@ class Checker:
         if not os.WIFSIGNALED(status):
             code = os.WEXITSTATUS(status)
             self.finish("failed", f"the program exited with status {code} before the tests returned")
-        name = signal.Signals(os.WTERMSIG(status)).name
-        if name == "SIGXCPU" or usage.ru_utime + usage.ru_stime >= self.limits["cpu_seconds"]:
+        number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU or usage.ru_utime + usage.ru_stime >= self.limits["cpu_seconds"]:
             self.finish("timeout", f"used {self.limits['cpu_seconds']} s of CPU time")
-        reasons = {
-            "SIGSYS": "the program made a forbidden system call",
-            "SIGXFSZ": f"the program wrote more than {self.limits['file_bytes']} bytes",
+        reasons: dict[int, str] = {
+            signal.SIGSYS: "the program made a forbidden system call",
+            signal.SIGXFSZ: f"the program wrote more than {self.limits['file_bytes']} bytes",
         }
-        self.finish("failed", reasons.get(name, f"the program was ended by {name}"))
+        self.finish("failed", reasons.get(number, f"the program was ended by signal {number}"))
 
     def ask(self, *question: Any) -> Any:
         """The candidate's answer; what it raised is raised here as the nearest built-in exception."""
