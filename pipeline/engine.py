@@ -6,7 +6,7 @@
 
 Starting an engine costs tens of seconds, a swap milliseconds to seconds; so one engine serves every condition
 of one architecture: the target with any α, the random controls, and the donors themselves.
-A swap is refused (`SteeringError`) unless every parameter was written and the prefix cache is empty.
+A swap is certified, or refused (`SteeringError`): every live parameter equals the files', and the prefix cache is empty.
 """
 
 import importlib.metadata
@@ -29,7 +29,7 @@ class SteeringError(UserError):
 
 @dataclass(frozen=True)
 class Swap:
-    """What a swap did: number of tensors written (per worker)."""
+    """What a certified swap did: number of tensors written (per worker)."""
 
     tensors: int
 
@@ -44,6 +44,8 @@ class Engine:
     Raises:
         UserError: where the machine cannot run it (no GPU, too little memory).
     """
+
+    extension = "pipeline.worker.SteeringExtension"
 
     def __init__(self, config: EngineConfig, model: Path) -> None:
         self.config = config
@@ -66,7 +68,7 @@ class Engine:
                 enforce_eager=config.enforce_eager,
                 seed=config.seed,
                 batch_size="auto",
-                worker_extension_cls="pipeline.worker.SteeringExtension",
+                worker_extension_cls=self.extension,
                 disable_log_stats=True,
                 **options,
             )
@@ -77,15 +79,16 @@ class Engine:
         """Replace the live weights by `target` + Σ α·v.
 
         Raises:
-            SteeringError: if a parameter was not written, or old cache entries could survive.
+            SteeringError: if a live parameter is not what was asked for, or old cache entries could survive.
         """
         plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
         reports = self.lm.model.collective_rpc("steer", args=(str(target), plain))
         for report in reports:
-            if report["missing"]:
-                missing = ", ".join(report["missing"][:5])
+            if report["wrong"]:
+                names = ", ".join(report["wrong"][:5])
                 raise SteeringError(
-                    f"{target}: {len(report['missing'])} parameters were not written: {missing}"
+                    f"after a swap to {target} {len(report['wrong'])} live parameters are not those of the files:"
+                    f" {names}; nothing was measured with them"
                 )
         if not self.lm.model.reset_prefix_cache():
             raise SteeringError(

@@ -4,15 +4,17 @@
 through `collective_rpc` with plain arguments. Every worker of a tensor-parallel group streams the same
 tensors from the same files; vLLM's own loaders fuse and shard them.
 
-What `steer` covers: every parameter of the model must have been written by the call (vLLM only warns about a
-tensor that does not come), and a tied head that vLLM's CPU build has packed apart from the embedding is
-packed again. It does not touch the prefix cache: the engine empties it.
+vLLM only warns about a tensor that does not come, and its CPU build leaves a tied head, which it packs apart from the
+embedding, as it was. So the head is packed again, and `pipeline.certificate` compares every live parameter with what was
+streamed. The prefix cache is not touched here: the engine empties it.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from pipeline.certificate import Certificate
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -31,7 +33,7 @@ class SteeringExtension:
             terms: (vector file, α, seed of the random control or None) for each vector.
 
         Returns:
-            {"tensors": number of tensors taken, "missing": names of model parameters that were not written}.
+            {"tensors": number of tensors taken, "wrong": names of live parameters that are not what was asked for}.
         """
         from pipeline.vector import Term, steered_tensors
 
@@ -40,30 +42,17 @@ class SteeringExtension:
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
         """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns."""
         model: Any = self.model_runner.get_model()
+        certificate = Certificate(model)
         taken = 0
-        loaded: set[str] = set()
 
         def counted() -> Iterator[tuple[str, torch.Tensor]]:
             nonlocal taken
-            for name, tensor in tensors:
-                taken += 1
-                yield name, tensor
+            for taken, item in enumerate(certificate.watch(tensors), start=1):  # noqa: B007
+                yield item
 
-        stock_load_weights = model.load_weights
-
-        def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-            written: set[str] = stock_load_weights(weights)
-            loaded.update(written)
-            return written
-
-        model.load_weights = load_weights  # reload_weights drops the names that were written; we need them
-        try:
-            self.model_runner.reload_weights(weights_iterator=counted())
-        finally:
-            del model.load_weights
+        self.model_runner.reload_weights(weights_iterator=counted())
         self._pack_tied_head(model)
-        expected = {name for name, _ in model.named_parameters()}
-        return {"tensors": taken, "missing": sorted(expected - loaded)}
+        return {"tensors": taken, "wrong": certificate.differences()}
 
     @staticmethod
     def _pack_tied_head(model: Any) -> None:

@@ -2,7 +2,8 @@
 
     python -m tests.probe CONFIG.json
 
-CONFIG: {"engines": [{"model": folder, "steps": [{"target": folder, "terms": [[vector, alpha, seed]]} or {} for no swap]}],
+CONFIG: {"engines": [{"model": folder, "steps": [{"target": folder, "terms": [[vector, alpha, seed]]} or {} for no swap,
+         or {"target": folder, "fault": name}]}],
          "out": file}
 """
 
@@ -40,11 +41,31 @@ def answers(llm: Any) -> list[dict[str, Any]]:
     ]
 
 
+def refusal(engine: Any, fault: str, target: Path) -> str:
+    """The message with which the engine refuses a swap that goes wrong in this way; empty if it does not."""
+    from pipeline.engine import SteeringError
+
+    stock = engine.lm.model.reset_prefix_cache
+    if fault == "prefix cache kept":
+        engine.lm.model.reset_prefix_cache = lambda: False
+    else:
+        engine.lm.model.collective_rpc("plant", args=(fault,))
+    try:
+        engine.steer(target)
+    except SteeringError as e:
+        return str(e)
+    finally:
+        engine.lm.model.reset_prefix_cache = stock
+        engine.lm.model.collective_rpc("plant", args=("",))
+    return ""
+
+
 def main(config: dict[str, Any]) -> None:
     from pipeline.config import EngineConfig
     from pipeline.engine import Engine
     from pipeline.vector import Term
 
+    Engine.extension = "tests.faults.FaultyExtension"
     options = {
         "max_model_len": 128,
         "max_num_seqs": 8,
@@ -56,6 +77,9 @@ def main(config: dict[str, Any]) -> None:
     for engine_steps in config["engines"]:
         engine = Engine(EngineConfig(**options), Path(engine_steps["model"]))
         for step in engine_steps["steps"]:
+            if "fault" in step:
+                found.append(refusal(engine, step["fault"], Path(step["target"])))
+                continue
             if step:
                 engine.steer(Path(step["target"]), [Term(*term) for term in step["terms"]])
             found.append(answers(engine.lm.model))

@@ -11,10 +11,17 @@ import torch
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.vector import Term, apply, extract
-from tests import tiny
+from tests import faults, tiny
 
 pytestmark = pytest.mark.engine
-ALPHAS = (0.7, -1.0, 0.0)
+ALPHAS = (0.7, -1.0, 0.0, 1.0)
+REFUSALS = {
+    "a tensor left out": faults.LEFT_OUT.replace("gate_proj", "gate_up_proj"),
+    "two tensors exchanged": "model.layers.0.self_attn.qkv_proj.weight",
+    "one bit flipped": faults.LEFT_OUT.replace("gate_proj", "gate_up_proj"),
+    "a stale head": "lm_head.weight",
+    "prefix cache kept": "prefix cache",
+}
 
 
 def probe(folder: Path, engines: list[dict[str, Any]]) -> list[Any]:
@@ -45,16 +52,25 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     steps["random"] = {"target": str(folders["target"]), "terms": [[vector, 1.0, 5]]}
     steps["grpo"] = {"target": str(folders["grpo"]), "terms": []}
     steps["back"] = {"target": str(folders["target"]), "terms": []}
+    for fault in REFUSALS:
+        steps[fault] = {"target": str(folders["grpo"]), "fault": fault}
+        steps[f"after {fault}"] = {"target": str(folders["target"]), "terms": []}
     fresh = {"grpo": folders["grpo"], "back": folders["target"], "alpha=0.0": folders["target"]}
-    for name in ("alpha=0.7", "alpha=-1.0", "random"):
+    for name in ("alpha=0.7", "alpha=-1.0", "alpha=1.0", "random"):
         terms = [Term(*term) for term in steps[name]["terms"]]
         fresh[name] = apply(target, terms, root / name)
     live = probe(root / "live", [{"model": str(folders["target"]), "steps": list(steps.values())}])
     anew = probe(root / "fresh", [{"model": str(folder), "steps": [{}]} for folder in fresh.values()])
-    return {"live": dict(zip(steps, live, strict=True)), "fresh": dict(zip(fresh, anew, strict=True))}
+    return {
+        "tied": request.param,
+        "live": dict(zip(steps, live, strict=True)),
+        "fresh": dict(zip(fresh, anew, strict=True)),
+    }
 
 
-@pytest.mark.parametrize("weights", ["alpha=0.7", "alpha=-1.0", "alpha=0.0", "random", "grpo", "back"])
+@pytest.mark.parametrize(
+    "weights", ["alpha=0.7", "alpha=-1.0", "alpha=0.0", "alpha=1.0", "random", "grpo", "back"]
+)
 def test_a_swapped_engine_equals_a_fresh_one(answers: dict[str, Any], weights: str) -> None:
     live, fresh = answers["live"][weights], answers["fresh"][weights]
     assert [a["tokens"] for a in live] == [a["tokens"] for a in fresh]
@@ -64,7 +80,25 @@ def test_a_swapped_engine_equals_a_fresh_one(answers: dict[str, Any], weights: s
 
 def test_the_swaps_change_the_answers(answers: dict[str, Any]) -> None:
     """Without this the test above could pass on an engine that never swaps."""
-    tokens = {name: str([a["tokens"] for a in found]) for name, found in answers["live"].items()}
+    live = answers["live"]
+    tokens = {
+        name: str([a["tokens"] for a in live[name]]) for name in live if not isinstance(live[name], str)
+    }
     different = {tokens[name] for name in ("alpha=0.7", "alpha=-1.0", "random", "grpo", "back")}
     assert len(different) == 5
     assert tokens["alpha=0.0"] == tokens["back"]
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_a_swap_that_goes_wrong_is_refused_and_says_where(answers: dict[str, Any], fault: str) -> None:
+    refused = answers["live"][fault]
+    if fault == "a stale head" and not answers["tied"]:
+        assert refused == ""  # an untied head is loaded like any other matrix
+    else:
+        assert REFUSALS[fault] in refused and "\n" not in refused
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
+def test_the_next_good_swap_mends_it(answers: dict[str, Any], fault: str) -> None:
+    after = answers["live"][f"after {fault}"]
+    assert [a["tokens"] for a in after] == [a["tokens"] for a in answers["fresh"]["back"]]

@@ -1,0 +1,45 @@
+"""A worker extension in which a swap goes wrong on purpose."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from pipeline.worker import SteeringExtension
+
+LEFT_OUT = "model.layers.1.mlp.gate_proj.weight"
+EXCHANGED = ("model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight")
+FAULTS = ("a tensor left out", "two tensors exchanged", "one bit flipped", "a stale head")
+
+
+class FaultyExtension(SteeringExtension):
+    """Steers as its base does until a fault of FAULTS is planted."""
+
+    fault = ""
+
+    def plant(self, fault: str) -> None:
+        self.fault = fault
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+        model: Any = self.model_runner.get_model()
+        stock = model.load_weights
+        model.load_weights = lambda weights: stock(self._spoilt(weights))
+        try:
+            return super().load(tensors)
+        finally:
+            del model.load_weights
+
+    def _spoilt(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            if self.fault == FAULTS[0] and name == LEFT_OUT:
+                continue
+            if self.fault == FAULTS[1] and name in EXCHANGED:
+                name = EXCHANGED[1 - EXCHANGED.index(name)]
+            if self.fault == FAULTS[2] and name == LEFT_OUT:
+                tensor = tensor.clone()
+                tensor.view(torch.int32)[3, 5] ^= 1
+            yield name, tensor
+
+    def _pack_tied_head(self, model: Any) -> None:
+        if self.fault != FAULTS[3]:
+            super()._pack_tied_head(model)
