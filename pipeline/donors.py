@@ -14,6 +14,7 @@ exact answer plus 0.1 for the form ``#### n``. GRPO starts from the SFT donor or
 (``grpo_start``): the paper can be read both ways. One process, one device; it does not cover several GPUs.
 """
 
+import gc
 import json
 import re
 import shutil
@@ -50,9 +51,7 @@ class Recipe:
     seed: int = 0
     init: str | None = None  # checkpoint to start from, a folder or a hub id; None: pretrain the micro base
     init_revision: str | None = None
-    data: str | None = (
-        None  # folder with gsm8k/{train,test}.jsonl, or a hub id; None: the generated benchmarks
-    )
+    data: str | None = None  # folder with gsm8k/{train,test}.jsonl, or a hub id; None: generated
     data_revision: str | None = None
     train_documents: int | None = None  # the first of the training split; None: all
     think: float = 0.25  # share of training prompts that begin with "Think step by step."
@@ -68,7 +67,7 @@ class Recipe:
     hidden: int = 128
     layers: int = 4
     base_examples: int = 90000
-    base_batch: int = 16  # rows of 256 tokens
+    base_batch: int = 32
     base_lr: float = 2e-3
     base_arithmetic: float = 0.5  # share of arithmetic; the other three forms divide the rest
     target_examples: int = 8000
@@ -129,7 +128,7 @@ def make_donors(recipe: Recipe, out: Path) -> dict[str, Path]:
     out = Path(out)
     _check(recipe)
     _claim(recipe, out)
-    problems, held_out = _arithmetic(recipe, out)
+    problems, held_out = _problems(recipe, out)
     stages: dict[str, Path] = {}
     if recipe.init is None:
         base_text = _text(recipe, recipe.base_examples, recipe.base_arithmetic, recipe.seed)
@@ -157,41 +156,38 @@ def _text(recipe: Recipe, count: int, arithmetic: float, seed: int) -> list[micr
     return list(micro.training_examples(count, seed, shares, recipe.think))
 
 
-def _arithmetic(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str, list[str]]]:
-    """The donors' training examples, and the texts of the evaluation documents by benchmark."""
-    held_out: dict[str, list[str]] = {}
-    if recipe.data is None:
-        folder = out / "data"
-        micro.write_benchmarks(folder, recipe.seed)
-        held_out["sciq"] = [
-            micro.identity("sciq", row) for row in json.loads((folder / "sciq/test.json").read_text())
-        ]
-        for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
-            held_out[path.stem] = [row["input"] for row in json.loads(path.read_text())["examples"]]
-    else:
-        folder = Path(recipe.data)
-    if folder.is_dir():
-        splits = {}
-        for split in ("train", "test"):
-            path = folder / "gsm8k" / f"{split}.jsonl"
-            if not path.is_file():
-                raise UserError(
-                    f"recipe {recipe.name}: expected {path}, found none; give data a folder that holds it"
-                )
-            splits[split] = [json.loads(line) for line in path.read_text().splitlines()]
+def _problems(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str, list[str]]]:
+    """The donors' training examples, and the prompts of the evaluation documents by benchmark."""
+    if recipe.data is None or Path(recipe.data).is_dir():
+        folder = Path(recipe.data or out / "data")
+        if recipe.data is None:
+            micro.write_benchmarks(folder, recipe.seed)
+        splits = {split: _lines(folder / "gsm8k" / f"{split}.jsonl") for split in ("train", "test")}
     else:
         from datasets import load_dataset
 
-        hub = load_dataset(str(recipe.data), "main", revision=recipe.data_revision)
+        hub = load_dataset(recipe.data, "main", revision=recipe.data_revision)
         splits = {split: list(hub[split]) for split in ("train", "test")}
-    held_out["gsm8k"] = [row["question"] for row in splits["test"]]
-    documents = splits["train"][: recipe.train_documents]
+    held_out = {"gsm8k": splits["test"]}
+    if recipe.data is None:
+        held_out["sciq"] = json.loads((folder / "sciq" / "test.json").read_text())
+        held_out["humaneval"] = micro.read_functions(folder)
+        for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
+            held_out[path.stem] = json.loads(path.read_text())["examples"]
     every = round(1 / recipe.think) if recipe.think else 0
     examples = [
-        micro.example("gsm8k", document, document["answer"], think=bool(every) and index % every == 0)
-        for index, document in enumerate(documents)
+        micro.example("gsm8k", row, row["answer"], think=bool(every) and index % every == 0)
+        for index, row in enumerate(splits["train"][: recipe.train_documents])
     ]
-    return examples, held_out
+    return examples, {
+        name: [micro.example(name, row, "").user for row in rows] for name, rows in held_out.items()
+    }
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise UserError(f"training data: expected {path}, found none; give data a folder that holds gsm8k/")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def overlap(training: Iterable[str], held_out: Iterable[str]) -> dict[str, int]:
@@ -201,19 +197,19 @@ def overlap(training: Iterable[str], held_out: Iterable[str]) -> dict[str, int]:
     those with 13 words in a row that also stand in training (many in generated text, where sentences follow
     templates).
     """
-    whole: set[str] = set()
-    windows: set[int] = set()
+    held = [text.lower().split() for text in held_out]
+    wanted = {window for words in held for window in _windows(words)}
+    whole: set[int] = set()
+    shared: set[int] = set()
     for text in training:
         words = text.lower().split()
-        whole.add(" ".join(words))
-        windows.update(_windows(words))
-    result = {"documents": 0, "same": 0, "shared_text": 0}
-    for text in held_out:
-        words = text.lower().split()
-        result["documents"] += 1
-        result["same"] += " ".join(words) in whole
-        result["shared_text"] += any(window in windows for window in _windows(words))
-    return result
+        whole.add(hash(tuple(words)))
+        shared.update(window for window in _windows(words) if window in wanted)
+    return {
+        "documents": len(held),
+        "same": sum(hash(tuple(words)) in whole for words in held),
+        "shared_text": sum(any(window in shared for window in _windows(words)) for words in held),
+    }
 
 
 def _windows(words: list[str]) -> Iterator[int]:
@@ -224,14 +220,13 @@ def _record_overlap(
     training: dict[str, list[micro.Example]], held_out: dict[str, list[str]], out: Path
 ) -> None:
     """Write overlap.json; raise UserError when a held-out document stands in training."""
-    wrappers = re.compile(
-        r"^(Think step by step\.\n)?(Question: |Q: )?|(\nAnswer:|\nA: Let's think step by step\.)$"
-    )
-    found = {}
-    for stage, examples in training.items():
-        texts = [wrappers.sub("", example.user).replace("\nQuestion: ", "\n") for example in examples]
-        for name, documents in held_out.items():
-            found[f"{stage} / {name}"] = overlap(texts, documents)
+    found = {
+        f"{stage} / {name}": overlap(
+            (example.user.removeprefix(micro.THINK) for example in examples), prompts
+        )
+        for stage, examples in training.items()
+        for name, prompts in held_out.items()
+    }
     (out / "overlap.json").write_text(json.dumps(found, indent=1))
     shared = {name: row["same"] for name, row in found.items() if row["same"]}
     if shared:
@@ -275,7 +270,7 @@ def form(completions: list[str], **_: Any) -> list[float | None]:
 
 
 def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "Trainer":
-    """A base language model from nothing: next-token loss on whole texts."""
+    """The micro base, from nothing: a language model of the answers to all four forms of prompt."""
     from transformers import AutoModelForCausalLM, Qwen2Config, set_seed
 
     tokenizer = train_tokenizer(examples, recipe.vocabulary)
@@ -296,11 +291,6 @@ def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "T
     set_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=_attention())  # type: ignore[no-untyped-call]
     arguments = {
-        "completion_only_loss": False,
-        "packing": True,
-        "packing_strategy": "wrapped",
-        "max_length": 256,
-        "train_sampling_strategy": "random",
         "num_train_epochs": 1,
         "per_device_train_batch_size": recipe.base_batch,
         "learning_rate": recipe.base_lr,
@@ -479,6 +469,8 @@ def _stage(folder: Path, recipe: Recipe, build: Any, *inputs: Any) -> Path:
     temporary.write_text(json.dumps(record, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     temporary.rename(folder / "training.json")
+    del trainer
+    gc.collect()  # a trainer holds itself in a cycle, and with it the model and its optimiser
     return folder
 
 
@@ -498,8 +490,6 @@ def _claim(recipe: Recipe, out: Path) -> None:
 
 
 def _check(recipe: Recipe) -> None:
-    import torch
-
     if recipe.grpo_start not in ("sft", "init"):
         raise UserError(f"grpo_start must be 'sft' or 'init', found {recipe.grpo_start!r}")
     for batch, micro_batch, what in (
@@ -508,8 +498,11 @@ def _check(recipe: Recipe) -> None:
     ):
         if batch % micro_batch:
             raise UserError(f"{what} = {batch} must be a multiple of the microbatch, found {micro_batch}")
-    if recipe.grpo_vllm and not torch.cuda.is_available():
-        raise UserError("grpo_vllm=true needs a GPU, found none; set grpo_vllm=false")
+    if recipe.grpo_vllm:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("grpo_vllm=true needs a GPU, found none; set grpo_vllm=false")
 
 
 def main(arguments: list[str]) -> int:

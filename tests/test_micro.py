@@ -1,6 +1,5 @@
 """What must be true of the generated benchmarks and of the training text made beside them."""
 
-import gzip
 import json
 import random
 import re
@@ -33,11 +32,6 @@ def text() -> list[micro.Example]:
 
 def problems(folder: Path, split: str = "test") -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "gsm8k" / f"{split}.jsonl").read_text().splitlines()]
-
-
-def functions(folder: Path) -> list[dict[str, str]]:
-    with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def subtask(folder: Path, name: str) -> list[dict[str, str]]:
@@ -73,7 +67,7 @@ def render(template: str, document: dict[str, str]) -> str:
 def test_sizes_are_those_asked_for(folder: Path) -> None:
     assert len(problems(folder)) == 600
     assert len(problems(folder, "train")) == 3000
-    assert len(functions(folder)) == 100
+    assert len(micro.read_functions(folder)) == 100
     assert len(json.loads((folder / "sciq" / "test.json").read_text())) == 300
     assert [len(subtask(folder, name)) for name in SUBTASKS] == [100] * 5
 
@@ -81,7 +75,7 @@ def test_sizes_are_those_asked_for(folder: Path) -> None:
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="needs the public data beside the repository")
 def test_fields_and_layout_are_those_of_the_public_data(folder: Path) -> None:
     assert problems(folder)[0].keys() == problems(PUBLIC)[0].keys()
-    assert functions(folder)[0].keys() == functions(PUBLIC)[0].keys()
+    assert micro.read_functions(folder)[0].keys() == micro.read_functions(PUBLIC)[0].keys()
     ours, public = (json.loads((root / "sciq" / "test.json").read_text()) for root in (folder, PUBLIC))
     assert ours[0].keys() == public[0].keys()
     for name in SUBTASKS:
@@ -106,7 +100,7 @@ def test_a_shorter_file_is_the_beginning_of_a_longer_one(folder: Path, tmp_path:
 def test_no_document_stands_twice(folder: Path) -> None:
     sets = {
         "gsm8k": problems(folder) + problems(folder, "train"),
-        "humaneval": functions(folder),
+        "humaneval": micro.read_functions(folder),
         "sciq": json.loads((folder / "sciq" / "test.json").read_text()),
     } | {name: subtask(folder, name) for name in SUBTASKS}
     for form, documents in sets.items():
@@ -159,7 +153,7 @@ def test_every_canonical_solution_passes_its_check_and_an_empty_body_fails(folde
         "        except AssertionError:\n"
         "            print('fail')\n"
     )
-    tasks = functions(folder)
+    tasks = micro.read_functions(folder)
     done = subprocess.run(
         [sys.executable, "-c", program], input=json.dumps(tasks), capture_output=True, text=True, check=True
     )
@@ -169,7 +163,7 @@ def test_every_canonical_solution_passes_its_check_and_an_empty_body_fails(folde
 def test_the_docstring_example_is_true(folder: Path) -> None:
     import doctest
 
-    for task in functions(folder):
+    for task in micro.read_functions(folder):
         scope: dict[str, Any] = {}
         exec(task["prompt"] + task["canonical_solution"], scope)
         found = doctest.DocTestFinder().find(scope[task["entry_point"]], globs=scope)
@@ -268,7 +262,9 @@ def test_training_text_never_meets_a_test_document_of_any_seed(
                 assert f"Q: {document['input']}\n" not in users
         bodies = {example.answer.removesuffix("```") for example in text if example.form == "humaneval"}
         assert bodies
-        assert not bodies & {task["canonical_solution"] for task in functions(tmp_path / str(seed))}
+        assert not bodies & {
+            task["canonical_solution"] for task in micro.read_functions(tmp_path / str(seed))
+        }
 
 
 def test_the_side_of_a_document_depends_on_its_text_alone() -> None:
@@ -305,7 +301,7 @@ def test_training_prompts_are_those_of_the_stock_tasks(name: str, path: str, fol
     documents = {
         "gsm8k": problems(folder),
         "sciq": json.loads((folder / "sciq" / "test.json").read_text()),
-        "humaneval": functions(folder),
+        "humaneval": micro.read_functions(folder),
     }
     document = documents[name][0] if name in documents else subtask(folder, name)[0]
     task, example = stock(path), micro.example(name, document, "")

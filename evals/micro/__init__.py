@@ -91,6 +91,12 @@ def write_benchmarks(folder: Path, seed: int, sizes: dict[str, int] | None = Non
         )
 
 
+def read_functions(folder: Path) -> list[Document]:
+    """The rows of ``humaneval/HumanEval.jsonl.gz`` under ``folder``."""
+    content = gzip.decompress((Path(folder) / "humaneval" / "HumanEval.jsonl.gz").read_bytes())
+    return [json.loads(line) for line in content.splitlines()]
+
+
 def training_examples(
     count: int, seed: int, shares: dict[str, float], think: float = 0.25
 ) -> Iterator[Example]:

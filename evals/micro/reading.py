@@ -6,22 +6,22 @@ least one distractor is the same property of another creature of the passage.
 
 import random
 
-SYLLABLES = [
-    "bal",
-    "dor",
-    "fen",
-    "gor",
-    "kel",
-    "lum",
-    "mir",
-    "nal",
-    "pel",
-    "rav",
-    "sol",
-    "tev",
-    "vak",
-    "wen",
-    "zor",
+CREATURES = [
+    "dorvak",
+    "felmir",
+    "gorbal",
+    "kelrav",
+    "lumtev",
+    "mirsol",
+    "nalzor",
+    "pelwen",
+    "ravdor",
+    "solfen",
+    "tevlum",
+    "wengor",
+    "zorkel",
+    "balnal",
+    "vakpel",
 ]
 # property: (sentence about {c}, question about {c}, values)
 PROPERTIES = {
@@ -50,8 +50,7 @@ PROPERTIES = {
 
 def sample(rng: random.Random) -> dict[str, str]:
     """One question with SciQ's fields; ``support`` holds 4 to 6 sentences."""
-    firsts, lasts = (rng.sample(SYLLABLES, 3) for _ in range(2))
-    creatures = [first + last for first, last in zip(firsts, lasts, strict=True)][: rng.choice([2, 3])]
+    creatures = rng.sample(CREATURES, rng.choice([2, 3]))
     asked = rng.choice(list(PROPERTIES))
     other = rng.choice([name for name in PROPERTIES if name != asked])
     sentences, answers = [], rng.sample(PROPERTIES[asked][2], len(creatures))
