@@ -124,7 +124,8 @@ def _log(plan: Plan, run: dict[str, Any], mode: str) -> None:
             disable_git=True,
             disable_code=True,
             save_code=False,
-            init_timeout=30,
+            x_save_requirements=False,
+            init_timeout=10,
         ),
     )
     try:
