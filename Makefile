@@ -9,7 +9,7 @@ ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds
 .venv/.done: requirements/cpu.txt pyproject.toml
@@ -32,6 +32,9 @@ demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in min
 
 plan: .venv/.done ## print the cells of an experiment, what is done and what is left: make plan ARGS="experiment=paper"
 	@$(BIN)/python -m pipeline plan $(ARGS)
+
+show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS="experiment=micro task=gsm8k condition=vector_think document=3"
+	@$(BIN)/python -m pipeline prompt $(ARGS)
 
 reproduce: .venv/.done ## the paper's experiment on Qwen2.5 (needs a GPU)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
@@ -71,4 +74,4 @@ lock: .venv/.done ## resolve requirements/cpu.txt again
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan reproduce sweep tables compare parity donors test test-slow lint lock clean
+.PHONY: help setup demo plan show-prompt reproduce sweep tables compare parity donors test test-slow lint lock clean

@@ -21,30 +21,35 @@ def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[
     """Split → file under `folder`, for those splits that are there.
 
     Raises:
-        UserError: if the test split is missing.
+        UserError: if the split whose documents are asked is missing.
     """
+    asked = dataset["split"]
     found = {}
     for split, name in dataset["files"].items():
         path = Path(folder) / name.format(subtask=subtask)
         if path.is_file():
             found[split] = path
-        elif split == "test":
+        elif split == asked:
             raise UserError(
                 f"{path}: no such file (documents of {dataset['id']}); check data.folder={folder}"
             )
-    if "test" not in found:
+    if asked not in found:
         raise UserError(
-            f"{dataset['id']}: its files name no test split; set dataset.files.test, or unset data.folder"
+            f"{dataset['id']}: its files name no split '{asked}'; set dataset.files.{asked}, or unset data.folder"
         )
     return found
 
 
-def fingerprint(dataset: dict[str, Any], folder: str | None, subtask: str | None) -> Any:
-    """What identifies the documents: {split: sha256 of the file}, or hub id, configuration and revision."""
+def fingerprint(dataset: dict[str, Any], folder: str | None, subtask: str | None, examples: bool) -> Any:
+    """What identifies the documents: {split: sha256 of the file}, or hub id, configuration and revision.
+
+    Splits that are not asked count only where `examples` may be taken from them.
+    """
     if folder is None:
         config = dataset["config"].format(subtask=subtask) if dataset["config"] else None
         return {"hub": dataset["id"], "config": config, "revision": dataset["revision"]}
-    return {split: _sha256(path) for split, path in files_of(dataset, folder, subtask).items()}
+    files = files_of(dataset, folder, subtask)
+    return {s: _sha256(path) for s, path in files.items() if examples or s == dataset["split"]}
 
 
 def load(
@@ -55,9 +60,10 @@ def load(
     perturbation: str | None = None,
     seed: int = 0,
 ) -> "DatasetDict":
-    """The splits of one benchmark or subtask; the test split perturbed if `perturbation` is named.
+    """The splits of one benchmark or subtask; the split that is asked, perturbed if `perturbation` is named.
 
-    Every test document carries `source_doc`, the index of the plain document that it is or was made from.
+    Every document asked carries `source_doc`: the index of the plain document that it is or was made from, or
+    where `source_field` tells that several were made from one problem, the index of the first of them.
 
     Raises:
         UserError: if the documents cannot be had, or the perturbation fits none of them.
@@ -69,9 +75,18 @@ def load(
     else:
         files = files_of(dataset, folder, subtask)
         splits = _from_files(tuple((k, str(v)) for k, v in files.items()), dataset["json_field"])
-    documents = [dict(row) for row in splits["test"]]
+    asked, source = dataset["split"], dataset["source_field"]
+    if asked not in splits:
+        raise UserError(
+            f"{dataset['id']}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
+        )
+    documents = [dict(row) for row in splits[asked]]
     if perturbation is None:
-        documents = [row | {"source_doc": i} for i, row in enumerate(documents)]
+        first: dict[Any, int] = {}
+        documents = [
+            row | {"source_doc": first.setdefault(row[source] if source else i, i)}
+            for i, row in enumerate(documents)
+        ]
     else:
         documents = perturbations.perturb(form, perturbation, documents, seed=seed, subtask=subtask)
         if not documents:
@@ -79,7 +94,7 @@ def load(
                 f"perturbation '{perturbation}' fits no document of {dataset['id']}"
                 f"{f' ({subtask})' if subtask else ''}; remove it from the benchmark's variants"
             )
-    return DatasetDict({**splits, "test": Dataset.from_list(documents)})
+    return DatasetDict({**splits, asked: Dataset.from_list(documents)})
 
 
 @lru_cache(maxsize=64)
@@ -91,7 +106,7 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
     except Exception as e:  # datasets wraps every parse error in its own classes
         cause = e.__cause__ or e
         raise UserError(
-            f"{dict(files)['test']}: cannot be read as JSON rows ({' '.join(str(cause).split())[:160]})"
+            f"{', '.join(dict(files).values())}: cannot be read as JSON rows ({' '.join(str(cause).split())[:160]})"
         ) from e
 
 

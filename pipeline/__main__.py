@@ -4,6 +4,8 @@
     python -m pipeline experiment=micro stages=[extract,render]  run a part
     python -m pipeline plan experiment=paper                     print the cells, run nothing
     python -m pipeline config experiment=micro                   print the composed configuration
+    python -m pipeline prompt experiment=micro task=gsm8k condition=vector_think document=3
+                                                                 print what the model is asked; starts nothing
 
 Kept light: vLLM's processes import it again.
 """
@@ -13,7 +15,7 @@ import sys
 
 from pipeline.errors import UserError
 
-VERBS = ("run", "plan", "config")
+VERBS = ("run", "plan", "config", "prompt")
 
 
 def main(arguments: list[str]) -> int:
@@ -37,6 +39,13 @@ def main(arguments: list[str]) -> int:
 def _run(verb: str, overrides: list[str]) -> int:
     from pipeline.config import compose
 
+    if verb == "prompt":
+        from pipeline import prompts
+
+        chosen = [a for a in overrides if a.split("=")[0] in prompts.OPTIONS]
+        config = compose([a for a in overrides if a not in chosen])
+        print(prompts.show(config, dict(a.split("=", 1) for a in chosen)))
+        return 0
     config = compose(overrides)
     if verb == "config":
         from omegaconf import OmegaConf

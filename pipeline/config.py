@@ -105,6 +105,8 @@ class DatasetConfig:
         default_factory=dict
     )  # split -> path under data.folder; {subtask} is replaced
     json_field: str | None = None  # where the rows are, if a file is not a plain list of rows
+    split: str = "test"  # the split whose documents are asked
+    source_field: str | None = None  # documents that agree in it were made from one and are not independent
 
 
 @dataclass
@@ -244,7 +246,7 @@ def _check_declared(node: Any, path: str = "") -> None:
         declared = [f.name for f in dataclasses.fields(node)]
         for key, value in vars(node).items():
             if key not in declared:
-                raise UserError(f"unknown configuration key '{path}{key}'{_nearest(key, declared)}")
+                raise UserError(f"unknown configuration key '{path}{key}'{nearest(key, declared)}")
             _check_declared(value, f"{path}{key}.")
 
 
@@ -259,7 +261,7 @@ def _check(config: Config) -> None:
     ):
         for name in chosen or []:
             if name not in known:
-                raise UserError(f"{what}: '{name}' is unknown{_nearest(name, list(known))}")
+                raise UserError(f"{what}: '{name}' is unknown{nearest(name, list(known))}")
     for name, condition in config.conditions.items():
         needs_alpha = condition.weights in (Weights.vector, Weights.random)
         if needs_alpha and condition.alpha is None:
@@ -283,7 +285,8 @@ def _check(config: Config) -> None:
         raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """The end of an error message: the known name that `name` was meant to be, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"
@@ -313,7 +316,7 @@ def _explain(error: Exception) -> str:
     if missing:
         group, option = missing.groups()
         known = [p.stem for p in (CONF / group).glob("*.yaml")]
-        return f"{group}={option}: no such option{_nearest(option, known)}"
+        return f"{group}={option}: no such option{nearest(option, known)}"
     override = re.search(r"Could not override '([^']+)'", text)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)
     if unknown:
@@ -322,7 +325,7 @@ def _explain(error: Exception) -> str:
         key = path.split(".")[-1]
         groups = [p.name for p in CONF.iterdir() if p.is_dir()]
         known = _known_keys(path) + (groups if "." not in path else [])
-        return f"unknown configuration key '{path}'{_nearest(key, known)}"
+        return f"unknown configuration key '{path}'{nearest(key, known)}"
     group = re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.S)
     if group:
         return f"'{group.group(1)}' is not in the defaults list; write '{group.group(1)}' as group=option"

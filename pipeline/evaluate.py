@@ -7,6 +7,7 @@ each finished cell is on disk before the next begins. lm-eval does prompts, requ
 ours is where documents come from (`evals.data`), the prompt condition, and the counts of tokens and cut answers.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from evals import data, sandbox
 from pipeline.config import ROOT, Config, PromptConfig
 from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.plan import TASKS, Cell, Condition, Family, Plan, versions
+from pipeline.plan import TASKS, Cell, Condition, Family, Plan, Task, takes_chat_template, versions
 from pipeline.records import is_done, write_record
 from pipeline.vector import Term
 
@@ -46,6 +47,7 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
         level = sandbox.require(plan.config.allow_unsandboxed)
         report(f"candidate programs run in: {level}")
     runner = Runner(plan)
+    runner.check(missing)
     progress = Progress(len(missing), report)
     try:
         for cell in in_order(missing):
@@ -105,6 +107,11 @@ class Runner:
         self.manager: TaskManager | None = None
         self.started: str = ""
 
+    def check(self, cells: list[Cell]) -> None:
+        """Load every benchmark once, so that a mistake in one shows before the engine starts."""
+        for task in {cell.task.benchmark: cell.task for cell in cells}.values():
+            self._tasks(replace(task, perturbation=None), PromptConfig())
+
     def run(self, cell: Cell) -> dict[str, Any]:
         """Evaluate one cell, write its record and return its metrics."""
         engine = self._engine(cell.family)
@@ -120,7 +127,9 @@ class Runner:
             "requests": lm.requests,
         }
         metrics = summarise(samples, cell.task.config.metric)
-        provenance = _provenance(self.plan.config, cell, started)
+        chat = takes_chat_template(cell.family.config, cell.condition.weights)
+        template = chat_template_sha(lm.tokenizer) if chat else None
+        provenance = _provenance(self.plan.config, cell, started, template)
         write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
         return metrics
 
@@ -153,13 +162,13 @@ class Runner:
         from lm_eval.evaluator import evaluate as lm_evaluate
 
         prompt = self.plan.config.prompts[cell.condition.prompt]
-        tasks = self._tasks(cell, prompt)
+        tasks = self._tasks(cell.task, prompt)
         results = lm_evaluate(
             lm=engine.lm,
             task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
             limit=cell.task.limit,
             system_instruction=prompt.system,
-            apply_chat_template=cell.family.config.chat,
+            apply_chat_template=takes_chat_template(cell.family.config, cell.condition.weights),
             fewshot_as_multiturn=True,
             bootstrap_iters=0,
             log_samples=True,
@@ -170,42 +179,72 @@ class Runner:
             samples += _merge(rows, subtask, task, engine, cell, start=len(samples))
         return samples
 
-    def _tasks(self, cell: Cell, prompt: PromptConfig) -> dict[str | None, Any]:
+    def _tasks(self, task: Task, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""
-        from lm_eval.tasks import TaskManager
-
         if self.manager is None:
-            logging.getLogger("lm_eval").setLevel(logging.ERROR)
-            self.manager = TaskManager(include_path=str(TASKS) if TASKS.is_dir() else None)
-        return {
-            s: load_task(self.manager, self.plan.config, cell.task, s, prompt) for s in cell.task.subtasks
-        }
+            self.manager = task_manager()
+        return {s: load_task(self.manager, self.plan.config, task, s, prompt) for s in task.subtasks}
+
+
+def task_manager() -> "TaskManager":
+    """lm-eval's index of tasks: its own, and ours in evals/tasks."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=str(TASKS))
 
 
 def load_task(
-    manager: "TaskManager", config: Config, task: Any, subtask: str | None, prompt: PromptConfig
+    manager: "TaskManager", config: Config, task: Task, subtask: str | None, prompt: PromptConfig
 ) -> Any:
-    """An lm-eval task with our documents, changes and prompt condition.
+    """An lm-eval task with our documents, changes, examples and prompt condition.
 
     Raises:
-        UserError: if lm-eval has no task of that name, or its documents cannot be read.
+        UserError: if lm-eval has no task of that name, it does not fit what the benchmark says of it, or its
+            documents or examples cannot be had.
     """
-    b = task.config
+    from lm_eval.config.task import TaskConfig
+
+    b, where = task.config, f"benchmarks.{task.benchmark}"
     name = b.task.format(subtask=subtask)
-    if name not in manager.all_tasks:
+    if name not in manager.all_subtasks:
+        raise UserError(f"{where}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
+    defaults = manager.task_index[name].cfg or {}
+    unknown = sorted(set(b.changes) - {f.name for f in fields(TaskConfig)})
+    if unknown:
         raise UserError(
-            f"benchmarks.{task.benchmark}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`"
+            f"{where}.changes: '{unknown[0]}' is no key of an lm-eval task; known: {', '.join(defaults)}"
         )
+    settings = defaults | b.changes
+    asked = settings.get("test_split") or settings.get("validation_split")
+    if asked != b.dataset.split:
+        raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
     documents = data.load(
         asdict(b.dataset), config.data.folder, subtask, b.form, task.perturbation, config.perturbation_seed
     )
     spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
     if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
-        spec |= {"training_split": None, "fewshot_split": None, "validation_split": None}
+        spec |= {
+            "training_split": None,
+            "validation_split": None,
+            "fewshot_split": None,
+            "fewshot_config": None,
+        }
+        spec["test_split"] = asked
+    else:
+        _check_split_of_examples(settings, task, list(documents), config.data.folder)
     # an inline group is lm-eval's way to take a stock task with overrides
     loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
     loaded.set_config(key="num_fewshot", value=b.num_fewshot)
     loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
+    available = len(loaded.sampler.df) - (loaded.fewshot_cfg.split == asked)  # never the document itself
+    if b.num_fewshot > available:
+        raise UserError(f"{where}.num_fewshot={b.num_fewshot}: '{name}' has {available} examples; lower it")
+    filters = [f["name"] for f in loaded.config.filter_list or [{"name": "none"}]]
+    metrics = [f"{metric},{f}" for metric in loaded.aggregation() for f in filters]
+    for metric in (b.metric, *b.also):
+        if metric not in metrics:
+            raise UserError(f"{where}: '{name}' has no metric '{metric}'; it has {' and '.join(metrics)}")
     if b.max_gen_toks is not None:
         loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
     if prompt.prefix:
@@ -217,6 +256,33 @@ def load_task(
 
         loaded.doc_to_text = prefixed
     return loaded
+
+
+def _check_split_of_examples(
+    settings: dict[str, Any], task: Task, splits: list[str], folder: str | None
+) -> None:
+    """Refuse few-shot examples where lm-eval would find no split, or would fall back to the documents asked."""
+    b, where = task.config, f"benchmarks.{task.benchmark}"
+    examples = settings.get("fewshot_config") or {}
+    split = examples.get("split") or settings.get("fewshot_split")
+    if split is None and "samples" in examples:
+        return
+    if split is None:  # lm-eval's own order; it would go on to the documents that are asked
+        split = settings.get("training_split") or (
+            settings.get("validation_split") if settings.get("test_split") else None
+        )
+    if split is None:
+        raise UserError(
+            f"{where}.num_fewshot={b.num_fewshot}: the task '{b.task}' names no split of examples; set"
+            f" {where}.changes.fewshot_split, or num_fewshot=0"
+        )
+    if split not in splits:
+        file = b.dataset.files.get(split, f"<file> and name it in {where}.dataset.files.{split}")
+        remedy = f"add {folder}/{file}" if folder else f"name another in {where}.changes.fewshot_split"
+        raise UserError(
+            f"{where}.num_fewshot={b.num_fewshot}: expected examples in the split '{split}', found only"
+            f" {', '.join(splits)}; {remedy}, or set num_fewshot=0"
+        )
 
 
 def _merge(
@@ -295,7 +361,14 @@ def _share(samples: list[dict[str, Any]], is_so: Callable[[dict[str, Any]], bool
     return sum(map(is_so, samples)) / len(samples) if samples else 0.0
 
 
-def _provenance(config: Config, cell: Cell, started: datetime) -> dict[str, Any]:
+def chat_template_sha(tokenizer: Any) -> str:
+    """sha256 of the text of the chat template, which lm-eval's results name likewise."""
+    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+
+
+def _provenance(
+    config: Config, cell: Cell, started: datetime, chat_template_sha: str | None
+) -> dict[str, Any]:
     return {
         "family": {
             part: {"id": source.id, "revision": source.revision}
@@ -303,6 +376,7 @@ def _provenance(config: Config, cell: Cell, started: datetime) -> dict[str, Any]
             if (source := getattr(cell.family.config, part)) is not None
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
+        "chat_template_sha": chat_template_sha,
         "sandbox": str(sandbox.probe()) if cell.task.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),

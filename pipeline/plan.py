@@ -10,6 +10,7 @@ What is not in `inputs` (paths, W&B, batch size where answers do not move with i
 
 import ast
 import importlib.metadata
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -184,12 +185,13 @@ class Plan:
     @staticmethod
     def _benchmark(task: Task) -> dict[str, Any]:
         perturbation = perturbations.get(task.config.form, task.perturbation) if task.perturbation else None
+        has_sources = perturbation is not None or task.config.dataset.source_field is not None
         return {
             "label": task.config.label if perturbation is None else perturbation.name.replace("_", " "),
             "published": task.config.published if perturbation is None else None,
             "variant_of": task.benchmark if perturbation else None,
             "perturbation": perturbation.id if perturbation else None,
-            "cluster": "subtask" if task.config.subtasks else "source_doc" if perturbation else None,
+            "cluster": "subtask" if task.config.subtasks else "source_doc" if has_sources else None,
             "chance": task.config.chance,
             "limit": task.limit,
         }
@@ -201,8 +203,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: for a checkpoint, document file, task or perturbation that is not there or does not fit.
     """
-    conditions = list(_conditions(config))
-    tasks = list(_tasks(config))
+    conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
     names = config.sizes if config.sizes is not None else list(config.families)
     if not names or not conditions or not tasks:
         raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
@@ -225,7 +226,8 @@ def _wanted(config: Config, condition: Condition, task: Task) -> bool:
     return task.perturbation is None or condition.variants
 
 
-def _conditions(config: Config) -> Iterator[Condition]:
+def conditions_of(config: Config) -> Iterator[Condition]:
+    """The rows of the grid: each condition, once for each of its seeds, and the sweep."""
     for name, c in config.conditions.items():
         seeds: list[int | None] = list(c.seeds) or [None]
         for seed in seeds:
@@ -246,7 +248,12 @@ def _conditions(config: Config) -> Iterator[Condition]:
         )
 
 
-def _tasks(config: Config) -> Iterator[Task]:
+def tasks_of(config: Config) -> Iterator[Task]:
+    """The columns of the grid: each chosen benchmark, and its variants after it.
+
+    Raises:
+        UserError: if a perturbation does not exist for a benchmark's form.
+    """
     names = config.tasks if config.tasks is not None else list(config.benchmarks)
     for name in names:
         benchmark = config.benchmarks[name]
@@ -261,15 +268,29 @@ def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def takes_chat_template(family: FamilyConfig, weights: Weights) -> bool:
+    """Whether prompts go through the target's chat template; a base model has learnt none."""
+    return family.chat and weights is not Weights.base
+
+
+def locate(source: CheckpointConfig) -> str:
+    """A folder or hub id; shipped checkpoints are found from any working directory."""
+    local = ROOT / source.id
+    return str(local) if local.is_dir() else source.id
+
+
 def _family(name: str, config: FamilyConfig, needs_vector: bool) -> Family:
     def opened(part: str, source: CheckpointConfig | None) -> Checkpoint | None:
         if source is None:
             return None
-        local = ROOT / source.id  # shipped checkpoints are found from any working directory
-        return Checkpoint.open(str(local) if local.is_dir() else source.id, source.revision)
+        return Checkpoint.open(locate(source), source.revision)
 
     target = opened("target", config.target)
     assert target is not None
+    if config.chat and target.chat_template_hash is None:
+        raise UserError(
+            f"{target.source}: expected a chat template, found none; set families.{name}.chat=false for a base model"
+        )
     sft, grpo, base = opened("sft", config.sft), opened("grpo", config.grpo), opened("base", config.base)
     vector_key = None
     if sft is not None and grpo is not None:
@@ -284,17 +305,18 @@ def _inputs(config: Config, family: Family, condition: Condition, task: Task) ->
     weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.weights).fingerprint}
     if condition.alpha:  # α = 0 is the target, bit for bit
         weights |= {"vector": family.vector_key, "alpha": condition.alpha, "random_seed": condition.seed}
-    b = task.config
+    b, chat = task.config, takes_chat_template(family.config, condition.weights)
     dataset = asdict(b.dataset)
+    names = [b.task.format(subtask=s) for s in task.subtasks]
     return {
         "protocol": PROTOCOL,
         "weights": weights,
         "model": _model_config(family.target),
-        "tokenizer": family.target.tokenizer_fingerprint if family.config.chat else None,
-        "prompt": asdict(config.prompts[condition.prompt]) | {"chat": family.config.chat},
+        "tokenizer": family.target.tokenizer_fingerprint if chat else None,
+        "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
         "task": {
-            "names": [b.task.format(subtask=s) for s in task.subtasks],
-            "definition": _task_definition(b.task),
+            "names": names,
+            "definition": _task_definition(tuple(names), b.runs_code),
             "changes": b.changes,
             "metric": b.metric,
             "also": b.also,
@@ -302,7 +324,9 @@ def _inputs(config: Config, family: Family, condition: Condition, task: Task) ->
             "max_gen_toks": b.max_gen_toks,
             "limit": task.limit,
         },
-        "documents": [data.fingerprint(dataset, config.data.folder, s) for s in task.subtasks],
+        "documents": [
+            data.fingerprint(dataset, config.data.folder, s, b.num_fewshot > 0) for s in task.subtasks
+        ],
         "perturbation": _perturbation(b.form, task.perturbation, config.perturbation_seed),
         "decoding": "greedy",
         "engine": _numerics(config),
@@ -351,28 +375,36 @@ def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 @lru_cache
-def _task_definition(task: str) -> Any:
+def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
     """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
-    if not (TASKS / f"{task.removeprefix('rv_')}.yaml").is_file():
-        return None
-    files = [
-        TASKS / f"{task.removeprefix('rv_')}.yaml",
-        *sorted(TASKS.glob("*.py")),
-        *sorted(TASKS.glob("_*.yaml")),
-    ]
-    files += [ROOT / "evals" / "code.py", *sorted((ROOT / "evals").glob("sandbox*.py"))]
-    return {f.name: _yaml_content(f) if f.suffix == ".yaml" else code_fingerprint(f) for f in files}
+    own = {
+        path: yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
+        for path in sorted(TASKS.glob("*.yaml"))
+    }
+    wanted = [path for path, content in own.items() if content.get("task") in names]
+    found: dict[str, str] = {}
+    while wanted:
+        path = wanted.pop()
+        text = path.read_text()
+        found[path.name] = digest(own[path])
+        included = own[path].get("include", [])
+        wanted += [
+            TASKS / i for i in ([included] if isinstance(included, str) else included) if TASKS / i in own
+        ]
+        for module in re.findall(r"!function (\S+)\.\w+", text):
+            for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
+                if scorer.is_file():
+                    found[scorer.name] = code_fingerprint(scorer)
+    if found and runs_code:
+        found |= {path.name: code_fingerprint(path) for path in (ROOT / "evals").glob("sandbox*.py")}
+    return found or None
 
 
-def _yaml_content(path: Path) -> Any:
-    return digest(yaml.load(path.read_text(), Loader=_PlainLoader))  # noqa: S506
-
-
-class _PlainLoader(yaml.SafeLoader):
+class _TaskLoader(yaml.SafeLoader):
     """Reads `!function module.name` as a string."""
 
 
-_PlainLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
+_TaskLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
 
 
 def code_fingerprint(path: Path) -> str:

@@ -20,16 +20,21 @@ Report = Callable[[str], None]
 
 
 def prepare(config: Config) -> Plan:
-    """Generate documents if the experiment has a generator, and make the plan; writes the manifest."""
+    """Find or generate the documents, and make the plan; writes the manifest."""
+    find_documents(config)
+    plan = make_plan(config)
+    write_json(manifest_path(plan.results, config.name), plan.manifest())
+    return plan
+
+
+def find_documents(config: Config) -> None:
+    """Set `data.folder` to the generated documents if the experiment has a generator, and check that it is there."""
     if config.data.generator is not None:
         config.data.folder = str(_generated(config))
     if config.data.folder is not None and not Path(config.data.folder).is_dir():
         raise UserError(
             f"data.folder={config.data.folder}: no such folder; make it, or unset it to use the hub"
         )
-    plan = make_plan(config)
-    write_json(manifest_path(plan.results, config.name), plan.manifest())
-    return plan
 
 
 def _generated(config: Config) -> Path:
