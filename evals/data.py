@@ -113,10 +113,11 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
 @lru_cache(maxsize=64)
 def _from_hub(name: str, config: str | None, revision: str | None, subtask: str | None) -> "DatasetDict":
     from datasets import load_dataset
+    from huggingface_hub import snapshot_download
 
     config = config.format(subtask=subtask) if config else None
-    try:
-        return load_dataset(name, config, revision=revision)
+    try:  # by way of the snapshot: without a network load_dataset takes whichever revision is in its cache
+        return load_dataset(snapshot_download(name, repo_type="dataset", revision=revision), config)
     except Exception as e:
         raise UserError(
             f"{name}{f' ({config})' if config else ''} at {revision}: cannot be loaded from the hub or its cache"

@@ -371,7 +371,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "family": {
-            part: {"id": source.id, "revision": source.revision}
+            part: {"id": source.id, "revision": getattr(cell.family, part).revision}
             for part in ("target", "sft", "grpo", "base")
             if (source := getattr(cell.family.config, part)) is not None
         },
