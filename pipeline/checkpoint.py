@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +33,8 @@ PIECE = 1 << 18
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+Result = TypeVar("Result")
 
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
@@ -188,6 +190,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def in_parallel(function: Callable[[str], Result], names: Iterable[str]) -> list[Result]:
+    """`function` of every tensor's name, for a few tensors at a time, each on one core."""
+    with one_thread(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, names))
+
+
 # --- fingerprints
 
 
@@ -311,10 +319,8 @@ class Checkpoint:
 
     def _scan(self) -> Scan:
         names = sorted(self.tensors)
-        with one_thread(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            found = dict(
-                zip(names, pool.map(lambda name: scan_tensor(pieces(self.tensors[name])), names), strict=True)
-            )
+        scans = in_parallel(lambda name: scan_tensor(pieces(self.tensors[name])), names)
+        found = dict(zip(names, scans, strict=True))
         return Scan({name: found[name][0] for name in names}, [name for name in names if not found[name][1]])
 
     @property
@@ -477,6 +483,15 @@ def encode_header(
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded = encoded.ljust(max(length - 8, -(-len(encoded) // 8) * 8))
     return len(encoded).to_bytes(8, "little") + encoded
+
+
+def write_at(path: Path, offset: int, parts: Iterable[torch.Tensor | bytes]) -> int:
+    """Writes parts one after the other into an existing file from `offset`, and returns where they end."""
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        for part in parts:
+            stream.write(part if isinstance(part, bytes) else raw_bytes(part))
+        return stream.tell()
 
 
 def sync(path: Path) -> None:

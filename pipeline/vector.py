@@ -16,6 +16,7 @@ stored only when one differs from its embedding; else a target's separate head t
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -42,6 +43,7 @@ from pipeline.checkpoint import (
     encode_header,
     fingerprint,
     gather,
+    in_parallel,
     layer_order,
     one_thread,
     open_unchanged,
@@ -50,6 +52,7 @@ from pipeline.checkpoint import (
     read_header,
     replacing,
     scan_tensor,
+    write_at,
 )
 from pipeline.compatibility import check_compatible as check_compatible
 from pipeline.errors import UserError
@@ -192,25 +195,35 @@ def _write(
             return {name: ("U8", (size,), size) for name, size in sizes.items()}
         return {name: ("F32", shapes[name], size) for name, size in sizes.items()}
 
+    def finite(name: str) -> Iterator[torch.Tensor]:
+        for piece in parts(name):
+            if not all_finite(piece):
+                raise UserError(
+                    f"the difference in {name} is NaN or infinite; use donors with finite weights"
+                )
+            yield piece
+
     # The compact form's sizes are known only at the end: the header's place is kept for the largest.
     sizes = {
         name: _packed_limit(math.prod(shape)) if compact else 4 * math.prod(shape)
         for name, shape in shapes.items()
     }
     length = len(encode_header(metadata, layout(sizes)))
-    with one_thread(), replacing(path) as new, open(new, "wb") as stream:
-        stream.write(bytes(length))
-        for name in shapes:
-            start = stream.tell()
-            for piece in parts(name):
-                if not all_finite(piece):
-                    raise UserError(
-                        f"the difference in {name} is NaN or infinite; use donors with finite weights"
-                    )
-                stream.write(_pack(piece) if compact else raw_bytes(piece))
-            sizes[name] = stream.tell() - start
-        stream.seek(0)
-        stream.write(encode_header(metadata, layout(sizes), length))
+    with one_thread(), replacing(path) as new:
+        new.touch()
+        if compact:
+            end = length
+            for name in shapes:
+                start, end = end, write_at(new, end, (_pack(piece) for piece in finite(name)))
+                sizes[name] = end - start
+        else:
+            starts = dict(zip(shapes, itertools.accumulate(sizes.values(), initial=length), strict=False))
+            in_parallel(
+                lambda name: write_at(new, starts[name], finite(name)),
+                sorted(sizes, key=lambda name: -sizes[name]),
+            )
+        with open(new, "r+b") as stream:
+            stream.write(encode_header(metadata, layout(sizes), length))
     return path
 
 
@@ -358,8 +371,7 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
     }
     with one_thread(), replacing(out) as new:
         new.mkdir()
-        for shard in sorted({info.file for info in target.tensors.values()}):
-            _write_shard(new / shard.name, shard, target, active)
+        _write_shards(new, target, active)
         for file in target.companions():
             shutil.copyfile(file, new / file.name)
         (new / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
@@ -367,13 +379,19 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
     return out
 
 
-def _write_shard(path: Path, shard: Path, target: Checkpoint, active: list[tuple[Term, Vector]]) -> None:
-    inside = sorted((info.start, name) for name, info in target.tensors.items() if info.file == shard)
-    with open(shard, "rb") as source, open(path, "wb") as stream:
-        stream.write(source.read(inside[0][0]))
-        for _, name in inside:
-            for piece in _steered(target.tensors[name], name, active):
-                stream.write(raw_bytes(piece))
+def _write_shards(out: Path, target: Checkpoint, active: list[tuple[Term, Vector]]) -> None:
+    """Writes every tensor where the target's shards have it, several at a time."""
+
+    def write(name: str) -> None:
+        info = target.tensors[name]
+        write_at(out / info.file.name, info.start, _steered(info, name, active))
+
+    for shard in {info.file for info in target.tensors.values()}:
+        with open(shard, "rb") as source:
+            header = source.read(min(info.start for info in target.tensors.values() if info.file == shard))
+        (out / shard.name).write_bytes(header)
+    # The largest first, so that no core waits for another at the end.
+    in_parallel(write, sorted(target.tensors, key=lambda name: -target.tensors[name].numel))
 
 
 def _active(terms: Iterable[Term]) -> list[tuple[Term, Vector]]:
