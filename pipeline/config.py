@@ -61,6 +61,13 @@ class Device(Enum):
     gpu = "gpu"
 
 
+class Launcher(Enum):
+    """Where cells are evaluated: in this process, or by workers on a Ray cluster."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Stage(Enum):
     """Steps of the pipeline, in their order."""
 
@@ -186,6 +193,15 @@ class EngineConfig:
 
 
 @dataclass
+class LauncherConfig:
+    """How cells are spread (pipeline/cluster.py)."""
+
+    kind: Launcher = Launcher.local
+    address: str | None = None  # Ray: "auto" or host:port of a running cluster; null starts one on this machine
+    workers: int | None = None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
+
+
+@dataclass
 class TrackingConfig:
     mode: Tracking = Tracking.auto
     project: str = "reasoning-vectors"
@@ -211,6 +227,7 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     data: DataConfig = field(default_factory=DataConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     allow_unsandboxed: bool = False  # run candidate programs even where nothing can isolate them
     results: str = "results"
@@ -252,6 +269,8 @@ def _check_declared(node: Any, path: str = "") -> None:
 
 def _check(config: Config) -> None:
     """References between parts of the configuration must resolve."""
+    if config.sizes is not None:  # 1.5b is easier to say, but a dot cannot stand in a key
+        config.sizes = [size.replace(".", "_") for size in config.sizes]
     for what, chosen, known in (
         ("sizes", config.sizes, config.families),
         ("tasks", config.tasks, config.benchmarks),
