@@ -1,0 +1,282 @@
+"""A model hub on this machine: stand-ins for what conf/ names, under the same ids and revisions, over HTTP.
+
+    repositories = write_repositories(folder, compose(["experiment=paper"]))
+    with Hub(repositories) as hub:           # hub.environment(cache) is what a client process needs
+        ...
+
+The hub's own client, `datasets` and vLLM talk to it as to the real one (`HF_ENDPOINT`) and leave their own cache behind,
+from which the same run goes offline (`HF_HUB_OFFLINE=1`). Of the hub's interface it plays what these clients ask for:
+a repository at a revision, its file list, and the files. No LFS, no authentication, no pagination.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from evals import data
+from pipeline.config import ROOT, BenchmarkConfig, Config
+from tests import tiny
+
+DATA = ROOT / ".." / "shared" / "data"
+ROWS = 40  # documents of each split
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # as in Qwen2.5
+TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Qwen.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One model or data set: its files lie in `folder`, and `main` stands for `revision`."""
+
+    kind: str  # models or datasets
+    id: str
+    revision: str
+    folder: Path
+
+    def files(self) -> Iterator[str]:
+        return (str(p.relative_to(self.folder)) for p in sorted(self.folder.rglob("*")) if p.is_file())
+
+
+def write_repositories(folder: Path, config: Config) -> list[Repository]:
+    """Stand-ins for every checkpoint and data set that `config` takes from the hub.
+
+    Checkpoints have Qwen2.5's tensor names; the family of 1.5B parameters ties its head and is one file, others have
+    their own head, more rows of padding, and three shards. Donors that are no hub ids are written to `folder`/donors.
+    """
+    made = []
+    for benchmark in {b.dataset.id: b for b in config.benchmarks.values()}.values():
+        where = folder / "datasets" / benchmark.dataset.id
+        _write_dataset(where, benchmark, documents(folder))
+        made.append(Repository("datasets", benchmark.dataset.id, _revision(benchmark.dataset), where))
+    texts = [path.read_text() for path in sorted((ROOT / "evals").rglob("*.py"))]
+    tokenizer = _tokenizer(texts)
+    for number, family in enumerate(config.families.values()):
+        tied = family.published_size == "1.5B"
+        settings = {
+            "tied": tied,
+            "rows": tokenizer.get_vocab_size() + (16 if tied else 48),
+            "max_position_embeddings": 32768,
+        }
+        target = tiny.weights(tiny.config(**settings), seed=number, head=not tied)
+        sft = tiny.moved(target, seed=number + 10)
+        states = {"base": tiny.moved(target, number + 20), "target": target, "sft": sft}
+        states["grpo"] = tiny.moved(sft, number + 30)
+        for part, state in states.items():
+            source = getattr(family, part)
+            from_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.id) is not None
+            where = folder / "models" / source.id if from_hub else folder / "donors" / family.label / part
+            tiny.write(where, state, shards=1 if tied else 3, **settings)
+            _finish(where, tokenizer, part)
+            if from_hub:
+                made.append(Repository("models", source.id, _revision(source), where))
+    return made
+
+
+def _revision(source: Any) -> str:
+    return source.revision or hashlib.sha1(source.id.encode()).hexdigest()
+
+
+def documents(folder: Path) -> Path:
+    """The public benchmarks where they are at hand, else generated ones in the same form and layout."""
+    if DATA.is_dir():
+        return DATA
+    generated = folder / "generated"
+    if not generated.is_dir():
+        from evals.micro import write_benchmarks
+
+        write_benchmarks(generated, seed=0)
+    return generated
+
+
+def _write_dataset(where: Path, benchmark: BenchmarkConfig, source: Path) -> None:
+    """Parquet files and a card that names configurations and splits, as data sets on the hub have them."""
+    from datasets import Dataset, load_dataset
+
+    dataset, card = benchmark.dataset, []
+    some = sorted((source / "bbh" / "bbh").glob("*.json"))[0]  # generated documents do not cover every subtask
+    for subtask in benchmark.subtasks or [None]:
+        name = dataset.config.format(subtask=subtask) if dataset.config else "default"
+        described: dict[str, Any] = {"config_name": name, "data_files": []}
+        for split, file in dataset.files.items():
+            path = source / file.format(subtask=subtask)
+            path = path if path.is_file() or subtask is None else some
+            if not path.is_file():
+                continue
+            rows = load_dataset(
+                "json", data_files=str(path), field=dataset.json_field, cache_dir=str(where.parent / ".arrow")
+            )["train"]
+            inside = where / name / f"{split}-00000-of-00001.parquet"
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(list(rows.select(range(min(ROWS, len(rows)))))).to_parquet(inside)
+            described["data_files"].append({"split": split, "path": f"{name}/{split}-*"})
+        card.append(described)
+    (where / "README.md").write_text(f"---\nconfigs: {json.dumps(card)}\n---\nStand-in.\n")
+
+
+def _tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE with Qwen2.5's special tokens: small, and every text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
+
+
+def _finish(where: Path, tokenizer: Tokenizer, part: str) -> None:
+    """Tokenizer files and stop tokens as Qwen2.5's base and Instruct models have them."""
+    tokenizer.save(str(where / "tokenizer.json"))
+    end = "<|endoftext|>" if part == "base" else "<|im_end|>"
+    (where / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "Qwen2Tokenizer",
+                "bos_token": None,
+                "eos_token": end,
+                "pad_token": "<|endoftext|>",
+                "unk_token": None,
+                "chat_template": TEMPLATE,
+            }
+        )
+    )
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    stops = [ids["<|endoftext|>"]] if part == "base" else [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    (where / "generation_config.json").write_text(json.dumps({"eos_token_id": stops, "do_sample": False}))
+    settings = json.loads((where / "config.json").read_text())
+    settings |= {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids[end]}
+    (where / "config.json").write_text(json.dumps(settings))
+
+
+class Hub:
+    """Serves repositories on a free port of the loopback interface; `requests` lists the paths that were asked."""
+
+    def __init__(self, repositories: list[Repository]) -> None:
+        self.repositories = {(r.kind, r.id): r for r in repositories}
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(_Handler):
+            served = hub
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "Hub":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """What a process needs to use this hub with a cache of its own."""
+        return environment(cache) | {"HF_ENDPOINT": self.endpoint}
+
+
+def environment(cache: Path, **more: str) -> dict[str, str]:
+    """The environment without settings of the hub's clients but these."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "RV_"))}
+    return kept | {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"} | more
+
+
+class _Handler(BaseHTTPRequestHandler):
+    served: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._answer(body)
+
+    def _answer(self, body: bytes = b"") -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.served.requests.append(path)
+        api = re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path
+        )
+        file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if api:
+            kind, name, what, revision, inside = api.groups()
+        elif file:
+            kind, name, what = "datasets" if file[1] else "models", file[2], "resolve"
+            revision, inside = file[3], file[4]
+        else:
+            return self._send(404, b"{}")
+        found = self.served.repositories.get((kind, name))
+        if found is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if revision not in (None, "main", found.revision):
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        commit = {"X-Repo-Commit": found.revision}
+        if what == "resolve":
+            target = found.folder / inside
+            if not target.is_file():
+                return self._send(404, b"{}", commit | {"X-Error-Code": "EntryNotFound"})
+            content = target.read_bytes()
+            return self._send(200, content, commit | {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
+        if what in (None, "revision"):
+            siblings = [{"rfilename": f} for f in found.files()]
+            return self._json(
+                {"_id": "0", "id": name, "sha": found.revision, "private": False, "siblings": siblings}
+                | {"tags": [], "downloads": 0, "likes": 0}
+            )
+        if what == "tree":
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
+            entries = self._tree(found, inside or "", recursive)
+            return (
+                self._json(entries)
+                if entries or not inside
+                else self._send(404, b"{}", commit | {"X-Error-Code": "EntryNotFound"})
+            )
+        asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode()).get("paths", [])
+        everything = {e["path"]: e for e in self._tree(found, "", recursive=True)}
+        return self._json([everything[p] for p in asked if p in everything])
+
+    @staticmethod
+    def _tree(repository: Repository, inside: str, recursive: bool) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted((repository.folder / inside).glob("**/*" if recursive else "*")):
+            entry = {"path": str(path.relative_to(repository.folder)), "size": 0, "type": "directory"}
+            content = path.read_bytes() if path.is_file() else str(path).encode()
+            if path.is_file():
+                entry |= {"size": len(content), "type": "file"}
+            found.append(entry | {"oid": hashlib.sha1(content).hexdigest()})
+        return found
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
