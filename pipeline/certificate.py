@@ -37,6 +37,7 @@ class Certificate:
         self.model = model
         self.modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         self.tied = bool(getattr(model.config, "tie_word_embeddings", False))
+        self.dtype: torch.dtype = next(model.parameters()).dtype
         self.expected: dict[str, dict[int, torch.Tensor]] = {}
 
     def watch(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -55,7 +56,7 @@ class Certificate:
                 fused, part = FUSED[piece]
                 live = name.replace(f".{piece}.", f".{fused}.")
         rows, columns = self._share(live.rpartition(".")[0], part, tensor.shape)
-        value = tensor if tensor.dim() > 1 else tensor[:, None]
+        value = tensor.to(self.dtype) if tensor.dim() > 1 else tensor[:, None].to(self.dtype)
         self.expected.setdefault(live, {})[part] = row_checksums(value[rows, columns])
 
     def differences(self) -> list[str]:
@@ -88,18 +89,16 @@ class Certificate:
             return self._probed(module)
         if value is None:
             return None
-        dtype = next(self.model.parameters()).dtype  # CPU kernels keep some biases in float32
-        value = value.data.to(dtype)
+        value = value.data.to(self.dtype)  # CPU kernels keep some biases in float32
         return row_checksums(value if value.dim() > 1 else value[:, None])
 
     def _probed(self, module: Any) -> torch.Tensor:
         """Row checksums of a packed matrix, column by column through the layer's own kernel."""
         width = getattr(module, "input_size_per_partition", None) or module.embedding_dim
-        dtype = next(self.model.parameters()).dtype
         total = torch.zeros(0, dtype=torch.int64)
         for start in range(0, width, 256):
             count = min(256, width - start)
-            one_hot = torch.zeros(count, width, dtype=dtype)
+            one_hot = torch.zeros(count, width, dtype=self.dtype)
             one_hot[torch.arange(count), torch.arange(start, start + count)] = 1
             columns = module.quant_method.apply(module, one_hot, bias=None)
             part = row_checksums(columns.t().contiguous(), first=start)
