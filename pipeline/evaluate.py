@@ -43,11 +43,8 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     missing = plan.missing()
     if not missing:
         return 0
-    if any(cell.task.config.runs_code for cell in missing):
-        level = sandbox.require(plan.config.allow_unsandboxed)
-        report(f"candidate programs run in: {level}")
     runner = Runner(plan)
-    runner.check(missing)
+    runner.check(missing, report)
     progress = Progress(len(missing), report)
     try:
         for cell in in_order(missing):
@@ -107,8 +104,11 @@ class Runner:
         self.manager: TaskManager | None = None
         self.started: str = ""
 
-    def check(self, cells: list[Cell]) -> None:
-        """Load every benchmark once, so that a mistake in one shows before the engine starts."""
+    def check(self, cells: list[Cell], report: Callable[[str], None]) -> None:
+        """Try the sandbox and load every benchmark once, so that a mistake shows before an engine starts."""
+        if any(cell.task.config.runs_code for cell in cells):
+            level = sandbox.require(self.plan.config.allow_unsandboxed)
+            report(f"candidate programs run in: {level}")
         for task in {cell.task.benchmark: cell.task for cell in cells}.values():
             self._tasks(replace(task, perturbation=None), PromptConfig())
 

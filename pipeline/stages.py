@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import ROOT, Config, Stage
+from pipeline.config import ROOT, Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.plan import Plan, code_fingerprint, make_plan
 from pipeline.records import digest, manifest_path, new_folder, read_manifest, write_json
@@ -59,7 +59,7 @@ def run(config: Config, report: Report = print) -> None:
     """
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
-    if Stage.evaluate in stages:
+    if Stage.evaluate in stages and config.launcher.kind is Launcher.local:
         from pipeline.engine import check_device
 
         check_device(config.engine.device)
@@ -102,8 +102,10 @@ def extract(plan: Plan, report: Report) -> None:
 
 
 def evaluate(plan: Plan, report: Report) -> None:
-    from pipeline.evaluate import evaluate as evaluate_cells
-
+    if plan.config.launcher.kind is Launcher.ray:
+        from pipeline.cluster import evaluate as evaluate_cells
+    else:
+        from pipeline.evaluate import evaluate as evaluate_cells
     evaluate_cells(plan, report)
 
 
