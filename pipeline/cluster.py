@@ -1,0 +1,251 @@
+"""Evaluate cells on a Ray cluster: one worker for each GPU or tensor-parallel group, all fed from one queue.
+
+    python -m pipeline experiment=paper launcher=ray launcher.address=auto
+
+A worker keeps its engine and is handed the cell that changes it least. Each finished cell lands in the store by the same
+rename as in a local run, so the working directory, `results`, checkpoints and the hub's cache must lie on a file system
+that all nodes share, at the same path. A worker or node that dies loses the cell that it was running: that cell goes to
+another worker, and is given up when a second worker dies on it. Planning, vectors and tables stay in the driver.
+
+Covers workers that die. Does not cover a driver that dies (the same command goes on from the finished cells), nor nodes
+that join after the start.
+"""
+
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from evals import sandbox
+from pipeline.config import Device, EngineConfig, LauncherConfig
+from pipeline.errors import UserError
+from pipeline.evaluate import Progress, Runner, in_order
+from pipeline.plan import Cell, Plan
+from pipeline.records import is_done, manifest_path
+
+ATTEMPTS = 2  # workers that may die on one cell before it is given up
+PATIENCE = 60.0  # seconds without a running worker before the user is told
+
+
+@dataclass
+class Worker:
+    """What the driver knows of one worker: its Ray actor, the cell it runs and what its engine holds."""
+
+    actor: Any
+    cell: Cell | None = None
+    architecture: str = ""
+    weights: str = ""
+    since: float = 0.0
+
+
+class Actor:
+    """The Ray actor: a `Runner` in a process of its own, on the node that Ray chose."""
+
+    def __init__(self, process: dict[str, Any], plan: list[Any]) -> None:
+        os.chdir(process["folder"])
+        os.environ.update(process["environment"])
+        sys.argv = process["arguments"]  # records name the command
+        self.reference = plan[0]  # in a list, so that Ray does not fetch it before the environment is set
+
+    def start(self) -> None:
+        """Take the plan, and check that this node can run it.
+
+        Raises:
+            UserError: if the node does not see the run's files, or cannot isolate programs that have to run.
+        """
+        import ray
+
+        self.plan: Plan = ray.get(self.reference)
+        manifest = manifest_path(self.plan.results, self.plan.config.name)
+        if not manifest.is_file():
+            raise UserError(
+                f"{platform.node()}: no {manifest} in {os.getcwd()}; the working directory and results must lie on a"
+                " file system that all nodes share"
+            )
+        if any(task.config.runs_code for task in self.plan.tasks):
+            sandbox.require(self.plan.config.allow_unsandboxed)
+        if self.plan.config.engine.tensor_parallel_size == 1:
+            self.plan.config.engine.in_process = True  # a killed worker leaves no engine behind
+        self.cells = {cell.key: cell for cell in self.plan.cells}
+        self.runner = Runner(self.plan)
+
+    def run(self, key: str) -> dict[str, Any] | None:
+        """Evaluate a cell and return its metrics; None if its record is there already."""
+        return None if is_done(self.plan.results, key) else self.runner.run(self.cells[key])
+
+
+def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
+    """Compute every cell that has no record yet and return how many were computed.
+
+    Raises:
+        UserError: if there is no cluster, a worker finds a mistake in the input, or cells had to be given up;
+            finished cells stay.
+    """
+    cells = list(in_order(plan.missing()))
+    if not cells:
+        return 0
+    Runner(plan).check(cells, report)
+    with connected(plan.config.launcher):
+        return Queue(plan, cells, report).drain()
+
+
+@contextmanager
+def connected(launcher: LauncherConfig) -> Iterator[None]:
+    """A connection to the configured cluster, or to one that is started on this machine for the time being.
+
+    Raises:
+        UserError: if Ray is not installed, or no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'") from None
+    try:
+        ray.init(launcher.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise UserError(
+            f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(e).split())[:160]}); start"
+            " one with `ray start --head`, or leave the address out"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Queue:
+    """Cells that are left to do, and the workers that do them."""
+
+    def __init__(self, plan: Plan, cells: list[Cell], report: Callable[[str], None]) -> None:
+        import ray
+
+        self.ray, self.plan, self.report = ray, plan, report
+        self.cells = cells
+        self.deaths: dict[str, int] = {}
+        self.given_up: list[Cell] = []
+        self.progress = Progress(len(cells), report)
+        count, self.options = resources(plan.config.engine, plan.config.launcher, ray.nodes())
+        self.reference = ray.put(plan)
+        self.running: dict[Any, Worker] = {}
+        for _ in range(min(count, len(cells))):
+            self._start_worker()
+        report(f"{len(self.running)} workers on {len(ray.nodes())} nodes")
+
+    def drain(self) -> int:
+        """Run every cell and return how many were computed."""
+        while self.cells or any(worker.cell for worker in self.running.values()):
+            if not self.running:
+                raise UserError(
+                    f"every worker died before it had a cell, {len(self.cells)} cells are left; see Ray's logs"
+                )
+            ended, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
+            if not ended and not any(worker.cell for worker in self.running.values()):
+                self.report("waiting for the cluster to start a worker")
+            for future in ended:
+                self._take(future, self.running.pop(future))
+        if self.given_up:
+            names = ", ".join(_name(cell) for cell in self.given_up)
+            raise UserError(
+                f"given up after {ATTEMPTS} workers died on each: {names}; run again, with less on a GPU"
+            )
+        return self.progress.computed
+
+    def _take(self, future: Any, worker: Worker) -> None:
+        """What became of a worker's cell; then its next one."""
+        cell, worker.cell = worker.cell, None
+        try:
+            metrics = self.ray.get(future)
+        except self.ray.exceptions.RayTaskError as e:
+            raise e.cause if isinstance(e.cause, UserError) else e from None
+        except self.ray.exceptions.RayError:
+            self.ray.kill(worker.actor)  # Ray says so too when it has merely lost sight of it
+            return self._bury(cell)
+        if cell is not None and metrics is None:
+            self.progress.skip()
+        elif cell is not None and metrics is not None:
+            self.progress.done(cell, metrics, time.monotonic() - worker.since)
+        if self.cells:
+            self._hand_out(worker)
+
+    def _bury(self, cell: Cell | None) -> None:
+        """A worker is gone: its cell is tried again by another, unless it has killed enough of them."""
+        if cell is None:
+            return self.report("a worker died while it was starting")
+        self.deaths[cell.key] = self.deaths.get(cell.key, 0) + 1
+        again = self.deaths[cell.key] < ATTEMPTS
+        self.report(
+            f"a worker died on {_name(cell)}; "
+            + ("it is tried again" if again else f"given up after {ATTEMPTS} such deaths")
+        )
+        (self.cells if again else self.given_up).insert(0, cell)
+        self._start_worker()
+
+    def _hand_out(self, worker: Worker) -> None:
+        cell = choose(self.cells, worker, self.running.values())
+        self.cells.remove(cell)
+        worker.cell, worker.since = cell, time.monotonic()
+        worker.architecture, worker.weights = cell.family.architecture, str(cell.inputs["weights"])
+        self.running[worker.actor.run.remote(cell.key)] = worker
+
+    def _start_worker(self) -> None:
+        kept = ("HF_", "VLLM_", "RV_", "TOKENIZERS_", "TQDM_")
+        process = {
+            "folder": os.getcwd(),
+            "arguments": sys.argv,
+            "environment": {k: v for k, v in os.environ.items() if k.startswith(kept)},
+        }
+        actor = self.ray.remote(Actor).options(**self.options).remote(process, [self.reference])
+        self.running[actor.start.remote()] = Worker(actor)
+
+
+def resources(
+    engine: EngineConfig, launcher: LauncherConfig, nodes: list[dict[str, Any]]
+) -> tuple[int, dict[str, Any]]:
+    """How many workers, and what Ray reserves for each.
+
+    Args:
+        nodes: as `ray.nodes()` gives them.
+
+    Raises:
+        UserError: if the cluster has no room for a single worker.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    options: dict[str, Any] = {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
+    if engine.device is Device.gpu:
+        each = engine.tensor_parallel_size
+        most = sum(int(node.get("GPU", 0)) // each for node in alive)
+        if most == 0:
+            raise UserError(
+                f"the cluster has no node with {each} GPU(s); check `ray status`, or add engine=cpu to run on CPUs"
+            )
+        return min(launcher.workers or most, most), options | {"num_gpus": each, "num_cpus": 1}
+    cpus = [int(node["CPU"]) for node in alive if node.get("CPU", 0) >= 1]
+    if not cpus:
+        raise UserError("the cluster has no node with a CPU to spare; check `ray status`")
+    count = launcher.workers or len(cpus)
+    return count, options | {"num_cpus": max(1, min(cpus) // math.ceil(count / len(cpus)))}
+
+
+def choose(cells: list[Cell], worker: Worker, others: Iterable[Worker]) -> Cell:
+    """The next cell for a worker: with the weights that it holds, else for the engine that it runs, else new.
+
+    Among equals, weights that no other worker holds come first, so that each swap serves as many cells as possible.
+    """
+    held = {other.weights for other in others}
+
+    def cost(cell: Cell) -> tuple[bool, bool, bool]:
+        weights = str(cell.inputs["weights"])
+        return cell.family.architecture != worker.architecture, weights != worker.weights, weights in held
+
+    return min(cells, key=cost)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
