@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from evals import data
 from pipeline.config import ROOT, BenchmarkConfig, Config
 from tests import tiny
 
@@ -55,7 +53,7 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
     """Stand-ins for every checkpoint and data set that `config` takes from the hub.
 
     Checkpoints have Qwen2.5's tensor names; the family of 1.5B parameters ties its head and is one file, others have
-    their own head, more rows of padding, and three shards. Donors that are no hub ids are written to `folder`/donors.
+    their own head, more rows of padding, and three shards. Donors that are folders are written to these.
     """
     made = []
     for benchmark in {b.dataset.id: b for b in config.benchmarks.values()}.values():
@@ -78,7 +76,7 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
         for part, state in states.items():
             source = getattr(family, part)
             from_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.id) is not None
-            where = folder / "models" / source.id if from_hub else folder / "donors" / family.label / part
+            where = folder / "models" / source.id if from_hub else Path(source.id)
             tiny.write(where, state, shards=1 if tied else 3, **settings)
             _finish(where, tokenizer, part)
             if from_hub:
@@ -107,7 +105,9 @@ def _write_dataset(where: Path, benchmark: BenchmarkConfig, source: Path) -> Non
     from datasets import Dataset, load_dataset
 
     dataset, card = benchmark.dataset, []
-    some = sorted((source / "bbh" / "bbh").glob("*.json"))[0]  # generated documents do not cover every subtask
+    some = sorted((source / "bbh" / "bbh").glob("*.json"))[
+        0
+    ]  # generated documents do not cover every subtask
     for subtask in benchmark.subtasks or [None]:
         name = dataset.config.format(subtask=subtask) if dataset.config else "default"
         described: dict[str, Any] = {"config_name": name, "data_files": []}
@@ -254,7 +254,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if entries or not inside
                 else self._send(404, b"{}", commit | {"X-Error-Code": "EntryNotFound"})
             )
-        asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode()).get("paths", [])
+        asked = (
+            json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode()).get("paths", [])
+        )
         everything = {e["path"]: e for e in self._tree(found, "", recursive=True)}
         return self._json([everything[p] for p in asked if p in everything])
 
