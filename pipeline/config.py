@@ -187,6 +187,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
     enforce_eager: bool = False
+    threads: int | None = None  # of a CPU worker; null is all cores
     in_process: bool = False  # run the engine inside this process: it starts quicker, and dies with us
     batch_invariant: bool = False  # VLLM_BATCH_INVARIANT=1: answers do not move with the batch (GPU)
     seed: int = 0

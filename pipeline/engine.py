@@ -126,6 +126,12 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.device is Device.cpu and config.kv_cache_gb is not None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gb)))
+    if config.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        if config.in_process:
+            import torch
+
+            torch.set_num_threads(config.threads)  # OMP_NUM_THREADS was read when torch was imported
     if config.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     _alias_cpu_build()

@@ -50,7 +50,11 @@ class SteeredLM(VLLM):
         return self._encoded[key]
 
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
-        outputs = super()._model_generate(requests, generate, sampling_params)
+        self.batch_size, auto = 0, self.batch_size  # "auto" would ask vLLM for a progress bar, which divides by zero
+        try:
+            outputs = super()._model_generate(requests, generate, sampling_params)
+        finally:
+            self.batch_size = auto
         self.requests += len(outputs)
         for output in outputs:
             self.prompt_tokens += len(output.prompt_token_ids)
