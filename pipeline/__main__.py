@@ -52,9 +52,11 @@ def _run(verb: str, overrides: list[str]) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.structured(config)))
         return 0
-    from pipeline import stages
+    from pipeline import estimate, stages
 
     if verb == "plan":
+        for line in filter(None, [estimate.describe(config)]):
+            print(line, flush=True)
         print(stages.prepare(config).describe())
         return 0
     stages.run(config, lambda line: print(line, flush=True))

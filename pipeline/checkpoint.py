@@ -36,7 +36,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Result = TypeVar("Result")
 
-_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
+DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
 _ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"U8": 1}
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -289,7 +289,7 @@ class Checkpoint:
 
         try:
             path = Path(
-                huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=_DOWNLOADED)
+                huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED)
             )
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -83,6 +83,7 @@ class CheckpointConfig:
 
     id: str = MISSING
     revision: str | None = None
+    size_gb: float | None = None  # estimate for the plan: what is downloaded, where the hub cannot be asked
 
 
 @dataclass
@@ -98,7 +99,7 @@ class FamilyConfig:
     published_size: str | None = None  # the size under which the paper reports it
     chat: bool = True  # apply the chat template of the target
     trust_remote_code: bool = False
-    vram_gb: float | None = None  # estimate for the plan: memory that the engine needs
+    tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 
 
 @dataclass
@@ -113,6 +114,7 @@ class DatasetConfig:
     )  # split -> path under data.folder; {subtask} is replaced
     json_field: str | None = None  # where the rows are, if a file is not a plain list of rows
     split: str = "test"  # the split whose documents are asked
+    documents: int | None = None  # estimate for the plan: how many that split has, over all subtasks
     source_field: str | None = None  # documents that agree in it were made from one and are not independent
 
 

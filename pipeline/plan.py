@@ -213,13 +213,14 @@ def make_plan(config: Config) -> Plan:
     for family in families.values():
         for condition in conditions:
             for task in tasks:
-                if _wanted(config, condition, task):
+                if wanted(config, condition, task):
                     inputs = _inputs(config, family, condition, task)
                     cells.append(Cell(family, condition, task, inputs, digest(inputs)))
     return Plan(config, families, conditions, tasks, cells)
 
 
-def _wanted(config: Config, condition: Condition, task: Task) -> bool:
+def wanted(config: Config, condition: Condition, task: Task) -> bool:
+    """Whether the grid has this cell: the sweep and some conditions leave the perturbed documents out."""
     if condition.role == "sweep":
         chosen = config.sweep.benchmarks
         return task.perturbation is None and (chosen is None or task.benchmark in chosen)

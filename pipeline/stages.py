@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import estimate
 from pipeline.config import ROOT, Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.plan import Plan, code_fingerprint, make_plan
@@ -63,6 +64,9 @@ def run(config: Config, report: Report = print) -> None:
         from pipeline.engine import check_device
 
         check_device(config.engine.device)
+    if Stage.extract in stages or Stage.evaluate in stages:
+        for line in filter(None, [estimate.describe(config)]):
+            report(line)
     plan = prepare(config)
     report(summary(plan))
     for stage in stages:
