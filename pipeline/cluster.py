@@ -11,6 +11,7 @@ Covers workers that die. Does not cover a driver that dies (the same command goe
 that join after the start.
 """
 
+import logging
 import math
 import os
 import platform
@@ -108,7 +109,7 @@ def connected(launcher: LauncherConfig) -> Iterator[None]:
     except ImportError:
         raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'") from None
     try:
-        ray.init(launcher.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        ray.init(launcher.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise UserError(
             f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(e).split())[:160]}); start"
@@ -126,17 +127,18 @@ class Queue:
     def __init__(self, plan: Plan, cells: list[Cell], report: Callable[[str], None]) -> None:
         import ray
 
-        self.ray, self.plan, self.report = ray, plan, report
+        self.ray: Any = ray  # it has no types for what is used here
+        self.plan, self.report = plan, report
         self.cells = cells
         self.deaths: dict[str, int] = {}
         self.given_up: list[Cell] = []
         self.progress = Progress(len(cells), report)
-        count, self.options = resources(plan.config.engine, plan.config.launcher, ray.nodes())
+        count, self.options = resources(plan.config.engine, plan.config.launcher, self.ray.nodes())
         self.reference = ray.put(plan)
         self.running: dict[Any, Worker] = {}
         for _ in range(min(count, len(cells))):
             self._start_worker()
-        report(f"{len(self.running)} workers on {len(ray.nodes())} nodes")
+        report(f"{len(self.running)} workers on {len(self.ray.nodes())} nodes")
 
     def drain(self) -> int:
         """Run every cell and return how many were computed."""

@@ -1,0 +1,171 @@
+"""What a run will need, told before anything is downloaded: cells, downloads, disk and GPU hours.
+
+    print(describe(compose(["experiment=paper"])))
+
+Sizes of checkpoints are asked of the hub, or come from `size_gb` in conf/family where it does not answer. GPU hours are
+documents × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
+says so. Documents and the answers of a cell are counted from conf/benchmark; shared cells count once.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import DOWNLOADED
+from pipeline.config import CONF, BenchmarkConfig, CheckpointConfig, Config, Device, Weights
+from pipeline.errors import UserError
+from pipeline.plan import Condition, Task, conditions_of, locate, tasks_of, wanted
+
+ANSWER_TOKENS = 300  # assumed mean length of a generated answer
+SCORED_TOKENS = 40  # a scored document: four options of about 100 tokens, read ten times as fast as written
+FP32_OVER_BF16 = 2  # a vector has four bytes an entry, a checkpoint two
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint comes from; sizes in GB (10⁹ bytes), None where nobody knows."""
+
+    name: str
+    where: str  # the hub, the cache, or a folder
+    size: float | None
+    download: float | None
+    known_from: str
+
+
+def describe(config: Config) -> str:
+    """The estimate as a few lines of text; empty if every checkpoint is a folder here and no GPU is used.
+
+    Raises:
+        UserError: if a checkpoint is a folder that is not there; nothing has been downloaded then.
+    """
+    _check_folders(config)
+    found = {(s.id, s.revision): s for _, _, s in _checkpoints(config)}
+    sources = [_source(s) for s in found.values()]
+    if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
+        return ""
+    conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
+    families = [name for name in config.families if config.sizes is None or name in config.sizes]
+    cells = _cells(config, conditions, tasks)
+    lines = [
+        f"{config.name}: {len(families)} target(s) × {len(conditions)} conditions × {len(tasks)} benchmarks ="
+        f" {len(families) * len(cells)} cells; {len(families) * sum(map(_documents, cells)):,} documents to answer"
+    ]
+    width = max(len(s.name) for s in sources)
+    lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
+    uncounted = sorted({task.benchmark for task in tasks if not _documents(task)})
+    if uncounted:
+        lines[0] += (
+            f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
+        )
+    lines.append(_disk(config, sources, families))
+    if config.engine.device is Device.gpu:
+        lines.append(_gpu_hours(config, families, cells))
+    return "\n".join(lines)
+
+
+def _checkpoints(config: Config) -> Iterator[tuple[str, str, CheckpointConfig]]:
+    """Family, part and source of every checkpoint that the run opens."""
+    for name in config.sizes if config.sizes is not None else config.families:
+        for part in ("target", "sft", "grpo", "base"):
+            source = getattr(config.families[name], part)
+            if source is not None:
+                yield name, part, source
+
+
+def _check_folders(config: Config) -> None:
+    """Refuse donors that are yet to be trained before the first checkpoint is downloaded."""
+    for family, part, source in _checkpoints(config):
+        folder = Path(source.id)
+        if Path(locate(source)).is_dir() or re.fullmatch(r"[^/.][^/]*/[^/]+", source.id):
+            continue
+        recipe = CONF / "recipe" / f"{folder.parent.name}.yaml"
+        train = f'train it with `make donors ARGS="recipe=conf/recipe/{recipe.name} out={folder.parent}"`, '
+        raise UserError(
+            f"families.{family}.{part}: no folder {source.id}; {train if recipe.is_file() else ''}set"
+            f" families.{family}.{part}.id to a checkpoint, or choose other sizes of {', '.join(config.families)}"
+        )
+
+
+def _source(source: CheckpointConfig) -> Source:
+    folder = Path(locate(source))
+    if folder.is_dir():
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e9
+        return Source(source.id, "a folder", size, 0.0, "")
+    import huggingface_hub
+
+    options = {"repo_id": source.id, "revision": source.revision, "allow_patterns": DOWNLOADED}
+    try:
+        files = huggingface_hub.snapshot_download(**options, dry_run=True)
+    except Exception:  # noqa: BLE001 - whatever keeps the hub from answering, the run itself will say it
+        try:
+            snapshot = Path(huggingface_hub.snapshot_download(**options, local_files_only=True))
+        except Exception:  # noqa: BLE001 - not in the cache, or not all of it
+            known = (
+                " (conf/family; the hub does not answer)" if source.size_gb else " (the hub does not answer)"
+            )
+            return Source(source.id, "to download", source.size_gb, source.size_gb, known)
+        size = sum(file.stat().st_size for file in snapshot.rglob("*")) / 1e9
+        return Source(source.id, "in the cache", size, 0.0, " (the hub does not answer)")
+    size = sum(file.file_size for file in files) / 1e9
+    download = sum(file.file_size for file in files if file.will_download) / 1e9
+    return Source(
+        source.id, "to download" if download else "in the cache", size, download, " (asked of the hub)"
+    )
+
+
+def _cells(config: Config, conditions: list[Condition], tasks: list[Task]) -> list[Task]:
+    """The task of each cell of one family; conditions that come to the same thing count once."""
+    found: dict[Any, Task] = {}
+    for c in conditions:
+        weights = (c.weights, c.alpha, c.seed) if c.alpha != 0 else (Weights.target, None, None)
+        found |= {(weights, c.prompt, task.name): task for task in tasks if wanted(config, c, task)}
+    return list(found.values())
+
+
+def _documents(task: Task) -> int:
+    """How many documents a cell asks; 0 where conf/benchmark does not say how many there are."""
+    limit = task.limit * len(task.subtasks) if task.limit else None
+    return min((n for n in (task.config.dataset.documents, limit) if n is not None), default=0)
+
+
+def _tokens(benchmark: BenchmarkConfig) -> int:
+    if benchmark.metric.startswith("acc"):
+        return SCORED_TOKENS
+    return min(ANSWER_TOKENS, benchmark.max_gen_toks or ANSWER_TOKENS)
+
+
+def _disk(config: Config, sources: list[Source], families: list[str]) -> str:
+    sizes = {s.name: s.size or 0.0 for s in sources}
+    vectors = sum(
+        FP32_OVER_BF16 * sizes[f.grpo.id]
+        for name in families
+        if (f := config.families[name]).grpo is not None and f.sft is not None
+    )
+    download = sum(s.download or 0.0 for s in sources)
+    there = Path(config.results).absolute()
+    while not there.exists():
+        there = there.parent
+    return (
+        f"  disk: {_gb(download)} to download and {_gb(vectors)} of vectors in float32, records aside;"
+        f" {_gb(shutil.disk_usage(there).free / 1e9)} free for results"
+    )
+
+
+def _gpu_hours(config: Config, families: list[str], cells: list[Task]) -> str:
+    tokens = sum(_documents(task) * _tokens(task.config) for task in cells)
+    speeds = {name: config.families[name].tokens_per_second for name in families}
+    hours = [f"{name} {tokens / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
+    unknown = [name for name, speed in speeds.items() if not speed]
+    each = ", ".join(f"{speed:,.0f} for {name}" for name, speed in speeds.items() if speed)
+    return (
+        f"  GPU: {', '.join(hours) or 'unknown'} on one card: an estimate, {tokens:,} tokens a target ({ANSWER_TOKENS} an"
+        f" answer and {SCORED_TOKENS} a scored document, assumed) ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
+        + (f"; set tokens_per_second of {', '.join(unknown)}" if unknown else "")
+    )
+
+
+def _gb(size: float | None) -> str:
+    return "? GB" if size is None else f"{size:.1f} GB"
