@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def plan(models: Path, data: Path, *overrides: str) -> Plan:
-    parts = {"target": "instruct", "sft": "sft", "grpo": "grpo", "base": "base"}
+    parts = {"target": "target", "sft": "sft", "grpo": "grpo", "base": "base"}
     family = [f"families.micro.{part}.id={models / folder}" for part, folder in parts.items()]
     fixed = [
         "tasks=[gsm8k]",
@@ -80,7 +80,7 @@ def test_what_can_change_an_answer_changes_the_key(what: str, models: Path, data
 def test_what_cannot_change_an_answer_does_not(what: str, models: Path, data: Path, tmp_path: Path) -> None:
     overrides = [o.format(tmp=tmp_path) for o in SAME[what]]
     if what == "another results folder":
-        parts = {"target": "instruct", "sft": "sft", "grpo": "grpo", "base": "base"}
+        parts = {"target": "target", "sft": "sft", "grpo": "grpo", "base": "base"}
         family = [f"families.micro.{part}.id={models / folder}" for part, folder in parts.items()]
         fixed = ["tasks=[gsm8k]", f"data.folder={data}", "data.generator=null"]
         assert key(plan(models, data)) == key(prepare(compose([*fixed, *family, *overrides])))
@@ -98,7 +98,7 @@ def test_with_batches_that_move_answers_the_batch_size_changes_the_key(models: P
 
 
 @pytest.mark.parametrize(
-    ("part", "condition"), [("instruct", "baseline"), ("sft", "vector"), ("grpo", "grpo")]
+    ("part", "condition"), [("target", "baseline"), ("sft", "vector"), ("grpo", "grpo")]
 )
 def test_a_changed_weight_changes_the_key(part: str, condition: str, models: Path, data: Path) -> None:
     before = key(plan(models, data), condition)
@@ -121,7 +121,7 @@ def test_a_changed_document_changes_the_key(models: Path, data: Path) -> None:
 
 def test_a_changed_chat_template_changes_the_key(models: Path, data: Path) -> None:
     before = key(plan(models, data))
-    template = models / "instruct" / "chat_template.jinja"
+    template = models / "target" / "chat_template.jinja"
     template.write_text(template.read_text().replace("helpful", "careful"))
     assert key(plan(models, data)) != before
 
