@@ -36,10 +36,18 @@ plan: .venv/.done ## print the cells of an experiment, what is done and what is 
 show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS="experiment=micro task=gsm8k condition=vector_think document=3"
 	@$(BIN)/python -m pipeline prompt $(ARGS)
 
-reproduce: .venv/.done ## the paper's experiment on Qwen2.5 (needs a GPU)
+# Asked before anything is installed: the GPU, unless the run is to go without one here.
+NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher=ray,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd \
+  || { echo 'error: no GPU on this machine; run `make demo` here, or add ARGS="engine=cpu" to run on the CPU' >&2; exit 2; })
+
+reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
+	$(NEEDS_GPU)
+	@$(MAKE) --no-print-directory .venv/.done
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
-sweep: .venv/.done ## the sweep of the scaling coefficient alone (needs a GPU)
+sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
+	$(NEEDS_GPU)
+	@$(MAKE) --no-print-directory .venv/.done
 	$(BIN)/python -m pipeline experiment=paper conditions=baseline $(ARGS)
 
 tables: .venv/.done ## render tables and figures again from the records: make tables ARGS="experiment=micro"

@@ -218,7 +218,7 @@ class Config:
     name: str = MISSING  # names the manifest, the tables and the W&B group
     stages: list[Stage] = field(default_factory=lambda: list(Stage))
     families: dict[str, FamilyConfig] = field(default_factory=dict)
-    sizes: list[str] | None = None  # which families to run; null is all
+    sizes: list[str] | None = None  # which families to run, by name or published size; null is all
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
     tasks: list[str] | None = None  # which benchmarks to run; null is all
     limit: int | None = None  # a limit for every benchmark
@@ -272,8 +272,9 @@ def _check_declared(node: Any, path: str = "") -> None:
 
 def _check(config: Config) -> None:
     """References between parts of the configuration must resolve."""
-    if config.sizes is not None:  # 1.5b is easier to say, but a dot cannot stand in a key
-        config.sizes = [size.replace(".", "_") for size in config.sizes]
+    sizes = {f.published_size.lower(): name for name, f in config.families.items() if f.published_size}
+    if config.sizes is not None:
+        config.sizes = [sizes.get(size.lower(), size) for size in config.sizes]
     for what, chosen, known in (
         ("sizes", config.sizes, config.families),
         ("tasks", config.tasks, config.benchmarks),
