@@ -96,7 +96,7 @@ def _source(source: CheckpointConfig) -> Source:
         return Source(source.id, "a folder", size, 0.0, "")
     import huggingface_hub
 
-    options = {"repo_id": source.id, "revision": source.revision, "allow_patterns": DOWNLOADED}
+    options: dict[str, Any] = {"repo_id": source.id, "revision": source.revision, "allow_patterns": DOWNLOADED}
     try:
         files = huggingface_hub.snapshot_download(**options, dry_run=True)
     except Exception:  # noqa: BLE001 - whatever keeps the hub from answering, the run itself will say it
