@@ -7,6 +7,7 @@ documents × tokens ÷ tokens per second for each cell; the tokens are assumed h
 says so. Documents and the answers of a cell are counted from conf/benchmark; shared cells count once.
 """
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pipeline.plan import Condition, Task, conditions_of, locate, tasks_of, want
 
 ANSWER_TOKENS = 300  # assumed mean length of a generated answer
 SCORED_TOKENS = 40  # a scored document: four options of about 100 tokens, read ten times as fast as written
+UNANSWERED = "the hub does not answer"
 FP32_OVER_BF16 = 2  # a vector has four bytes an entry, a checkpoint two
 
 
@@ -42,8 +44,10 @@ def describe(config: Config) -> str:
         UserError: if a checkpoint is a folder that is not there; nothing has been downloaded then.
     """
     _check_folders(config)
-    found = {(s.id, s.revision): s for _, _, s in _checkpoints(config)}
-    sources = [_source(s) for s in found.values()]
+    sources: list[Source] = []
+    for source in {(s.id, s.revision): s for _, _, s in _checkpoints(config)}.values():
+        silent = any(UNANSWERED in s.known_from for s in sources)  # each question is asked five times over
+        sources.append(_source(source, ask=not silent))
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
     conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
@@ -89,31 +93,29 @@ def _check_folders(config: Config) -> None:
         )
 
 
-def _source(source: CheckpointConfig) -> Source:
+def _source(source: CheckpointConfig, ask: bool) -> Source:
+    """Size and place of a checkpoint, asked of the hub or known without it."""
     folder = Path(locate(source))
     if folder.is_dir():
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e9
         return Source(source.id, "a folder", size, 0.0, "")
     import huggingface_hub
 
-    options: dict[str, Any] = {"repo_id": source.id, "revision": source.revision, "allow_patterns": DOWNLOADED}
-    try:
-        files = huggingface_hub.snapshot_download(**options, dry_run=True)
-    except Exception:  # noqa: BLE001 - whatever keeps the hub from answering, the run itself will say it
-        try:
-            snapshot = Path(huggingface_hub.snapshot_download(**options, local_files_only=True))
-        except Exception:  # noqa: BLE001 - not in the cache, or not all of it
-            known = (
-                " (conf/family; the hub does not answer)" if source.size_gb else " (the hub does not answer)"
-            )
-            return Source(source.id, "to download", source.size_gb, source.size_gb, known)
-        size = sum(file.stat().st_size for file in snapshot.rglob("*")) / 1e9
-        return Source(source.id, "in the cache", size, 0.0, " (the hub does not answer)")
-    size = sum(file.file_size for file in files) / 1e9
-    download = sum(file.file_size for file in files if file.will_download) / 1e9
-    return Source(
-        source.id, "to download" if download else "in the cache", size, download, " (asked of the hub)"
-    )
+    options: dict[str, Any] = {"revision": source.revision, "allow_patterns": DOWNLOADED}
+    download = huggingface_hub.snapshot_download
+    if ask:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the run itself will say what is wrong
+            files = download(source.id, **options, dry_run=True)
+            size = sum(file.file_size for file in files) / 1e9
+            left = sum(file.file_size for file in files if file.will_download) / 1e9
+            where = "to download" if left else "in the cache"
+            return Source(source.id, where, size, left, " (asked of the hub)")
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        snapshot = Path(download(source.id, **options, local_files_only=True))
+        size = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()) / 1e9
+        return Source(source.id, "in the cache", size, 0.0, f" ({UNANSWERED})")
+    known = f" (by conf/family; {UNANSWERED})" if source.size_gb else f" ({UNANSWERED})"
+    return Source(source.id, "to download", source.size_gb, source.size_gb, known)
 
 
 def _cells(config: Config, conditions: list[Condition], tasks: list[Task]) -> list[Task]:

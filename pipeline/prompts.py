@@ -1,7 +1,7 @@
 """The prompt that a model sees: one document of a benchmark under one condition, as an evaluation would ask it.
 
     python -m pipeline prompt experiment=micro tasks=[gsm8k] condition=vector_think document=3
-    python -m pipeline prompt experiment=paper task=gsm8k@larger_numbers sizes=[1_5b]
+    python -m pipeline prompt experiment=paper task=gsm8k@larger_numbers sizes=[1.5b]
 
 `task` is a benchmark or a variant (default: the first of the experiment), `condition` a row of the grid (default: the
 first), `document` the `doc_id` of samples.jsonl, counted over the subtasks (default: 0). Reads documents and the
