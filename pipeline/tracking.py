@@ -35,25 +35,23 @@ def track(plan: Plan, report: Callable[[str], None]) -> None:
     runs = [run for run in _runs(plan) if not _marker(plan, run["id"], mode).exists()]
     if not runs:
         return
-    os.environ.setdefault("WANDB_SILENT", "true")
-    for i, run in enumerate(runs):
-        try:
-            _log(plan, run, mode)
-        except _wandb_errors() as e:
-            where = "set tracking.mode=offline, or mend the connection and run the stage 'track' again"
-            report(f"W&B: {len(runs) - i} runs not logged ({' '.join(str(e).split())[:120]}); {where}")
-            return
-        marker = _marker(plan, run["id"], mode)
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    sync = f"; `wandb sync {plan.results / 'wandb'}/offline-run-*` uploads them" if mode == "offline" else ""
-    report(f"W&B: {len(runs)} runs logged {mode}{sync}")
-
-
-def _wandb_errors() -> tuple[type[Exception], ...]:
     import wandb
 
-    return (wandb.Error, OSError, TimeoutError)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        for i, run in enumerate(runs):  # noqa: B007
+            _log(plan, run, mode)
+            marker = _marker(plan, run["id"], mode)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    except (wandb.Error, OSError) as e:
+        where = "set tracking.mode=offline, or mend the connection and run the stage 'track' again"
+        report(f"W&B: {len(runs) - i} runs not logged ({' '.join(str(e).split())[:120]}); {where}")
+        return
+    finally:
+        wandb.teardown()  # its process ends, and its files are whole
+    sync = f"; `wandb sync {plan.results / 'wandb'}/offline-run-*` uploads them" if mode == "offline" else ""
+    report(f"W&B: {len(runs)} runs logged {mode}{sync}")
 
 
 def _mode(wanted: Tracking) -> str:

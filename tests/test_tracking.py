@@ -1,6 +1,7 @@
-"""W&B runs, read back with W&B's own reader."""
+"""W&B runs, read back as W&B's own records."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,29 @@ def fill(plan: Plan, inputs: dict[str, Any], score: float) -> None:
     write_record(plan.results, inputs, metrics, {"seconds": 2.0, "generated_tokens": 6}, provenance, [sample])
 
 
+def log_records(data: bytes) -> Iterator[bytes]:
+    """Records of a .wandb file: a LevelDB log (blocks of 32 KiB, records in pieces) after W&B's header of 7 bytes."""
+    position, pending = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        pending += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield pending
+            pending = b""
+
+
 def logged(results: Path) -> dict[str, dict[str, Any]]:
     """{run name: {"id", "group", "type", "config", "history"}} of every offline run."""
     from wandb.proto import wandb_internal_pb2 as pb
-    from wandb.sdk.internal.datastore import DataStore
 
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted((results / "wandb").glob("offline-run-*/run-*.wandb")):
-        store, entry = DataStore(), {"history": {}}
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
+        entry: dict[str, Any] = {"history": {}}
+        for data in log_records(path.read_bytes()):
             record = pb.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "run":
