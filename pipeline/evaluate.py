@@ -102,7 +102,6 @@ class Runner:
         self.engine: Engine | None = None
         self.architecture = self.weights = ""
         self.manager: TaskManager | None = None
-        self.started: str = ""
 
     def check(self, cells: list[Cell], report: Callable[[str], None]) -> None:
         """Try the sandbox and load every benchmark once, so that a mistake shows before an engine starts."""
