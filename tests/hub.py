@@ -1,14 +1,15 @@
 """A model hub on this machine: stand-ins for what conf/ names, under the same ids and revisions, over HTTP.
 
-    repositories = write_repositories(folder, compose(["experiment=paper"]))
-    with Hub(repositories) as hub:           # hub.environment(cache) is what a client process needs
-        ...
+    with Hub(write_repositories(folder, config)) as hub:
+        fill(cache, hub, config)                        # or run a process with hub.environment(cache)
+    environment(cache, HF_HUB_OFFLINE="1")              # for a process that is to go without the hub
 
 The hub's own client, `datasets` and vLLM talk to it as to the real one (`HF_ENDPOINT`) and leave their own cache behind,
-from which the same run goes offline (`HF_HUB_OFFLINE=1`). Of the hub's interface it plays what these clients ask for:
+from which the same run goes offline. Of the hub's interface it plays what these clients ask for:
 a repository at a revision, its file list, and the files. No LFS, no authentication, no pagination.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pyarrow
+from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.config import ROOT, BenchmarkConfig, Config
@@ -70,9 +73,10 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
             "max_position_embeddings": 32768,
         }
         target = tiny.weights(tiny.config(**settings), seed=number, head=not tied)
-        sft = tiny.moved(target, seed=number + 10)
+        target = {k: v if k.endswith("norm.weight") else v * 4 for k, v in target.items()}  # decided answers
+        sft = tiny.moved(target, seed=number + 10, share=0.5, scale=0.1)
         states = {"base": tiny.moved(target, number + 20), "target": target, "sft": sft}
-        states["grpo"] = tiny.moved(sft, number + 30)
+        states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.1)
         for part, state in states.items():
             source = getattr(family, part)
             from_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.id) is not None
@@ -102,8 +106,6 @@ def documents(folder: Path) -> Path:
 
 def _write_dataset(where: Path, benchmark: BenchmarkConfig, source: Path) -> None:
     """Parquet files and a card that names configurations and splits, as data sets on the hub have them."""
-    from datasets import Dataset, load_dataset
-
     dataset, card = benchmark.dataset, []
     some = sorted((source / "bbh" / "bbh").glob("*.json"))[
         0
@@ -116,15 +118,20 @@ def _write_dataset(where: Path, benchmark: BenchmarkConfig, source: Path) -> Non
             path = path if path.is_file() or subtask is None else some
             if not path.is_file():
                 continue
-            rows = load_dataset(
-                "json", data_files=str(path), field=dataset.json_field, cache_dir=str(where.parent / ".arrow")
-            )["train"]
             inside = where / name / f"{split}-00000-of-00001.parquet"
             inside.parent.mkdir(parents=True, exist_ok=True)
-            Dataset.from_list(list(rows.select(range(min(ROWS, len(rows)))))).to_parquet(inside)
+            parquet.write_table(pyarrow.Table.from_pylist(_rows(path, dataset.json_field)), inside)
             described["data_files"].append({"split": split, "path": f"{name}/{split}-*"})
         card.append(described)
     (where / "README.md").write_text(f"---\nconfigs: {json.dumps(card)}\n---\nStand-in.\n")
+
+
+def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    if ".jsonl" in path.suffixes:
+        return [json.loads(line) for line in text.splitlines()][:ROWS]
+    rows: Any = json.loads(text)
+    return list(rows[json_field] if json_field else rows)[:ROWS]
 
 
 def _tokenizer(texts: list[str]) -> Tokenizer:
@@ -165,7 +172,7 @@ def _finish(where: Path, tokenizer: Tokenizer, part: str) -> None:
 
 
 class Hub:
-    """Serves repositories on a free port of the loopback interface; `requests` lists the paths that were asked."""
+    """Serves repositories on a free port of the loopback interface; `requests` lists what was asked: method and path."""
 
     def __init__(self, repositories: list[Repository]) -> None:
         self.repositories = {(r.kind, r.id): r for r in repositories}
@@ -189,6 +196,24 @@ class Hub:
     def environment(self, cache: Path) -> dict[str, str]:
         """What a process needs to use this hub with a cache of its own."""
         return environment(cache) | {"HF_ENDPOINT": self.endpoint}
+
+
+def fill(cache: Path, hub: Hub, config: Config) -> None:
+    """Downloads all that `config` takes from the hub, with the hub's own client, into a cache (an `HF_HOME`)."""
+    from huggingface_hub import snapshot_download
+
+    families, benchmarks = config.families.values(), config.benchmarks.values()
+    parts = [getattr(family, part) for family in families for part in ("target", "base", "sft", "grpo")]
+    sources = [("models", p) for p in parts] + [("datasets", b.dataset) for b in benchmarks]
+    for kind, source in sources:
+        if (kind, source.id) in hub.repositories:
+            snapshot_download(
+                source.id,
+                repo_type=kind.removesuffix("s"),
+                revision=source.revision,
+                endpoint=hub.endpoint,
+                cache_dir=cache / "hub",
+            )
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
@@ -216,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
-        self.served.requests.append(path)
+        self.served.requests.append(f"{self.command} {path}")
         api = re.fullmatch(
             r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path
         )

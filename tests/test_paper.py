@@ -1,0 +1,163 @@
+"""The paper's experiment as conf/ has it, on stand-ins under the real ids and revisions: online, offline, and planned."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import ROOT, compose
+from pipeline.estimate import describe
+from pipeline.records import read_record
+from pipeline.stages import prepare
+from tests.hub import Hub, environment, fill, write_repositories
+
+QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
+SFT = "Tahatest123456/Qwen2.5-1.5B-GSM8K-SFT"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.fixture(scope="module")
+def hub(root: Path) -> Iterator[Hub]:
+    config = compose(["experiment=paper", f"results={root / 'results'}"])
+    with Hub(write_repositories(root / "hub", config)) as served:
+        fill(root / "cache", served, config)
+        yield served
+
+
+def pipeline(root: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    results = [f"results={root / 'results'}", f"tables={root / 'tables'}"]
+    command = [sys.executable, "-m", "pipeline", *arguments, *results]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+
+
+def offline(root: Path) -> dict[str, str]:
+    return environment(root / "cache", HF_HUB_OFFLINE="1")
+
+
+def test_sizes_are_printed_before_anything_is_downloaded(hub: Hub, root: Path, tmp_path: Path) -> None:
+    hub.requests.clear()
+    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "sizes=[1.5b]")
+    assert ran.returncode == 0, ran.stderr
+    for name in (QWEN, SFT):
+        (line,) = (line for line in ran.stdout.splitlines() if line.strip().startswith(f"{name} "))
+        assert "to download (asked of the hub)" in line
+    assert "to download and" in ran.stdout and "an estimate" in ran.stdout
+    lists = [i for i, r in enumerate(hub.requests) if r.startswith("GET /api/models/") and "/tree/" in r]
+    files = [i for i, r in enumerate(hub.requests) if r.startswith("GET ") and "/resolve/" in r]
+    assert len([i for i in lists if i < files[0]]) >= 4, "a file was fetched before all sizes were known"
+
+
+def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
+    ran = pipeline(root, offline(root), "plan", "experiment=paper")
+    assert ran.returncode == 0, ran.stderr
+    assert "in the cache" in ran.stdout and "to download (" not in ran.stdout
+    assert "qwen1_5b (Qwen2.5-1.5B)" in ran.stdout and "qwen7b (Qwen2.5-7B)" in ran.stdout
+    manifest = json.loads((root / "results" / "runs" / "paper.json").read_text())
+    assert len(manifest["cells"]) == 2 * (14 * 10 + 9 * 4)  # rows × tasks and the sweep, for two targets
+
+
+def test_donors_that_are_yet_to_be_trained_are_named_before_the_hub_is_asked(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.requests.clear()
+    ran = pipeline(tmp_path, hub.environment(tmp_path), "experiment=paper", "engine=cpu")
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
+    assert "families.qwen7b.sft" in ran.stderr and "make donors" in ran.stderr
+    assert "recipe=conf/recipe/qwen2.5-7b.yaml" in ran.stderr
+    assert not hub.requests
+
+
+LOAD = """
+import sys
+from evals.data import load
+from pipeline.errors import UserError
+for revision in sys.argv[1:]:
+    try:
+        dataset = dict(id="openai/gsm8k", config="main", revision=revision, split="test", source_field=None)
+        print(len(load(dataset)["test"]))
+    except UserError as e:
+        print("refused:", e)
+"""
+
+
+@pytest.mark.parametrize("network", ["online", "offline"])
+def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root: Path) -> None:
+    """`datasets` itself would take whatever revision its cache has, with a warning."""
+    pinned = compose(["experiment=paper"]).benchmarks["gsm8k"].dataset.revision
+    assert pinned is not None
+    env = offline(root) if network == "offline" else hub.environment(root / "cache")
+    command = [sys.executable, "-c", LOAD, pinned, pinned[::-1]]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    first, second = ran.stdout.splitlines()
+    assert first == "40" and second.startswith("refused: openai/gsm8k (main) at"), ran.stderr
+
+
+def test_the_estimate_counts_the_cells_of_the_plan(tmp_path: Path) -> None:
+    overrides = ["experiment=micro", "engine.device=gpu", f"results={tmp_path}", "limit=3"]
+    text = describe(compose(overrides))
+    cells = len(prepare(compose(overrides)).unique())
+    assert f" = {cells} cells;" in text
+    assert describe(compose(["experiment=micro"])) == ""
+
+
+def test_the_estimate_is_documents_by_tokens_by_speed() -> None:
+    overrides = ["experiment=micro", "engine.device=gpu", "tasks=[gsm8k,sciq]", "alpha=[]", "limit=100"]
+    overrides += ["conditions=baseline", "benchmarks.gsm8k.variants=[]", "benchmarks.gsm8k.max_gen_toks=160"]
+    for form in ("gsm8k", "sciq"):
+        overrides.append(f"benchmarks.{form}.dataset.documents=90")
+    text = describe(compose([*overrides, "families.micro.tokens_per_second=10"]))
+    assert "= 2 cells; 180 documents" in text
+    assert f"{90 * 160 + 90 * 40:,} tokens" in text and "micro 0.5 h" in text
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_the_paper_runs_offline_from_the_cache_alone(hub: Hub, root: Path) -> None:
+    overrides = ["experiment=paper", "engine=cpu", "limit=2", "alpha=[-0.5,0]"]
+    overrides += ["conditions.random.seeds=[0]", "conditions.minus_random.seeds=[0]"]
+    overrides += [f"benchmarks.{b}.max_gen_toks=24" for b in ("gsm8k", "humaneval", "bbh")]
+    ran = pipeline(root, offline(root), *overrides)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+    plan_of = [*overrides, f"results={root / 'results'}"]
+    manifest = json.loads((root / "results" / "runs" / "paper.json").read_text())
+    outputs: dict[tuple[str, str], list[str]] = {}
+    config = compose(plan_of)
+    commits = {id: r.revision for (kind, id), r in hub.repositories.items() if kind == "models"}
+    for cell in manifest["cells"]:
+        record = read_record(root / "results", cell["key"])
+        assert record is not None
+        family: Any = config.families[cell["family"]]
+        assert record.provenance["family"] == {
+            part: {"id": source.id, "revision": commits.get(source.id)}
+            for part in ("target", "sft", "grpo", "base")
+            if (source := getattr(family, part)) is not None
+        }
+        hubs = [d["hub"] for d in record.inputs["documents"]]
+        assert set(hubs) == {config.benchmarks[cell["benchmark"].split("@")[0]].dataset.id}
+        if cell["benchmark"] == "gsm8k":
+            outputs[(cell["family"], cell["condition"])] = [s["output"] for s in record.samples()]
+    assert record.provenance["family"]["target"]["revision"] == config.families["qwen7b"].target.revision
+    for family in config.families:
+        assert outputs[(family, "alpha=0.0")] == outputs[(family, "baseline")]
+        for other in ("vector", "minus_vector", "random-s0", "sft", "grpo", "alpha=-0.5"):
+            assert outputs[(family, other)] != outputs[(family, "baseline")], (family, other)
+
+    tables = root / "tables" / "paper"
+    for name in ("main", "adversarial", "controls", "alpha_sweep"):
+        text = (tables / f"{name}.md").read_text()
+        assert "Qwen2.5-1.5B" in text and "Qwen2.5-7B" in text
+
+    cells = root / "results" / "cells"
+    before = {path: path.stat().st_mtime_ns for path in cells.rglob("*")}
+    again = pipeline(root, offline(root), *overrides)
+    assert again.returncode == 0 and "0 to do" in again.stdout, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in cells.rglob("*")} == before
