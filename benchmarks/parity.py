@@ -1,14 +1,18 @@
 """Do our cells equal the stock `lm_eval` command, document by document?
 
-    python -m benchmarks.parity model=MODEL_FOLDER data=DATA_FOLDER [limit=50] [work=FOLDER]
+    python -m benchmarks.parity model=MODEL_FOLDER data=DATA_FOLDER [tasks=gsm8k,sciq] [limit=200]
+                                [subtasks=navigate,snarks] [work=FOLDER]
 
-Runs `lm_eval --model vllm` on the stock tasks, with nothing changed but where the documents come from, and our
-pipeline on the same model, prompts and settings (float32, so that batching cannot move a greedy answer); then compares
-the score of every document and, where it differs, shows both answers. DATA_FOLDER is laid out as `data.folder`.
-Ends with status 1 if any document differs.
+Runs `lm_eval --model vllm` on stock tasks, with nothing changed but where the documents come from, and our pipeline
+on the same model, prompts and settings: benchmarks of conf/benchmark as lm-eval has them, that is with its number of
+examples and its token limit (float32, so that batching cannot move a greedy answer). Then compares the prompt and the
+score of every document and, where they differ, shows both answers. `limit` is the number of documents of each task,
+shared out evenly among the subtasks where there are some. DATA_FOLDER is laid out as `data.folder`. Needs an engine that
+holds a prompt with its examples: 4096 tokens. Ends with status 1 if any document differs.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,117 +24,152 @@ import yaml
 
 from pipeline.config import ROOT, compose
 from pipeline.engine import prepare_environment
-from pipeline.evaluate import evaluate
+from pipeline.errors import UserError
+from pipeline.evaluate import evaluate, task_manager
 from pipeline.plan import Task
 from pipeline.records import read_record
 from pipeline.stages import prepare
 
-SUBTASKS = ["boolean_expressions", "navigate", "object_counting"]
-LENGTH = 2048
+TASKS = "gsm8k,gsm8k_cot_zeroshot,sciq,bbh,bbh_cot_fewshot"  # bbh is bbh_cot_zeroshot
+SUBTASKS = "boolean_expressions,navigate,object_counting"
+OPTIONS = ("model", "data", "tasks", "limit", "subtasks", "work")
+LENGTH = 4096
+Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in order
 
 
 def main(arguments: list[str]) -> int:
+    """Run both, print one line a task, and return 0 if every prompt and every score is equal, else 1."""
     options = dict(a.split("=", 1) for a in arguments)
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown or not {"model", "data"} <= options.keys():
+        raise UserError(f"expected model=… data=… and of {', '.join(OPTIONS)}, found {' '.join(arguments)}")
     model, data = Path(options["model"]).resolve(), Path(options["data"]).resolve()
-    limit = int(options.get("limit", 50))
     work = Path(options.get("work") or tempfile.mkdtemp(prefix="parity-")).resolve()
+    limit, subtasks = int(options.get("limit", 200)), options.get("subtasks", SUBTASKS).split(",")
     config = compose(
         [
             "experiment=model",
+            "suite=extended",
             f"families.model.target.id={model}",
             f"data.folder={data}",
-            "tasks=[gsm8k_cot_zeroshot,sciq,bbh]",
-            f"benchmarks.bbh.subtasks=[{','.join(SUBTASKS)}]",
-            f"limit={limit}",
+            f"tasks=[{options.get('tasks', TASKS)}]",
             f"results={work / 'results'}",
             f"engine.max_model_len={LENGTH}",
         ]
     )
+    index = task_manager().task_index
+    for name in config.tasks or []:
+        b = config.benchmarks[name]
+        b.subtasks = subtasks if b.subtasks else []
+        b.limit = math.ceil(limit / max(1, len(b.subtasks)))
+        stock = b.task.format(subtask=subtasks[0])
+        if b.changes or b.runs_code or stock not in index:
+            raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
+        b.num_fewshot, b.max_gen_toks = (index[stock].cfg or {}).get("num_fewshot") or 0, None
     prepare_environment(config.engine)
     plan = prepare(config)
-    stock = stock_scores(plan.tasks, model, data, limit, work)
+    theirs = stock_rows(plan.tasks, index, model, data, work)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:
         record = read_record(plan.results, cell.key)
         assert record is not None
-        ours: dict[str, list[Any]] = {}
+        ours: Rows = {}
         for sample in record.samples():
             ours.setdefault(cell.task.config.task.format(subtask=sample["subtask"]), []).append(sample)
-        for task, samples in ours.items():
-            unequal = [s for s, theirs in zip(samples, stock[task], strict=True) if s["scores"] != theirs["scores"]]
-            texts = sum(s["output"] != t["output"] for s, t in zip(samples, stock[task], strict=True) if t["output"])
-            mean = sum(s["score"] for s in samples) / len(samples)
-            print(
-                f"{task}: {len(samples)} documents, score {mean:.4f}, {len(unequal)} scores differ,"
-                f" {texts} generated texts differ"
-            )
-            differing += len(unequal)
-            for sample in unequal[:3]:
-                theirs = stock[task][samples.index(sample)]
-                print(f"  document {sample['source_doc']}: ours {sample['scores']} {sample['output']!r}")
-                print(f"  {'':>10}stock {theirs['scores']} {theirs['output']!r}")
-    print("every score is equal" if differing == 0 else f"{differing} scores differ")
+        differing += sum(compare(task, samples, theirs[task]) for task, samples in ours.items())
+    print("every prompt and score is equal" if differing == 0 else f"{differing} documents differ")
     return 1 if differing else 0
 
 
-def stock_scores(tasks: list[Task], model: Path, data: Path, limit: int, work: Path) -> dict[str, list[Any]]:
-    """{lm-eval task: [{"scores": {"metric,filter": value}, "output": text}] in document order}, by the command."""
-    definitions, out = work / "tasks", work / "stock"
+def compare(task: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> int:
+    """Print how the documents of one task compare, and return how many differ in prompt or score."""
+    pairs = list(zip(ours, theirs, strict=True))
+    prompts = [a["prompt"] != b["prompt"] for a, b in pairs]
+    scores = [a["scores"] != b["scores"] for a, b in pairs]
+    texts = sum(a["output"] != b["output"] for a, b in pairs if b["output"] is not None)
+    mean = sum(a["score"] for a, _ in pairs) / len(pairs)
+    print(
+        f"{task}: {len(pairs)} documents, score {mean:.4f}, {sum(prompts)} prompts differ,"
+        f" {texts} generated texts differ, {sum(scores)} scores differ"
+    )
+    unequal = [pair for pair, *differs in zip(pairs, prompts, scores, strict=True) if any(differs)]
+    for a, b in unequal[:3]:
+        print(f"  document {a['source_doc']}: ours {a['scores']} {a['output']!r}")
+        print(f"  {'':>10}stock {b['scores']} {b['output']!r}")
+    return len(unequal)
+
+
+def stock_rows(tasks: list[Task], index: dict[str, Any], model: Path, data: Path, work: Path) -> Rows:
+    """Prompt, scores and answer of each document by the `lm_eval` command; one run for each limit."""
+    definitions = work / "tasks"
     definitions.mkdir(parents=True, exist_ok=True)
-    names, kept = [], {}
+    names: dict[int, list[str]] = {}
+    kept = {}
     for task in tasks:
         for subtask in task.subtasks:
             name = task.config.task.format(subtask=subtask)
-            names.append(name)
+            names.setdefault(task.limit or 0, []).append(name)
             kept[name] = [task.config.metric, *task.config.also]
-            (definitions / f"{name}.yaml").write_text(yaml.safe_dump(local_task(task, subtask, name, data)))
-    command = [
-        *(str(Path(sys.executable).parent / "lm_eval"), "--model", "vllm"),
-        *("--model_args", f"pretrained={model},dtype=float32,max_model_len={LENGTH},enforce_eager=True"),
-        *("--tasks", ",".join(names), "--include_path", str(definitions), "--limit", str(limit)),
-        *("--batch_size", "auto", "--apply_chat_template", "--log_samples", "--output_path", str(out)),
-    ]
-    print("$", " ".join(command), flush=True)
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}"})
-    found: dict[str, list[Any]] = {}
-    for name in names:
-        (path,) = sorted(out.rglob(f"samples_{name}_*.jsonl"))[-1:]
-        rows: dict[int, dict[str, Any]] = {}
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            entry = rows.setdefault(row["doc_id"], {"scores": {}, "output": ""})
-            for metric in row["metrics"]:
-                if f"{metric},{row['filter']}" in kept[name]:
-                    entry["scores"][f"{metric},{row['filter']}"] = float(row[metric])
-            if len(row["resps"]) == 1:
-                entry["output"] = row["resps"][0][0]
-        found[name] = [rows[i] for i in sorted(rows)]
-    return found
+            definition = local_task(task, subtask, name, index[name].yaml_path, data)
+            (definitions / f"{name}.yaml").write_text(yaml.safe_dump(definition))
+    for limit, group in names.items():
+        command = [
+            *(str(Path(sys.executable).parent / "lm_eval"), "--model", "vllm"),
+            *("--model_args", f"pretrained={model},dtype=float32,max_model_len={LENGTH},enforce_eager=True"),
+            *("--tasks", ",".join(group), "--include_path", str(definitions), "--limit", str(limit)),
+            *("--batch_size", "auto", "--apply_chat_template", "--log_samples"),
+            *("--output_path", str(work / "stock")),
+        ]
+        print("$", " ".join(command), flush=True)
+        path = f"{os.environ.get('PYTHONPATH', '')}:{ROOT}"
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+    return {name: read_rows(work / "stock", name, metrics) for name, metrics in kept.items()}
 
 
-def local_task(task: Task, subtask: str | None, name: str, data: Path) -> dict[str, Any]:
+def read_rows(folder: Path, name: str, metrics: list[str]) -> list[dict[str, Any]]:
+    """The newest samples that lm-eval wrote for a task, one row a document: prompt, scores, output (None if scored)."""
+    path = max(folder.rglob(f"samples_{name}_2*.jsonl"))
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        sample = json.loads(line)
+        requests = sample["arguments"]
+        entry = rows.setdefault(
+            sample["doc_id"],
+            {
+                "prompt": requests["gen_args_0"]["arg_0"],
+                "scores": {},
+                "output": sample["resps"][0][0] if len(requests) == 1 else None,
+            },
+        )
+        for metric in sample["metrics"]:
+            if f"{metric},{sample['filter']}" in metrics:
+                entry["scores"][f"{metric},{sample['filter']}"] = float(sample[metric])
+    return [rows[i] for i in sorted(rows)]
+
+
+def local_task(task: Task, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:
     """The stock task, taken by `include`, with its documents from `data`."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    entry = TaskManager(include_path=None).task_index[name]
-    assert entry.yaml_path is not None and Path(lm_eval.__file__).parent in entry.yaml_path.parents
+    dataset = task.config.dataset
     files = {
-        split: str(data / file.format(subtask=subtask)) for split, file in task.config.dataset.files.items()
+        split: str(path)
+        for split, file in dataset.files.items()
+        if (path := data / file.format(subtask=subtask)).is_file()
     }
-    files = {split: file for split, file in files.items() if Path(file).is_file()}
-    return {
-        "include": str(entry.yaml_path),
+    definition: dict[str, Any] = {
+        "include": str(stock),
         "task": name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": files} | ({"field": f} if (f := task.config.dataset.json_field) else {}),
-        "training_split": "train" if "train" in files else None,
-        "fewshot_split": "train" if "train" in files else None,
-        "validation_split": None,
+        "dataset_kwargs": {"data_files": files} | ({"field": f} if (f := dataset.json_field) else {}),
     }
+    if task.config.num_fewshot == 0:  # lm-eval opens the splits of the examples even where it takes none
+        definition |= {"training_split": None, "fewshot_split": None, "validation_split": None}
+    return definition
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as e:
+        sys.exit(f"error: {e}")

@@ -81,7 +81,7 @@ class Stage(Enum):
 class CheckpointConfig:
     """A Hugging Face checkpoint: a hub id or a folder (relative to the repository), and a revision."""
 
-    id: str = MISSING
+    id: str = ""  # empty: there is none
     revision: str | None = None
     size_gb: float | None = None  # estimate for the plan: what is downloaded, where the hub cannot be asked
 
@@ -92,9 +92,11 @@ class FamilyConfig:
 
     label: str = MISSING
     target: CheckpointConfig = field(default_factory=CheckpointConfig)
-    sft: CheckpointConfig | None = None
-    grpo: CheckpointConfig | None = None
-    base: CheckpointConfig | None = None
+    sft: CheckpointConfig | None = field(
+        default_factory=CheckpointConfig
+    )  # None once composed, if it has no id
+    grpo: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    base: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
     chat: bool = True  # apply the chat template of the target
@@ -200,8 +202,12 @@ class LauncherConfig:
     """How cells are spread (pipeline/cluster.py)."""
 
     kind: Launcher = Launcher.local
-    address: str | None = None  # Ray: "auto" or host:port of a running cluster; null starts one on this machine
-    workers: int | None = None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
+    address: str | None = (
+        None  # Ray: "auto" or host:port of a running cluster; null starts one on this machine
+    )
+    workers: int | None = (
+        None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
+    )
 
 
 @dataclass
@@ -252,6 +258,10 @@ def compose(overrides: list[str]) -> Config:
         config = typing.cast(Config, OmegaConf.to_object(cfg))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(_explain(e)) from None
+    for family in config.families.values():
+        for part in ("sft", "grpo", "base"):
+            if (source := getattr(family, part)) is not None and not source.id:
+                setattr(family, part, None)
     _check_declared(config)
     _check(config)
     return config
@@ -272,6 +282,9 @@ def _check_declared(node: Any, path: str = "") -> None:
 
 def _check(config: Config) -> None:
     """References between parts of the configuration must resolve."""
+    for name, family in config.families.items():
+        if not family.target.id:
+            raise UserError(f"families.{name}.target.id: a value is required; set it")
     sizes = {f.published_size.lower(): name for name, f in config.families.items() if f.published_size}
     if config.sizes is not None:
         config.sizes = [sizes.get(size.lower(), size) for size in config.sizes]
