@@ -5,6 +5,7 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV := uv==0.13.8
 ACCELERATOR ?= cpu
+EXPERIMENT ?= micro
 ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
 
@@ -59,8 +60,15 @@ compare: .venv/.done ## set two runs side by side: make compare A=results/runs/a
 parity: .venv/.done ## our scores beside the stock lm_eval command's: make parity ARGS="model=FOLDER data=FOLDER"
 	$(BIN)/python -m benchmarks.parity $(ARGS)
 
-donors: .venv/.done ## train the micro family's donors again
-	$(BIN)/python -m pipeline.donors $(ARGS)
+donors: .venv/.done ## train donors by a recipe of conf/recipe: make donors EXPERIMENT=micro
+	$(BIN)/python -m pipeline.donors recipe=conf/recipe/$(EXPERIMENT).yaml out=results/donors/$(EXPERIMENT) $(ARGS)
+
+bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides in one run (25 GB of disk, half an hour)
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python benchmarks/apply.py --dir .bench/apply --repeats 2 --mergekit .bench/mergekit
+
+.bench/mergekit:
+	$(BIN)/pip install -q --no-deps --target $@ mergekit==0.1.5 immutables==0.21 sentencepiece==0.2.3
 
 test: .venv/.done ## lint, types and tests
 	$(BIN)/ruff check .
@@ -82,4 +90,4 @@ lock: .venv/.done ## resolve requirements/cpu.txt again
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan show-prompt reproduce sweep tables compare parity donors test test-slow lint lock clean
+.PHONY: help setup demo plan show-prompt reproduce sweep tables compare parity donors bench test test-slow lint lock clean
