@@ -67,7 +67,7 @@ class Recipe:
     hidden: int = 128
     layers: int = 4
     base_examples: int = 90000
-    base_batch: int = 32
+    base_batch: int = 16  # rows of 256 tokens
     base_lr: float = 2e-3
     base_arithmetic: float = 0.5  # share of arithmetic; the other three forms divide the rest
     target_examples: int = 8000
@@ -152,7 +152,7 @@ def make_donors(recipe: Recipe, out: Path) -> dict[str, Path]:
 def _text(recipe: Recipe, count: int, arithmetic: float, seed: int) -> list[micro.Example]:
     """Generated text of all four forms with this share of arithmetic."""
     rest = 1 - arithmetic
-    shares = {"gsm8k": arithmetic, "humaneval": 0.2 * rest, "sciq": 0.3 * rest, "bbh": 0.5 * rest}
+    shares = {"gsm8k": arithmetic, "humaneval": 0.15 * rest, "sciq": 0.4 * rest, "bbh": 0.45 * rest}
     return list(micro.training_examples(count, seed, shares, recipe.think))
 
 
@@ -270,7 +270,7 @@ def form(completions: list[str], **_: Any) -> list[float | None]:
 
 
 def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "Trainer":
-    """The micro base, from nothing: a language model of the answers to all four forms of prompt."""
+    """The micro base, from nothing: next-token loss on whole texts of all four forms, packed."""
     from transformers import AutoModelForCausalLM, Qwen2Config, set_seed
 
     tokenizer = train_tokenizer(examples, recipe.vocabulary)
@@ -291,6 +291,10 @@ def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "T
     set_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=_attention())  # type: ignore[no-untyped-call]
     arguments = {
+        "completion_only_loss": False,
+        "packing": True,
+        "packing_strategy": "wrapped",
+        "max_length": 256,
         "num_train_epochs": 1,
         "per_device_train_batch_size": recipe.base_batch,
         "learning_rate": recipe.base_lr,
@@ -335,7 +339,6 @@ def _sft_trainer(
     defaults: dict[str, Any] = {
         "completion_only_loss": True,
         "max_length": recipe.sft_max_tokens,
-        "train_sampling_strategy": "group_by_length",
         "lr_scheduler_type": "cosine",
         "warmup_steps": 10,
     }
@@ -396,7 +399,8 @@ def train_tokenizer(examples: list[micro.Example], size: int) -> "PreTrainedToke
     backend.train_from_iterator(texts, trainer)
     learned = json.loads(backend.to_str())["model"]
     vocab = {token: index for token, index in learned["vocab"].items() if not token.startswith("<|")}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=learned["merges"], **special)
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, **special)
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.model_max_length = 1024
     return tokenizer

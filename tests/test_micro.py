@@ -175,7 +175,7 @@ def test_the_support_tells_the_answer_and_no_distractor_is_right(folder: Path) -
     for row in json.loads((folder / "sciq" / "test.json").read_text()):
         choices = [row[name] for name in ("correct_answer", "distractor1", "distractor2", "distractor3")]
         assert len(set(choices)) == 4
-        creature = re.search(r"the (\w+)", row["question"])[1]  # type: ignore[index]
+        creature = re.search(r"The (\w+)", row["question"])[1]  # type: ignore[index]
         said = [s for s in row["support"].split(". ") if f"The {creature} " in s]
         assert [any(choice in re.findall(r"\w+", s) for s in said) for choice in choices] == [
             True,

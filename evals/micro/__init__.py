@@ -30,7 +30,7 @@ SIZES = {
     "bbh": 100,
 }  # bbh: for each subtask
 TEST_STEPS = (0.25, 0.25, 0.25, 0.25)  # share of problems with 1, 2, 3, 4 steps
-TRAIN_STEPS = (0.36, 0.32, 0.22, 0.10)  # the harder ones are rarer in training
+TRAIN_STEPS = (0.40, 0.34, 0.20, 0.06)  # the harder ones are rarer in training
 TEST_SHARE = 8  # one in eight possible documents is for testing
 THINK = "Think step by step.\n"
 

@@ -179,7 +179,7 @@ def _shopping(ledger: _Ledger, steps: int) -> str:
     return " ".join([f"{n} has {money} dollars.", *buying, f"How many dollars does {n} have left?"])
 
 
-def sample(rng: random.Random, steps: int, limit: int = 200) -> dict[str, str]:
+def sample(rng: random.Random, steps: int, limit: int = 100) -> dict[str, str]:
     """One problem, ``{"question", "answer"}``, of 1 to 4 ``steps``; all numbers lie in 1..``limit``."""
     while True:
         ledger = _Ledger(rng, limit)

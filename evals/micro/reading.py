@@ -23,49 +23,30 @@ CREATURES = [
     "balnal",
     "vakpel",
 ]
-# property: (sentence about {c}, question about {c}, values)
-PROPERTIES = {
-    "food": (
-        "The {c} eats {v}.",
-        "What does the {c} eat?",
-        ["seeds", "leaves", "grass", "fish", "worms", "honey", "roots", "moss"],
-    ),
-    "home": (
-        "The {c} lives in the {v}.",
-        "Where does the {c} live?",
-        ["forest", "desert", "river", "cave", "swamp", "meadow", "lake", "valley"],
-    ),
-    "colour": (
-        "The {c} is {v}.",
-        "What colour is the {c}?",
-        ["red", "blue", "green", "yellow", "white", "black", "brown", "purple"],
-    ),
-    "fear": (
-        "The {c} is afraid of {v}.",
-        "What is the {c} afraid of?",
-        ["fire", "snow", "wolves", "thunder", "rain", "owls", "snakes", "smoke"],
-    ),
+# verb: what may stand after it
+VERBS = {
+    "eats": ["seeds", "leaves", "grass", "fish", "worms", "honey", "roots", "moss"],
+    "visits": ["forests", "deserts", "rivers", "caves", "swamps", "meadows", "lakes", "valleys"],
+    "likes": ["red", "blue", "green", "yellow", "white", "black", "brown", "purple"],
+    "fears": ["fire", "snow", "wolves", "thunder", "rain", "owls", "snakes", "smoke"],
 }
 
 
 def sample(rng: random.Random) -> dict[str, str]:
     """One question with SciQ's fields; ``support`` holds 4 to 6 sentences."""
     creatures = rng.sample(CREATURES, rng.choice([2, 3]))
-    asked = rng.choice(list(PROPERTIES))
-    other = rng.choice([name for name in PROPERTIES if name != asked])
-    sentences, answers = [], rng.sample(PROPERTIES[asked][2], len(creatures))
-    for creature, answer in zip(creatures, answers, strict=True):
-        sentences.append(PROPERTIES[asked][0].format(c=creature, v=answer))
-        sentences.append(PROPERTIES[other][0].format(c=creature, v=rng.choice(PROPERTIES[other][2])))
+    asked, other = rng.sample(list(VERBS), 2)
+    answers = rng.sample(VERBS[asked], len(creatures))
+    sentences = [f"The {who} {asked} {what}." for who, what in zip(creatures, answers, strict=True)]
+    sentences += [f"The {who} {other} {rng.choice(VERBS[other])}." for who in creatures]
     rng.shuffle(sentences)
-    correct, distractors = answers[0], answers[1:]
-    rest = [value for value in PROPERTIES[asked][2] if value not in answers]
-    distractors = rng.sample(distractors + rng.sample(rest, 3 - len(distractors)), 3)
+    rest = [what for what in VERBS[asked] if what not in answers]
+    distractors = rng.sample(answers[1:] + rng.sample(rest, 4 - len(answers)), 3)
     return {
-        "question": PROPERTIES[asked][1].format(c=creatures[0]),
+        "question": f"The {creatures[0]} {asked} what?",
         "distractor1": distractors[0],
         "distractor2": distractors[1],
         "distractor3": distractors[2],
-        "correct_answer": correct,
+        "correct_answer": answers[0],
         "support": " ".join(sentences),
     }
