@@ -35,7 +35,7 @@ def pipeline(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]
         (["experiment=micro", "families.micro.sft.id=no/such/folder"], "no/such/folder"),
         (["experiment=micro", "data.folder=no/such/folder", "data.generator=null"], "no/such/folder"),
         (["experiment=micro", "data.generator=other"], "data.generator"),
-        (["experiment=micro", "families.micro.sft=null"], "needs this checkpoint"),
+        (["experiment=micro", "families.micro.sft=null"], "need both donors"),
         (["plann"], "unknown command 'plann'"),
     ],
 )
