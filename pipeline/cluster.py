@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -109,8 +110,11 @@ def connected(launcher: LauncherConfig) -> Iterator[None]:
     except ImportError:
         raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'") from None
     try:
+        host, _, port = (launcher.address or "").rpartition(":")
+        if port.isdigit():  # Ray itself would go on trying for many minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(launcher.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except (OSError, RuntimeError, ValueError) as e:
         raise UserError(
             f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(e).split())[:160]}); start"
             " one with `ray start --head`, or leave the address out"
@@ -142,16 +146,20 @@ class Queue:
 
     def drain(self) -> int:
         """Run every cell and return how many were computed."""
-        while self.cells or any(worker.cell for worker in self.running.values()):
-            if not self.running:
-                raise UserError(
-                    f"every worker died before it had a cell, {len(self.cells)} cells are left; see Ray's logs"
-                )
-            ended, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
-            if not ended and not any(worker.cell for worker in self.running.values()):
-                self.report("waiting for the cluster to start a worker")
-            for future in ended:
-                self._take(future, self.running.pop(future))
+        try:
+            while self.cells or any(worker.cell for worker in self.running.values()):
+                if not self.running:
+                    raise UserError(
+                        f"every worker died before it had a cell, {len(self.cells)} cells are left; see Ray's logs"
+                    )
+                ended, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
+                if not ended and not any(worker.cell for worker in self.running.values()):
+                    self.report("waiting for the cluster to start a worker")
+                for future in ended:
+                    self._take(future, self.running.pop(future))
+        finally:
+            for worker in self.running.values():  # those that never started, or all of them after a mistake
+                self.ray.kill(worker.actor)
         if self.given_up:
             names = ", ".join(_name(cell) for cell in self.given_up)
             raise UserError(

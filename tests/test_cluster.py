@@ -1,0 +1,220 @@
+"""Cells on a Ray cluster: the same tables as on one machine, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import cluster
+from pipeline.config import ROOT, Config, EngineConfig, LauncherConfig, compose
+from pipeline.errors import UserError
+from tests.hub import Hub, environment, fill, write_repositories
+
+ray = pytest.importorskip("ray")
+
+OVERRIDES = [
+    "experiment=paper",
+    "engine=cpu",
+    "conditions=baseline",
+    "alpha=[-1,-0.5,0.5,0.75,1,1.5]",
+    "limit=40",
+]
+OVERRIDES += ["tasks=[gsm8k,sciq]", "benchmarks.gsm8k.max_gen_toks=200", "stages=[extract,evaluate,render]"]
+OVERRIDES += ["benchmarks.gsm8k.variants=[]", "benchmarks.sciq.variants=[]"]
+CELLS = 2 * 2 * 7
+
+
+def cell(architecture: str, weights: str, name: str = "", key: str = "") -> Any:
+    family = SimpleNamespace(name=architecture, architecture=architecture)
+    named = SimpleNamespace(name=name, label=name, config=SimpleNamespace(runs_code=False))
+    inputs = {"weights": weights}
+    return SimpleNamespace(family=family, condition=named, task=named, inputs=inputs, key=key or name)
+
+
+def test_a_worker_keeps_its_weights_then_its_engine_then_takes_what_nobody_has() -> None:
+    def worker(architecture: str = "", weights: str = "") -> cluster.Worker:
+        return cluster.Worker(None, architecture=architecture, weights=weights)
+
+    cells = [cell("a", "1"), cell("a", "2"), cell("b", "3"), cell("b", "4")]
+    others = [worker("a", "1"), worker("b", "3")]
+    assert cluster.choose(cells, worker("b", "4"), others) is cells[3]
+    assert cluster.choose(cells, worker("b", "9"), others) is cells[3]
+    assert cluster.choose(cells, worker("a", "9"), others) is cells[1]
+    assert cluster.choose(cells, worker(), others) is cells[1]
+    assert cluster.choose(cells[:1], worker("b", "4"), others) is cells[0], (
+        "no worker waits while cells are left"
+    )
+
+
+def node(**resources: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": resources}
+
+
+def test_there_is_a_worker_for_each_gpu_or_tensor_parallel_group_of_a_node() -> None:
+    gpu = EngineConfig(device=cluster.Device.gpu, tensor_parallel_size=2)
+    nodes = [node(GPU=4, CPU=8), node(GPU=3, CPU=8), node(CPU=2), {"Alive": False, "Resources": {"GPU": 8}}]
+    count, options = cluster.resources(gpu, LauncherConfig(), nodes)
+    assert count == 3 and options["num_gpus"] == 2
+    assert cluster.resources(gpu, LauncherConfig(workers=2), nodes)[0] == 2
+    with pytest.raises(UserError, match="no node with 2 GPU"):
+        cluster.resources(gpu, LauncherConfig(), [node(GPU=1, CPU=8)])
+
+
+def test_on_cpus_there_is_a_worker_for_each_node_or_as_many_as_asked() -> None:
+    nodes = [node(CPU=8), node(CPU=16)]
+    assert cluster.resources(EngineConfig(), LauncherConfig(), nodes)[0] == 2
+    count, options = cluster.resources(EngineConfig(), LauncherConfig(workers=4), nodes)
+    assert count == 4 and options["num_cpus"] == 4
+
+
+class Fatal:
+    """In the place of `cluster.Actor`: cells are named by what becomes of the worker that runs them."""
+
+    def __init__(self, process: dict[str, Any], plan: list[Any]) -> None:
+        self.results = Path(ray.get(plan[0]).config.results)
+
+    def start(self) -> None:
+        pass
+
+    def run(self, key: str) -> dict[str, float] | None:
+        first = self.results / key
+        if key == "always" or (key == "once" and not first.exists()):
+            first.touch()
+            os._exit(1)
+        if key == "mistake":
+            raise UserError("no such document")
+        return {"score": 0.5, "stderr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000)
+    yield
+    ray.shutdown()
+
+
+def drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[int, list[str]]:
+    monkeypatch.setattr(cluster, "Actor", Fatal)
+    config = Config(results=str(tmp_path), launcher=LauncherConfig(workers=2))
+    lines: list[str] = []
+    queue = cluster.Queue(SimpleNamespace(config=config), [cell("a", n, n) for n in names], lines.append)  # type: ignore[arg-type]
+    try:
+        return queue.drain(), lines
+    finally:
+        (tmp_path / "lines").write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_a_cell_whose_worker_died_is_tried_again(
+    started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed, lines = drain(tmp_path, monkeypatch, "one", "once", "two", "three")
+    assert computed == 4
+    assert sum("died" in line for line in lines) == 1 and any("tried again" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_cell_that_kills_two_workers_is_given_up_and_the_others_are_done(
+    started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="given up after 2 workers died on each: a · always · always"):
+        drain(tmp_path, monkeypatch, "always", "one", "two", "three")
+    lines = (tmp_path / "lines").read_text()
+    assert all(f"a · {name} · {name} " in lines for name in ("one", "two", "three"))
+
+
+@pytest.mark.slow
+def test_a_mistake_that_a_worker_finds_is_the_users_one_line(
+    started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="^no such document$"):
+        drain(tmp_path, monkeypatch, "one", "mistake", "two")
+
+
+def test_where_no_cluster_answers_one_line_says_so() -> None:
+    message = "^launcher.address=127.0.0.1:1: no Ray cluster answers"
+    with pytest.raises(UserError, match=message), cluster.connected(LauncherConfig(address="127.0.0.1:1")):
+        pass
+
+
+# --- real engines
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A filled cache of the hub, and the donors of a local run beside it."""
+    root = tmp_path_factory.mktemp("cluster")
+    config = compose([*OVERRIDES, f"results={root / 'local'}"])
+    with Hub(write_repositories(root / "hub", config)) as hub:
+        fill(root / "cache", hub, config)
+    return root
+
+
+def start(root: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
+    donors = [f"families.qwen7b.{p}.id={root}/local/donors/qwen2.5-7b/{p}" for p in ("sft", "grpo")]
+    paths = [f"results={root / name}", f"tables={root / name / 'tables'}"]
+    command = [sys.executable, "-m", "pipeline", *OVERRIDES, *donors, *paths, *arguments]
+    env = environment(root / "cache", HF_HUB_OFFLINE="1")
+    out = open(root / f"{name}.log", "w")  # noqa: SIM115 - the process keeps it
+    return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env)
+
+
+def finished(root: Path, name: str) -> list[Path]:
+    return list((root / name / "cells").glob("*/record.json"))
+
+
+def tables(root: Path, name: str) -> dict[str, bytes]:
+    folder = root / name / "tables" / "paper"
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".md", ".csv", ".tex")}
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path) -> dict[str, bytes]:
+    assert start(root, "local").wait() == 0, (root / "local.log").read_text()[-3000:]
+    assert len(finished(root, "local")) == CELLS
+    return tables(root, "local")
+
+
+def workers(node: Any) -> list[psutil.Process]:
+    """Processes of our actors on a node."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [p for p in raylet.children(recursive=True) if p.name().startswith("ray::Actor")]
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.parametrize("event", ["nothing", "a worker killed", "a node removed"])
+def test_the_tables_are_those_of_a_local_run(event: str, root: Path, reference: dict[str, bytes]) -> None:
+    from ray.cluster_utils import Cluster
+
+    options = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    name = event.replace(" ", "-")
+    try:
+        second = nodes.add_node(**options)
+        run = start(root, name, "launcher=ray", f"launcher.address={nodes.address}", "launcher.workers=2")
+        while len(finished(root, name)) < 3 and run.poll() is None:
+            time.sleep(0.2)
+        while not workers(second) and run.poll() is None:
+            time.sleep(0.2)
+        done = len(finished(root, name))
+        if event == "a worker killed":
+            workers(second)[0].send_signal(signal.SIGKILL)
+        elif event == "a node removed":
+            nodes.remove_node(second, allow_graceful=False)
+        assert run.wait() == 0, (root / f"{name}.log").read_text()[-3000:]
+    finally:
+        nodes.shutdown()
+    log = (root / f"{name}.log").read_text()
+    assert 3 <= done < CELLS, "the run was over before anything happened to it"
+    assert log.count("a worker died") == (0 if event == "nothing" else 1), log[-3000:]
+    assert len(finished(root, name)) == CELLS
+    assert tables(root, name) == reference
