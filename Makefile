@@ -38,17 +38,18 @@ show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS
 	@$(BIN)/python -m pipeline prompt $(ARGS)
 
 # Asked before anything is installed: the GPU, unless the run is to go without one here.
+GPU_BUILD = $(if $(filter engine=cpu engine.device=cpu,$(ARGS)),,ACCELERATOR=gpu)
 NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher=ray,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd \
   || { echo 'error: no GPU on this machine; run `make demo` here, or add ARGS="engine=cpu" to run on the CPU' >&2; exit 2; })
 
 reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	$(NEEDS_GPU)
-	@$(MAKE) --no-print-directory .venv/.done
+	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
-	@$(MAKE) --no-print-directory .venv/.done
+	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	$(BIN)/python -m pipeline experiment=paper conditions=baseline $(ARGS)
 
 tables: .venv/.done ## render tables and figures again from the records: make tables ARGS="experiment=micro"
