@@ -41,13 +41,17 @@ def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[
 
 
 def fingerprint(dataset: dict[str, Any], folder: str | None, subtask: str | None, examples: bool) -> Any:
-    """What identifies the documents: {split: sha256 of the file}, or hub id, configuration and revision.
+    """What identifies the documents: {split: sha256 of the file}, or hub id, configuration and commit.
 
     Splits that are not asked count only where `examples` may be taken from them.
+
+    Raises:
+        UserError: if the files cannot be had.
     """
     if folder is None:
         config = dataset["config"].format(subtask=subtask) if dataset["config"] else None
-        return {"hub": dataset["id"], "config": config, "revision": dataset["revision"]}
+        commit = _snapshot(dataset["id"], dataset["revision"]).name
+        return {"hub": dataset["id"], "config": config, "revision": commit}
     files = files_of(dataset, folder, subtask)
     return {s: _sha256(path) for s, path in files.items() if examples or s == dataset["split"]}
 
@@ -113,14 +117,28 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
 @lru_cache(maxsize=64)
 def _from_hub(name: str, config: str | None, revision: str | None, subtask: str | None) -> "DatasetDict":
     from datasets import load_dataset
-    from huggingface_hub import snapshot_download
 
     config = config.format(subtask=subtask) if config else None
-    try:  # by way of the snapshot: without a network load_dataset takes whichever revision is in its cache
-        return load_dataset(snapshot_download(name, repo_type="dataset", revision=revision), config)
+    folder = _snapshot(name, revision)  # without a network load_dataset takes whichever revision is in its cache
+    try:
+        return load_dataset(str(folder), config)
     except Exception as e:
         raise UserError(
-            f"{name}{f' ({config})' if config else ''} at {revision}: cannot be loaded from the hub or its cache"
+            f"{name}{f' ({config})' if config else ''} at {revision}: cannot be read"
+            f" ({' '.join(str(e).split())[:160]}); set data.folder to use local files"
+        ) from e
+
+
+@lru_cache(maxsize=64)
+def _snapshot(name: str, revision: str | None) -> Path:
+    """The folder of a data set in the hub's cache, downloaded where it is not there; its name is the commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{name} at {revision or 'main'}: cannot be had from the hub or its cache"
             f" ({' '.join(str(e).split())[:160]}); set data.folder to use local files"
         ) from e
 
