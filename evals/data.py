@@ -119,7 +119,8 @@ def _from_hub(name: str, config: str | None, revision: str | None, subtask: str 
     from datasets import load_dataset
 
     config = config.format(subtask=subtask) if config else None
-    folder = _snapshot(name, revision)  # without a network load_dataset takes whichever revision is in its cache
+    # by way of the snapshot: without a network load_dataset takes whichever revision is in its cache
+    folder = _snapshot(name, revision)
     try:
         return load_dataset(str(folder), config)
     except Exception as e:
