@@ -68,17 +68,26 @@ def test_the_prompt_condition_stands_in_the_prompt(demo: dict[str, Any]) -> None
             assert ("Think step by step.\n" in sample["prompt"]) == (cell.condition.prompt == "think")
 
 
-def test_the_vector_changes_answers_and_the_random_control_too(demo: dict[str, Any]) -> None:
+def test_every_condition_has_weights_of_its_own_and_alpha_zero_the_target_s(demo: dict[str, Any]) -> None:
     plan = prepare(compose(demo["overrides"]))
-    outputs = {}
+    found = {}
     for cell in plan.cells:
-        if cell.task.name == "gsm8k":
+        if cell.task.name == "sciq" and cell.condition.prompt == "plain":
             record = read_record(plan.results, cell.key)
             assert record is not None
-            outputs[cell.condition.name] = [s["output"] for s in record.samples()]
-    assert outputs["baseline"] == outputs["alpha=0.0"]
-    for other in ("vector", "minus_vector", "random-s0", "sft", "grpo"):
-        assert outputs[other] != outputs["baseline"], other
+            found[cell.condition.name] = str([s["loglikelihoods"] for s in record.samples()])
+    assert found["baseline"] == found["alpha=0.0"]
+    different = (
+        "baseline",
+        "vector",
+        "minus_vector",
+        "random-s0",
+        "minus_random-s0",
+        "sft",
+        "grpo",
+        "alpha=0.5",
+    )
+    assert len({found[name] for name in different}) == len(different)
 
 
 def test_tables_figures_and_wandb_runs_are_written(demo: dict[str, Any]) -> None:
