@@ -5,7 +5,9 @@ sciq/test.json, bbh/bbh/<subtask>.json, … . `fingerprint` identifies the docum
 bytes of local files, or by id and revision on the hub.
 """
 
+import gzip
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +94,13 @@ def load(
             for i, row in enumerate(documents)
         ]
     else:
-        documents = perturbations.perturb(form, perturbation, documents, seed=seed, subtask=subtask)
+        try:
+            documents = perturbations.perturb(form, perturbation, documents, seed=seed, subtask=subtask)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            raise UserError(
+                f"{dataset['id']}: a document cannot be perturbed by '{perturbation}' ({type(e).__name__}: {e}); check"
+                f" that every document has the fields of the form '{form}'"
+            ) from e
         if not documents:
             raise UserError(
                 f"perturbation '{perturbation}' fits no document of {dataset['id']}"
@@ -103,15 +111,29 @@ def load(
 
 @lru_cache(maxsize=64)
 def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "DatasetDict":
-    from datasets import load_dataset
+    from datasets import Dataset, DatasetDict
 
+    return DatasetDict({split: Dataset.from_list(_rows(Path(path), json_field)) for split, path in files})
+
+
+def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
+    """Rows of a JSON or JSON-lines file, gzipped or not: its bytes as they are now, past the cache of `datasets`."""
+    raw = path.read_bytes()
     try:
-        return load_dataset("json", data_files=dict(files), field=json_field)
-    except Exception as e:  # datasets wraps every parse error in its own classes
-        cause = e.__cause__ or e
-        raise UserError(
-            f"{', '.join(dict(files).values())}: cannot be read as JSON rows ({' '.join(str(cause).split())[:160]})"
-        ) from e
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        if json_field is not None:
+            rows = json.loads(text)[json_field]
+        elif text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, KeyError, TypeError, OSError, EOFError) as e:
+        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: expected a list of JSON objects, found something else; check the file")
+    if not rows:
+        raise UserError(f"{path}: expected documents, found none; the file is empty")
+    return rows
 
 
 @lru_cache(maxsize=64)

@@ -31,6 +31,9 @@ def main(arguments: list[str]) -> int:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except OSError as e:
+        print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
         return 130

@@ -230,7 +230,10 @@ def cached_scan(files: list[Path], scan: Callable[[], Scan]) -> Scan:
 
     The results lie in the folder RV_CACHE, or results/.cache when that is not set.
     """
-    stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    stamps = []
+    for file in sorted(files):
+        stat = file.stat()  # two fine-tunes have one size, and copying tools keep the time of change
+        stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
     name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     path = Path(os.environ.get("RV_CACHE", "results/.cache")) / f"{name}.json"
     try:

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UserError
 
+DTYPES = ("float32", "float16", "bfloat16")
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
@@ -100,7 +101,6 @@ class FamilyConfig:
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
     chat: bool = True  # apply the chat template of the target
-    trust_remote_code: bool = False
     tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 
 
@@ -285,9 +285,21 @@ def _check(config: Config) -> None:
     for name, family in config.families.items():
         if not family.target.id:
             raise UserError(f"families.{name}.target.id: a value is required; set it")
-    sizes = {f.published_size.lower(): name for name, f in config.families.items() if f.published_size}
     if config.sizes is not None:
-        config.sizes = [sizes.get(size.lower(), size) for size in config.sizes]
+        of_size: dict[str, list[str]] = {}
+        for name, family in config.families.items():
+            of_size.setdefault((family.published_size or name).lower(), []).append(name)
+        named = [name for size in config.sizes for name in of_size.get(size.lower(), [size])]
+        config.sizes = list(dict.fromkeys(named))
+    if config.tasks is not None:
+        config.tasks = list(dict.fromkeys(config.tasks))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise UserError(
+            f"name: expected letters, digits, '.', '_' or '-', found '{config.name}'; it names folders"
+        )
+    for where, folder in (("results", config.results), ("tables", config.tables)):
+        if not folder:
+            raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
     for what, chosen, known in (
         ("sizes", config.sizes, config.families),
         ("tasks", config.tasks, config.benchmarks),
@@ -313,10 +325,22 @@ def _check(config: Config) -> None:
         if not abs(alpha) < float("inf"):
             raise UserError(f"alpha: expected a finite number, found {alpha}")
     limits = {"limit": config.limit, "variant_limit": config.variant_limit}
+    limits |= {f"benchmarks.{name}.max_gen_toks": b.max_gen_toks for name, b in config.benchmarks.items()}
+    limits |= {
+        f"engine.{key}": getattr(config.engine, key)
+        for key in ("max_model_len", "max_num_seqs", "tensor_parallel_size", "threads")
+    }
+    if config.engine.dtype not in DTYPES:
+        raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
+    for name, b in config.benchmarks.items():
+        if b.num_fewshot < 0:
+            raise UserError(
+                f"benchmarks.{name}.num_fewshot: expected 0 or more examples, found {b.num_fewshot}"
+            )
     limits |= {f"benchmarks.{name}.limit": b.limit for name, b in config.benchmarks.items()}
     for where, limit in limits.items():
         if limit is not None and limit < 1:
-            raise UserError(f"{where}: expected a positive number of documents or null, found {limit}")
+            raise UserError(f"{where}: expected a positive number, found {limit}")
     if not config.stages:
         raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
 

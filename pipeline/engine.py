@@ -14,7 +14,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from pipeline.vector import Term
 
 class SteeringError(UserError):
     """The live weights are not what was asked for; nothing may be measured with them."""
-
-
-@dataclass(frozen=True)
-class Swap:
-    """What a certified swap did: number of tensors written (per worker)."""
-
-    tensors: int
 
 
 class Engine:
@@ -75,35 +67,29 @@ class Engine:
         except (RuntimeError, ValueError, MemoryError) as e:
             raise UserError(_start_failure(e, config)) from e
 
-    def steer(self, target: Path, terms: Sequence[Term] = ()) -> Swap:
+    def steer(self, target: Path, terms: Sequence[Term] = ()) -> None:
         """Replace the live weights by `target` + Σ α·v.
 
         Raises:
             SteeringError: if a live parameter is not what was asked for, or old cache entries could survive.
         """
         plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
-        reports = self.lm.model.collective_rpc("steer", args=(str(target), plain))
-        for report in reports:
-            if report["wrong"]:
-                names = ", ".join(report["wrong"][:5])
+        for wrong in self.lm.model.collective_rpc("steer", args=(str(target), plain)):
+            if wrong:
+                names = ", ".join(wrong[:5])
                 raise SteeringError(
-                    f"after a swap to {target} {len(report['wrong'])} live parameters are not those of the files:"
+                    f"after a swap to {target} {len(wrong)} live parameters are not those of the files:"
                     f" {names}; nothing was measured with them"
                 )
         if not self.lm.model.reset_prefix_cache():
             raise SteeringError(
                 "the prefix cache could not be emptied after a swap; no request may be running"
             )
-        return Swap(reports[0]["tensors"])
 
     def close(self) -> None:
         """End the engine and its processes."""
         engine_core = self.lm.model.llm_engine.engine_core
         engine_core.shutdown()
-
-    def describe(self) -> dict[str, Any]:
-        """The options in force, as plain data for provenance."""
-        return {k: getattr(v, "value", v) for k, v in asdict(self.config).items()}
 
 
 def check_device(device: Device) -> None:

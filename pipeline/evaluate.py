@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ from pipeline.config import ROOT, Config, PromptConfig
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.plan import TASKS, Cell, Condition, Family, Plan, Task, takes_chat_template, versions
-from pipeline.records import is_done, write_record
-from pipeline.vector import Term
+from pipeline.records import is_done, set_aside, write_record
+from pipeline.vector import Term, check_compatible
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -43,6 +43,9 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     missing = plan.missing()
     if not missing:
         return 0
+    for cell in missing:
+        if (away := set_aside(plan.results, cell.key)) is not None:
+            report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
     runner = Runner(plan)
     runner.check(missing, report)
     progress = Progress(len(missing), report)
@@ -51,6 +54,8 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
             if is_done(plan.results, cell.key):  # another run was quicker
                 progress.skip()
                 continue
+            runner.ready(cell)
+            progress.start()
             started = time.monotonic()
             metrics = runner.run(cell)
             progress.done(cell, metrics, time.monotonic() - started)
@@ -74,7 +79,11 @@ class Progress:
     def __init__(self, total: int, report: Callable[[str], None]) -> None:
         self.total, self.report = total, report
         self.computed = self.skipped = 0
-        self.started = time.monotonic()
+        self.started: float | None = None
+
+    def start(self) -> None:
+        """Count time from here, the first time that this is called: an engine's start is no cell's work."""
+        self.started = self.started or time.monotonic()
 
     def skip(self) -> None:
         self.skipped += 1
@@ -82,7 +91,8 @@ class Progress:
     def done(self, cell: Cell, metrics: dict[str, Any], seconds: float) -> None:
         self.computed += 1
         finished = self.computed + self.skipped
-        left = (time.monotonic() - self.started) / self.computed * (self.total - finished)
+        self.start()
+        left = (time.monotonic() - (self.started or 0.0)) / self.computed * (self.total - finished)
         score = f"{100 * metrics['score']:5.1f} ± {196 * metrics['stderr']:4.1f}"
         name = f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
         self.report(
@@ -108,8 +118,18 @@ class Runner:
         if any(cell.task.config.runs_code for cell in cells):
             level = sandbox.require(self.plan.config.allow_unsandboxed)
             report(f"candidate programs run in: {level}")
-        for task in {cell.task.benchmark: cell.task for cell in cells}.values():
-            self._tasks(replace(task, perturbation=None), PromptConfig())
+        for task in {cell.task.name: cell.task for cell in cells}.values():
+            self._tasks(task, PromptConfig())
+        used = {(c.family.name, c.condition.weights): c for c in cells}
+        for cell in used.values():
+            checkpoint = cell.family.checkpoint(cell.condition.weights)
+            check_compatible(cell.family.target, checkpoint, checkpoint)
+            if cell.condition.alpha:
+                self.plan.vector(cell.family)
+
+    def ready(self, cell: Cell) -> None:
+        """Start the engine that a cell needs, if it is not the one that runs."""
+        self._engine(cell.family)
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Evaluate one cell, write its record and return its metrics."""
@@ -147,10 +167,7 @@ class Runner:
     def _steer(self, engine: Engine, family: Family, condition: Condition) -> None:
         start, terms = family.checkpoint(condition.weights), []
         if condition.alpha:
-            vector = self.plan.vector_folder(family) / "vector.safetensors"
-            if not vector.is_file():
-                raise UserError(f"{vector}: no such vector; run the stage 'extract' first")
-            terms = [Term(str(vector), condition.alpha, condition.seed)]
+            terms = [Term(str(self.plan.vector(family)), condition.alpha, condition.seed)]
         wanted = f"{start.path} {terms}"
         if wanted != self.weights:
             self.weights = ""  # until the swap is certified nothing is loaded
@@ -307,7 +324,12 @@ def _merge(
             if task.OUTPUT_TYPE == "multiple_choice":
                 choices = [arguments[1] for arguments in row["arguments"]]
                 likelihoods = [float(r[0][0]) for r in row["resps"]]
-                sample["output"] = choices[max(range(len(choices)), key=likelihoods.__getitem__)]
+                options = task.doc_to_choice(
+                    doc
+                )  # acc_norm divides by their length in characters, as lm-eval does
+                lengths = [len(o) if b.metric.startswith("acc_norm,") else 1 for o in options]
+                chosen = max(range(len(options)), key=lambda i: likelihoods[i] / lengths[i])
+                sample["output"] = choices[chosen]
                 sample["loglikelihoods"] = likelihoods
                 sample |= {"prompt_tokens": 0, "tokens": 0, "finish": "scored"}
             else:

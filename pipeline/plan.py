@@ -10,6 +10,7 @@ What is not in `inputs` (paths, W&B, batch size where answers do not move with i
 
 import ast
 import importlib.metadata
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import ROOT, BenchmarkConfig, CheckpointConfig, Config, FamilyConfig, Weights
 from pipeline.errors import UserError
 from pipeline.records import SCHEMA, digest, is_done
+from pipeline.vector import Vector
 
 PROTOCOL = 1  # raise it when pipeline/evaluate.py or lm.py changes what an answer or a score is
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
@@ -116,6 +118,25 @@ class Plan:
     def missing(self) -> list[Cell]:
         """Cells without a record."""
         return [cell for cell in self.unique() if not is_done(self.results, cell.key)]
+
+    def vector(self, family: Family) -> Path:
+        """The file of a family's vector.
+
+        Raises:
+            UserError: if it is not there, or is not what was extracted.
+        """
+        folder = self.vector_folder(family)
+        try:
+            extracted = json.loads((folder / "fingerprint.json").read_text())
+        except (OSError, ValueError):
+            raise UserError(
+                f"{folder}: no whole vector; remove the folder and run the stage 'extract'"
+            ) from None
+        if Vector.open(folder).fingerprint != extracted:
+            raise UserError(
+                f"{folder}: the vector is not the one that was extracted; remove the folder and run again"
+            )
+        return folder / "vector.safetensors"
 
     def vector_folder(self, family: Family) -> Path:
         return self.results / "vectors" / str(family.vector_key)
@@ -230,7 +251,7 @@ def wanted(config: Config, condition: Condition, task: Task) -> bool:
 def conditions_of(config: Config) -> Iterator[Condition]:
     """The rows of the grid: each condition, once for each of its seeds, and the sweep."""
     for name, c in config.conditions.items():
-        seeds: list[int | None] = list(c.seeds) or [None]
+        seeds: list[int | None] = list(dict.fromkeys(c.seeds)) or [None]
         for seed in seeds:
             full = name if seed is None else f"{name}-s{seed}"
             label = c.label if seed is None else f"{c.label} (seed {seed})"
@@ -313,7 +334,7 @@ def _inputs(config: Config, family: Family, condition: Condition, task: Task) ->
         "protocol": PROTOCOL,
         "weights": weights,
         "model": _model_config(family.target),
-        "tokenizer": family.target.tokenizer_fingerprint if chat else None,
+        "tokenizer": family.target.tokenizer_fingerprint,
         "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
         "task": {
             "names": names,
@@ -328,6 +349,7 @@ def _inputs(config: Config, family: Family, condition: Condition, task: Task) ->
         "documents": [
             data.fingerprint(dataset, config.data.folder, s, b.num_fewshot > 0) for s in task.subtasks
         ],
+        "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
         "perturbation": _perturbation(b.form, task.perturbation, config.perturbation_seed),
         "decoding": "greedy",
         "engine": _numerics(config),
@@ -371,7 +393,10 @@ def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     origin = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
     model = {k: v for k, v in checkpoint.config.items() if k not in origin}
     path = checkpoint.path / "generation_config.json"
-    generation = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    try:
+        generation = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as e:
+        raise UserError(f"{path}: cannot be read as JSON ({e}); mend it or download it again") from None
     return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}
 
 

@@ -121,9 +121,7 @@ def _tokenizer(family: FamilyConfig) -> Any:
 
     where = locate(family.target)
     try:
-        return AutoTokenizer.from_pretrained(
-            where, revision=family.target.revision, trust_remote_code=family.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(where, revision=family.target.revision)
     except (OSError, ValueError) as e:
         raise UserError(f"{where}: its tokenizer cannot be read ({' '.join(str(e).split())[:160]})") from e
 

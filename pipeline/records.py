@@ -50,6 +50,13 @@ class Record:
         Raises:
             DamagedRecord: if the file is not the one that the record was written with.
         """
+        return [json.loads(line) for line in self._samples().splitlines()]
+
+    def check(self) -> bool:
+        """True; or `DamagedRecord`, as `samples` raises it."""
+        return bool(self._samples()) or True
+
+    def _samples(self) -> bytes:
         path = self.folder / "samples.jsonl"
         try:
             data = path.read_bytes()
@@ -61,7 +68,7 @@ class Record:
             raise DamagedRecord(
                 f"{path}: checksum differs from its record; remove {self.folder} and run again"
             )
-        return [json.loads(line) for line in data.splitlines()]
+        return data
 
 
 def cell_folder(results: Path, key: str) -> Path:
@@ -69,8 +76,23 @@ def cell_folder(results: Path, key: str) -> Path:
 
 
 def is_done(results: Path, key: str) -> bool:
-    """Whether the cell has a record (a folder is complete as soon as it exists)."""
-    return (cell_folder(results, key) / "record.json").is_file()
+    """Whether the cell has a record whose bytes are what was written."""
+    try:
+        record = read_record(results, key)
+        return record is not None and record.check()
+    except DamagedRecord:
+        return False
+
+
+def set_aside(results: Path, key: str) -> Path | None:
+    """Move what is left of a damaged record to results/damaged, so that it can be computed again."""
+    folder = cell_folder(results, key)
+    if not folder.exists() or is_done(results, key):
+        return None
+    (results / "damaged").mkdir(exist_ok=True)
+    away = Path(tempfile.mkdtemp(prefix=f"{key[:16]}-", dir=results / "damaged"))
+    os.rename(folder, away)
+    return away
 
 
 def read_record(results: Path, key: str) -> Record | None:

@@ -7,6 +7,7 @@ render    tables, figures and the report, from records alone    → paper_tables
 track     W&B runs, from records alone                          → the W&B server, or results/wandb/
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,23 +16,25 @@ from pipeline import estimate
 from pipeline.config import ROOT, Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.plan import Plan, code_fingerprint, make_plan
-from pipeline.records import digest, manifest_path, new_folder, read_manifest, write_json
+from pipeline.records import digest, manifest_path, new_folder, write_json
 
 Report = Callable[[str], None]
 
 
 def prepare(config: Config) -> Plan:
-    """Find or generate the documents, and make the plan; writes the manifest."""
+    """Find or generate the documents, and make the plan."""
+    os.environ.setdefault("RV_CACHE", str(Path(config.results) / ".cache"))
     find_documents(config)
-    plan = make_plan(config)
-    write_json(manifest_path(plan.results, config.name), plan.manifest())
-    return plan
+    return make_plan(config)
 
 
 def find_documents(config: Config) -> None:
     """Set `data.folder` to the generated documents if the experiment has a generator, and check that it is there."""
+    if config.data.generator is not None and config.data.folder is not None:
+        raise UserError("data: folder and generator are both set; add data.generator=null to use the folder")
     if config.data.generator is not None:
         config.data.folder = str(_generated(config))
+        config.data.generator = None
     if config.data.folder is not None and not Path(config.data.folder).is_dir():
         raise UserError(
             f"data.folder={config.data.folder}: no such folder; make it, or unset it to use the hub"
@@ -68,6 +71,7 @@ def run(config: Config, report: Report = print) -> None:
         for line in filter(None, [estimate.describe(config)]):
             report(line)
     plan = prepare(config)
+    write_json(manifest_path(plan.results, config.name), plan.manifest())
     report(summary(plan))
     for stage in stages:
         _STAGES[stage](plan, report)
@@ -96,12 +100,15 @@ def extract(plan: Plan, report: Report) -> None:
             report(f"{family.name}: {note}")
         folder = plan.vector_folder(family)
         if folder.is_dir():
+            plan.vector(family)
             continue
         with new_folder(folder) as temporary:
             path = extract_vector(family.grpo, family.sft, temporary)
             alphas = sorted({c.alpha for c in plan.conditions if c.alpha})
-            data = geometry.report(Vector.open(path), family.target, alphas, sft=family.sft, base=family.base)
+            vector = Vector.open(path)
+            data = geometry.report(vector, family.target, alphas, sft=family.sft, base=family.base)
             write_json(temporary / "geometry.json", data | {"notes": notes})
+            write_json(temporary / "fingerprint.json", vector.fingerprint)
         report(f"{family.name}: vector written to {folder}")
 
 
@@ -117,7 +124,7 @@ def render(plan: Plan, report: Report) -> None:
     from pipeline import figures, tables
     from pipeline.report import render as render_report
 
-    manifest = read_manifest(manifest_path(plan.results, plan.config.name))
+    manifest = plan.manifest()
     out = Path(plan.config.tables) / plan.config.name
     written = tables.render(manifest, plan.results, out)
     drawn = figures.render(manifest, plan.results, out)

@@ -89,7 +89,14 @@ def _runs(plan: Plan) -> list[dict[str, Any]]:
         if len(complete) == len(cells):
             keys = sorted(cell.key for cell in cells)
             name = f"{family} {cells[0].condition.label}"
-            runs.append({"id": _id(plan, condition, keys), "name": name, "family": family, "cells": complete})
+            runs.append(
+                {
+                    "id": _id(plan, f"{family}/{condition}", keys),
+                    "name": name,
+                    "family": family,
+                    "cells": complete,
+                }
+            )
     if runs:
         keys = sorted(str(run["id"]) for run in runs)
         runs.append({"id": _id(plan, "summary", keys), "name": "summary", "family": "summary", "cells": []})

@@ -9,7 +9,7 @@ embedding, as it was. So the head is packed again, and `pipeline.certificate` co
 streamed. The prefix cache is not touched here: the engine empties it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ class SteeringExtension:
 
     model_runner: "GPUModelRunner"
 
-    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> dict[str, Any]:
+    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> list[str]:
         """Make the live weights `target` + Σ α·v, as `pipeline.vector.steered_tensors` computes them.
 
         Args:
@@ -33,26 +33,19 @@ class SteeringExtension:
             terms: (vector file, α, seed of the random control or None) for each vector.
 
         Returns:
-            {"tensors": number of tensors taken, "wrong": names of live parameters that are not what was asked for}.
+            Names of live parameters that are not what was asked for: none, if all is well.
         """
         from pipeline.vector import Term, steered_tensors
 
         return self.load(steered_tensors(target, [Term(*term) for term in terms]))
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
         """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns."""
         model: Any = self.model_runner.get_model()
         certificate = Certificate(model)
-        taken = 0
-
-        def counted() -> Iterator[tuple[str, torch.Tensor]]:
-            nonlocal taken
-            for taken, item in enumerate(certificate.watch(tensors), start=1):  # noqa: B007
-                yield item
-
-        self.model_runner.reload_weights(weights_iterator=counted())
+        self.model_runner.reload_weights(weights_iterator=certificate.watch(tensors))
         self._pack_tied_head(model)
-        return {"tensors": taken, "wrong": certificate.differences()}
+        return certificate.differences()
 
     @staticmethod
     def _pack_tied_head(model: Any) -> None:

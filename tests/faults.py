@@ -20,7 +20,7 @@ class FaultyExtension(SteeringExtension):
     def plant(self, fault: str) -> None:
         self.fault = fault
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
         model: Any = self.model_runner.get_model()
         stock = model.load_weights
         model.load_weights = lambda weights: stock(self._spoilt(weights))

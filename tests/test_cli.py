@@ -36,6 +36,7 @@ def pipeline(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]
         (["experiment=micro", "data.folder=no/such/folder", "data.generator=null"], "no/such/folder"),
         (["experiment=micro", "data.generator=other"], "data.generator"),
         (["experiment=micro", "families.micro.sft=null"], "need both donors"),
+        (["experiment=micro", "data.folder=some/folder"], "folder and generator are both set"),
         (["plann"], "unknown command 'plann'"),
     ],
 )
@@ -85,3 +86,38 @@ def test_a_shipped_family_is_found_from_any_folder(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the file is empty"),
+        ("{not json}", "cannot be read as JSON rows"),
+        ("[1, 2]", "list of JSON objects"),
+    ],
+)
+def test_documents_that_are_none_are_named(content: str, message: str, tmp_path: Path) -> None:
+    data = tmp_path / "data" / "gsm8k" / "test.jsonl"
+    data.parent.mkdir(parents=True)
+    data.write_text(content)
+    overrides = [
+        "experiment=micro",
+        "tasks=[gsm8k]",
+        "data.generator=null",
+        f"data.folder={tmp_path / 'data'}",
+    ]
+    ran = pipeline(*overrides, results=tmp_path / "results")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
+    assert message in ran.stderr and "test.jsonl" in ran.stderr
+
+
+def test_a_changed_vector_file_is_refused(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert pipeline("experiment=micro", "stages=[extract]", results=results).returncode == 0
+    (vector,) = results.glob("vectors/*/vector.safetensors")
+    data = bytearray(vector.read_bytes())
+    data[-40:-20] = bytes(20)
+    vector.write_bytes(data)
+    ran = pipeline("experiment=micro", "stages=[extract]", results=results)
+    assert ran.returncode == 2 and "not the one that was extracted" in ran.stderr

@@ -66,6 +66,12 @@ def test_every_option_says_what_it_is(group: str) -> None:
         (["benchmarks.gsm8k.limit=-1"], "benchmarks.gsm8k.limit: expected a positive number"),
         (["engine.device=tpu"], "engine.device: Invalid value 'tpu', expected one of [cpu, gpu]"),
         (["experiment=model"], "families.model.target.id: a value is required"),
+        (["name=../../evil"], "name: expected letters"),
+        (["results="], "results: expected a folder"),
+        (["engine.dtype=float33"], "engine.dtype: expected one of"),
+        (["engine.max_model_len=0"], "engine.max_model_len: expected a positive number"),
+        (["benchmarks.gsm8k.max_gen_toks=0"], "benchmarks.gsm8k.max_gen_toks: expected a positive number"),
+        (["benchmarks.gsm8k.num_fewshot=-1"], "num_fewshot: expected 0 or more"),
         (["no equals sign"], "override not understood"),
     ],
 )

@@ -1,6 +1,7 @@
 """Cells and their keys: whatever can change an answer changes the key, and nothing else does."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -97,9 +98,7 @@ def test_with_batches_that_move_answers_the_batch_size_changes_the_key(models: P
     )
 
 
-@pytest.mark.parametrize(
-    ("part", "condition"), [("target", "baseline"), ("sft", "vector"), ("grpo", "grpo")]
-)
+@pytest.mark.parametrize(("part", "condition"), [("target", "baseline"), ("sft", "vector"), ("grpo", "grpo")])
 def test_a_changed_weight_changes_the_key(part: str, condition: str, models: Path, data: Path) -> None:
     before = key(plan(models, data), condition)
     path = models / part / "model.safetensors"
@@ -107,6 +106,26 @@ def test_a_changed_weight_changes_the_key(part: str, condition: str, models: Pat
     state["model.norm.weight"][0] += 1e-6
     save_file(state, path, metadata={"format": "pt"})
     assert key(plan(models, data), condition) != before
+
+
+def test_a_changed_weight_is_seen_though_size_and_time_are_the_same(models: Path, data: Path) -> None:
+    path = models / "target" / "model.safetensors"
+    before, stat = key(plan(models, data)), path.stat()
+    state = load_file(path)
+    state["model.norm.weight"] *= 3
+    save_file(state, path, metadata={"format": "pt"})
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert key(plan(models, data)) != before
+
+
+def test_a_changed_tokenizer_changes_the_key_without_a_chat_template_too(models: Path, data: Path) -> None:
+    before = key(plan(models, data, "families.micro.chat=false"))
+    path = models / "target" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
+    path.write_text(json.dumps(tokenizer))
+    assert key(plan(models, data, "families.micro.chat=false")) != before
 
 
 def test_a_changed_document_changes_the_key(models: Path, data: Path) -> None:
@@ -144,7 +163,7 @@ def test_comments_and_docstrings_are_not_code(tmp_path: Path) -> None:
 
 def test_the_manifest_names_every_cell(models: Path, data: Path) -> None:
     made = plan(models, data)
-    manifest = json.loads((data.parent / "results" / "runs" / "micro.json").read_text())
+    manifest = made.manifest()
     assert {c["key"] for c in manifest["cells"]} == {c.key for c in made.cells}
     for cell in manifest["cells"]:
         assert cell["family"] in manifest["families"]

@@ -9,8 +9,10 @@ from pipeline.records import (
     DamagedRecord,
     cell_folder,
     digest,
+    is_done,
     new_folder,
     read_record,
+    set_aside,
     write_json,
     write_record,
 )
@@ -84,3 +86,14 @@ def test_json_is_replaced_in_one_step_or_not_at_all(tmp_path: Path) -> None:
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["m.json"]
+
+
+@pytest.mark.parametrize("file", ["record.json", "samples.jsonl"])
+def test_a_damaged_record_is_set_aside_and_written_again(tmp_path: Path, file: str) -> None:
+    key = written(tmp_path)
+    assert is_done(tmp_path, key) and set_aside(tmp_path, key) is None
+    (cell_folder(tmp_path, key) / file).unlink()
+    assert not is_done(tmp_path, key)
+    away = set_aside(tmp_path, key)
+    assert away is not None and len(list(away.iterdir())) == 1
+    assert written(tmp_path) == key and is_done(tmp_path, key)
