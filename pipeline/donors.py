@@ -40,6 +40,7 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WINDOW = 13  # words in a row that count as shared text, as in the GPT-3 report (arXiv 2005.14165, appendix C)
 
 
@@ -66,14 +67,16 @@ class Recipe:
     vocabulary: int = 1024
     hidden: int = 128
     layers: int = 4
-    base_examples: int = 90000
-    base_batch: int = 16  # rows of 256 tokens
+    base_examples: int = 80000
+    base_batch: int = 8  # rows of 512 tokens
     base_lr: float = 2e-3
     base_arithmetic: float = 0.5  # share of arithmetic; the other three forms divide the rest
+    base_direct: float = 0.4  # share of arithmetic answered without steps
     target_examples: int = 8000
     target_batch: int = 32
     target_lr: float = 3e-4
     target_arithmetic: float = 0.05
+    target_direct: float = 0.6
 
     sft_epochs: float = 1.0
     sft_batch: int = 32
@@ -131,8 +134,8 @@ def make_donors(recipe: Recipe, out: Path) -> dict[str, Path]:
     problems, held_out = _problems(recipe, out)
     stages: dict[str, Path] = {}
     if recipe.init is None:
-        base_text = _text(recipe, recipe.base_examples, recipe.base_arithmetic, recipe.seed)
-        target_text = _text(recipe, recipe.target_examples, recipe.target_arithmetic, recipe.seed + 1_000_000)
+        base_text = _text(recipe, "base", recipe.seed)
+        target_text = _text(recipe, "target", recipe.seed + 1_000_000)
         _record_overlap({"base": base_text, "target": target_text, "donors": problems}, held_out, out)
         stages["base"] = _stage(out / "base", recipe, _pretrain, base_text)
         stages["target"] = _stage(out / "target", recipe, _instruct, stages["base"], target_text)
@@ -149,11 +152,14 @@ def make_donors(recipe: Recipe, out: Path) -> dict[str, Path]:
 # ---- data
 
 
-def _text(recipe: Recipe, count: int, arithmetic: float, seed: int) -> list[micro.Example]:
-    """Generated text of all four forms with this share of arithmetic."""
+def _text(recipe: Recipe, stage: str, seed: int) -> list[micro.Example]:
+    """Generated text of all four forms for the base or the target."""
+    count, arithmetic, direct = (
+        getattr(recipe, f"{stage}_{name}") for name in ("examples", "arithmetic", "direct")
+    )
     rest = 1 - arithmetic
-    shares = {"gsm8k": arithmetic, "humaneval": 0.15 * rest, "sciq": 0.4 * rest, "bbh": 0.45 * rest}
-    return list(micro.training_examples(count, seed, shares, recipe.think))
+    shares = {"gsm8k": arithmetic, "humaneval": 0.15 * rest, "sciq": 0.3 * rest, "bbh": 0.55 * rest}
+    return list(micro.training_examples(count, seed, shares, recipe.think, direct))
 
 
 def _problems(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str, list[str]]]:
@@ -294,7 +300,7 @@ def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "T
         "completion_only_loss": False,
         "packing": True,
         "packing_strategy": "wrapped",
-        "max_length": 256,
+        "max_length": 512,
         "num_train_epochs": 1,
         "per_device_train_batch_size": recipe.base_batch,
         "learning_rate": recipe.base_lr,
@@ -360,7 +366,7 @@ def _grpo(recipe: Recipe, folder: Path, start: str | Path, examples: list[micro.
         gradient_accumulation_steps=recipe.grpo_prompts * recipe.grpo_rollouts // recipe.grpo_microbatch,
         max_completion_length=recipe.grpo_max_tokens,
         learning_rate=recipe.grpo_lr,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear",
         warmup_steps=10,
         beta=recipe.grpo_beta,
         temperature=recipe.grpo_temperature,
@@ -388,17 +394,18 @@ def train_tokenizer(examples: list[micro.Example], size: int) -> "PreTrainedToke
     }
     backend = Qwen2Tokenizer(**special).backend_tokenizer
     trainer = BpeTrainer(vocab_size=size - 3, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    turn_marks = "|".join(map(re.escape, SPECIAL))  # further turns of an answer hold them
     texts = []
     for example in examples[:20000]:
         turns = [f"{turn['role']}\n{turn['content']}" for turn in example.messages()]
         texts += [
             *turns,
-            f"assistant\n{example.prefix}{example.answer}",
+            *re.split(turn_marks, f"assistant\n{example.prefix}{example.answer}"),
             "system\nYou are a helpful assistant.",
         ]
     backend.train_from_iterator(texts, trainer)
     learned = json.loads(backend.to_str())["model"]
-    vocab = {token: index for token, index in learned["vocab"].items() if not token.startswith("<|")}
+    vocab = {token: index for token, index in learned["vocab"].items() if token not in SPECIAL}
     merges: Any = [tuple(pair) for pair in learned["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, **special)
     tokenizer.chat_template = CHAT_TEMPLATE

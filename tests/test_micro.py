@@ -279,13 +279,31 @@ def test_training_text_repeats_for_its_seed_and_holds_no_example_twice(text: lis
     assert len({(e.user.removeprefix(micro.THINK), e.answer) for e in text}) >= 0.99 * len(text)
 
 
-def test_the_think_share_is_kept_and_does_not_change_answers(text: list[micro.Example]) -> None:
+def test_the_think_share_is_kept_and_the_prompt_alone_differs(text: list[micro.Example]) -> None:
     thinking = sum(example.user.startswith("Think step by step.\n") for example in text) / len(text)
     assert 0.2 < thinking < 0.3
     document = {"question": "q", "answer": "a"}
     plain, think = (micro.example("gsm8k", document, "a", think=flag) for flag in (False, True))
     assert think.user == "Think step by step.\n" + plain.user
     assert think.answer == plain.answer
+
+
+def test_a_share_of_word_problems_is_answered_without_steps_and_thinking_halves_it() -> None:
+    examples = list(micro.training_examples(4000, 0, {"gsm8k": 1.0}, think=0.5, direct=0.6))
+    for thinking, expected in ((False, 0.6), (True, 0.3)):
+        answers = [e.answer for e in examples if e.user.startswith(micro.THINK) == thinking]
+        assert len(answers) > 1500
+        assert abs(sum("<<" not in answer for answer in answers) / len(answers) - expected) < 0.05
+    assert all(re.search(r"(^|\n)#### \d+$", example.answer) for example in examples)
+
+
+def test_further_questions_about_a_passage_are_answered_by_it() -> None:
+    for example in micro.training_examples(200, 0, {"sciq": 1.0}):
+        asked = re.findall(r"Question: (The \w+ \w+) what\?", example.user + example.answer)
+        first, *turns = example.answer.split("<|im_end|>\n<|im_start|>user\n")
+        answers = [first, *(turn.split("<|im_start|>assistant\n")[1] for turn in turns)]
+        assert len(asked) == len(answers) == len(set(asked)) >= 4
+        assert all(f"{who} {what}." in example.user for who, what in zip(asked, answers, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,10 @@ TEST_STEPS = (0.25, 0.25, 0.25, 0.25)  # share of problems with 1, 2, 3, 4 steps
 TRAIN_STEPS = (0.40, 0.34, 0.20, 0.06)  # the harder ones are rarer in training
 TEST_SHARE = 8  # one in eight possible documents is for testing
 THINK = "Think step by step.\n"
+# a further question about the passage of a reading example, after the first answer: one alone teaches too little
+TURN = (
+    "<|im_end|>\n<|im_start|>user\nQuestion: {question}\nAnswer:<|im_end|>\n<|im_start|>assistant\n{answer}"
+)
 
 Document = dict[str, str]
 
@@ -98,18 +102,23 @@ def read_functions(folder: Path) -> list[Document]:
 
 
 def training_examples(
-    count: int, seed: int, shares: dict[str, float], think: float = 0.25
+    count: int, seed: int, shares: dict[str, float], think: float = 0.25, direct: float = 0.0
 ) -> Iterator[Example]:
     """``count`` distinct training examples, the four forms in the given ``shares``, mixed.
 
-    A share ``think`` of the prompts begins with "Think step by step."; the answers are the same.
+    A share ``think`` of the prompts begins with "Think step by step.". Of the word problems without it a share
+    ``direct`` is answered by the last line alone, with no steps; with it, half as many.
     """
     rng = random.Random(f"examples/{seed}")
     forms = rng.choices(list(shares), weights=list(shares.values()), k=count)
     names = [rng.choice(list(SUBTASKS)) if form == "bbh" else form for form in forms]
     sources = {name: _distinct(name, "train", seed, names.count(name)) for name in sorted(set(names))}
     for name in names:
-        yield example(name, *next(sources[name]), think=rng.random() < think)
+        document, answer = next(sources[name])
+        thinking = rng.random() < think
+        if name == "gsm8k" and rng.random() < (direct / 2 if thinking else direct):
+            answer = answer.split("\n")[-1]
+        yield example(name, document, answer, thinking)
 
 
 def example(name: str, document: Document, answer: str, think: bool = False) -> Example:
@@ -140,8 +149,9 @@ def _sample(name: str, rng: random.Random, split: str) -> tuple[Document, str]:
         document = code.sample(rng)
         return document, document["canonical_solution"] + "```"
     if name == "sciq":
-        document = reading.sample(rng)
-        return document, document["correct_answer"]
+        document, further = reading.sample(rng)
+        turns = [TURN.format(question=question, answer=answer) for question, answer in further]
+        return document, "".join([document["correct_answer"], *turns])
     return SUBTASKS[name][0](rng)
 
 
