@@ -113,7 +113,10 @@ class Plan:
 
     def unique(self) -> list[Cell]:
         """One cell for each key, in the order in which they are computed."""
-        return list({cell.key: cell for cell in self.cells}.values())
+        found: dict[str, Cell] = {}
+        for cell in self.cells:
+            found.setdefault(cell.key, cell)  # named by the first condition that needs it
+        return list(found.values())
 
     def missing(self) -> list[Cell]:
         """Cells without a record."""
