@@ -138,6 +138,7 @@ class Queue:
         self.given_up: list[Cell] = []
         self.progress = Progress(len(cells), report)
         count, self.options = resources(plan.config.engine, plan.config.launcher, self.ray.nodes())
+        self.stillborn, self.most_stillborn = 0, ATTEMPTS * count
         self.reference = ray.put(plan)
         self.running: dict[Any, Worker] = {}
         for _ in range(min(count, len(cells))):
@@ -150,7 +151,7 @@ class Queue:
             while self.cells or any(worker.cell for worker in self.running.values()):
                 if not self.running:
                     raise UserError(
-                        f"every worker died before it had a cell, {len(self.cells)} cells are left; see Ray's logs"
+                        f"workers die before they have a cell, {len(self.cells)} cells are left; see Ray's logs"
                     )
                 ended, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
                 if not ended and not any(worker.cell for worker in self.running.values()):
@@ -187,7 +188,9 @@ class Queue:
     def _bury(self, cell: Cell | None) -> None:
         """A worker is gone: its cell is tried again by another, unless it has killed enough of them."""
         if cell is None:
-            return self.report("a worker died while it was starting")
+            self.report("a worker died while it was starting")
+            self.stillborn += 1
+            return self._start_worker() if self.stillborn < self.most_stillborn else None
         self.deaths[cell.key] = self.deaths.get(cell.key, 0) + 1
         again = self.deaths[cell.key] < ATTEMPTS
         self.report(

@@ -80,6 +80,8 @@ class Fatal:
 
     def __init__(self, process: dict[str, Any], plan: list[Any]) -> None:
         self.results = Path(ray.get(plan[0]).config.results)
+        if (self.results / "stillborn").exists():
+            os._exit(1)
 
     def start(self) -> None:
         pass
@@ -129,6 +131,15 @@ def test_a_cell_that_kills_two_workers_is_given_up_and_the_others_are_done(
         drain(tmp_path, monkeypatch, "always", "one", "two", "three")
     lines = (tmp_path / "lines").read_text()
     assert all(f"a · {name} · {name} " in lines for name in ("one", "two", "three"))
+
+
+@pytest.mark.slow
+def test_workers_that_never_start_end_the_run(
+    started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stillborn").touch()
+    with pytest.raises(UserError, match="workers die before they have a cell, 2 cells are left"):
+        drain(tmp_path, monkeypatch, "one", "two")
 
 
 @pytest.mark.slow
@@ -223,6 +234,6 @@ def test_tables_and_answers_are_those_of_a_local_run(
         nodes.shutdown()
     log = (root / f"{name}.log").read_text()
     assert 3 <= done < CELLS, "the run was over before anything happened to it"
-    assert log.count("a worker died") == (0 if event == "nothing" else 1), log[-3000:]
+    assert log.count("a worker died on ") == (0 if event == "nothing" else 1), log[-3000:]
     assert len(finished(root, name)) == CELLS
     assert outcome(root, name) == reference
