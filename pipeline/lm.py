@@ -50,8 +50,8 @@ class SteeredLM(VLLM):
         return self._encoded[key]
 
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
-        # "auto" would ask vLLM for a progress bar, which divides by zero
-        auto, self.batch_size = self.batch_size, 0
+        auto: Any = self.batch_size
+        self.batch_size = 0  # "auto" would ask vLLM for a progress bar, which divides by zero
         try:
             outputs = super()._model_generate(requests, generate, sampling_params)
         finally:
