@@ -27,6 +27,8 @@ class SteeredLM(VLLM):
     `generations` and the counters cover the requests since the last `reset`.
     """
 
+    batch_size: Any
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.reset()
@@ -50,7 +52,7 @@ class SteeredLM(VLLM):
         return self._encoded[key]
 
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
-        auto: Any = self.batch_size
+        auto = self.batch_size
         self.batch_size = 0  # "auto" would ask vLLM for a progress bar, which divides by zero
         try:
             outputs = super()._model_generate(requests, generate, sampling_params)
