@@ -68,15 +68,15 @@ class Recipe:
     hidden: int = 128
     layers: int = 4
     base_examples: int = 80000
-    base_batch: int = 8  # rows of 512 tokens
+    base_batch: int = 16  # rows of 256 tokens
     base_lr: float = 2e-3
     base_arithmetic: float = 0.5  # share of arithmetic; the other three forms divide the rest
-    base_direct: float = 0.4  # share of arithmetic answered without steps
+    base_direct: float = 0.0  # share of arithmetic answered without steps
     target_examples: int = 8000
     target_batch: int = 32
     target_lr: float = 3e-4
     target_arithmetic: float = 0.05
-    target_direct: float = 0.6
+    target_direct: float = 0.0
 
     sft_epochs: float = 1.0
     sft_batch: int = 32
@@ -85,10 +85,10 @@ class Recipe:
     sft_max_tokens: int = 512  # prompt and answer
 
     grpo_start: str = "sft"  # or "init"
-    grpo_steps: int = 300
-    grpo_prompts: int = 24  # prompts a step
+    grpo_steps: int = 150
+    grpo_prompts: int = 16  # prompts a step
     grpo_rollouts: int = 8  # answers a prompt
-    grpo_microbatch: int = 192  # answers in one backward pass
+    grpo_microbatch: int = 128  # answers in one backward pass
     grpo_lr: float = 3e-5
     grpo_beta: float = 0.0  # weight of the KL term
     grpo_temperature: float = 1.0
@@ -158,7 +158,7 @@ def _text(recipe: Recipe, stage: str, seed: int) -> list[micro.Example]:
         getattr(recipe, f"{stage}_{name}") for name in ("examples", "arithmetic", "direct")
     )
     rest = 1 - arithmetic
-    shares = {"gsm8k": arithmetic, "humaneval": 0.15 * rest, "sciq": 0.3 * rest, "bbh": 0.55 * rest}
+    shares = {"gsm8k": arithmetic, "humaneval": 0.15 * rest, "sciq": 0.4 * rest, "bbh": 0.45 * rest}
     return list(micro.training_examples(count, seed, shares, recipe.think, direct))
 
 
@@ -300,7 +300,7 @@ def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "T
         "completion_only_loss": False,
         "packing": True,
         "packing_strategy": "wrapped",
-        "max_length": 512,
+        "max_length": 256,
         "num_train_epochs": 1,
         "per_device_train_batch_size": recipe.base_batch,
         "learning_rate": recipe.base_lr,
