@@ -131,13 +131,11 @@ def render(plan: Plan, report: Report) -> None:
     page = render_report(manifest, plan.results, out, drawn)
     for line in tables.problems(manifest, plan.results):
         report(line)
-    report("\n" + tables.terminal(manifest, plan.results))
-    report("")
-    for line in tables.verdicts(manifest, plan.results):
-        report(line)
-    report("")
     for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
         report(f"{what}: " + " ".join(str(f) for f in files))
+    report("\n" + tables.terminal(manifest, plan.results) + "\n")
+    for line in tables.verdicts(manifest, plan.results):
+        report(line)
 
 
 def track(plan: Plan, report: Report) -> None:
