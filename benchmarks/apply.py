@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="a scratch folder that does not exist yet")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mergekit", default=None, help="a folder that holds mergekit and what it needs")
+    parser.add_argument("--mergekit", type=Path, default=None, help="a folder that holds mergekit and what it needs")
     parser.add_argument("--only-generate", action="store_true", help="write the checkpoints and stop")
     arguments = parser.parse_args()
     folder: Path = arguments.dir.resolve()
@@ -169,14 +169,14 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
-def measure(folder: Path, layers: int, repeats: int, mergekit: str | None) -> None:
+def measure(folder: Path, layers: int, repeats: int, mergekit: Path | None) -> None:
     # Apart from this process: what a child shares with its parent at the start counts as the child's memory.
     subprocess.run(
         [sys.executable, __file__, "--dir", str(folder), "--layers", str(layers), "--only-generate"],
         check=True,
     )
     size = (folder / "target" / "model.safetensors").stat().st_size
-    path = [mergekit] if mergekit else []
+    path = [str(mergekit.resolve())] if mergekit else []
     (folder / "apply.yaml").write_text(MERGEKIT_APPLY.format(alpha=ALPHA, folder=folder))
     (folder / "extract.yaml").write_text(MERGEKIT_EXTRACT.format(folder=folder))
 
@@ -223,7 +223,7 @@ def measure(folder: Path, layers: int, repeats: int, mergekit: str | None) -> No
         "cp of the checkpoint": (copy("target/model.safetensors"), "copied", True),
     }
     if mergekit:
-        sys.path.append(mergekit)
+        sys.path += path
     if importlib.util.find_spec("mergekit"):
         sides["mergekit linear (extract)"] = (theirs("extract.yaml", "new"), "new", True)
         sides["mergekit task_arithmetic (apply)"] = (theirs("apply.yaml", "new"), "new", True)
