@@ -7,8 +7,9 @@ Runs `lm_eval --model vllm` on stock tasks, with nothing changed but where the d
 on the same model, prompts and settings: benchmarks of conf/benchmark as lm-eval has them, that is with its number of
 examples and its token limit (float32, so that batching cannot move a greedy answer). Then compares the prompt and the
 score of every document and, where they differ, shows both answers. `limit` is the number of documents of each task,
-shared out evenly among the subtasks where there are some. DATA_FOLDER is laid out as `data.folder`. Needs an engine that
-holds a prompt with its examples: 4096 tokens. Ends with status 1 if any document differs.
+shared out evenly among its subtasks and rounded up (BBH: 8 of each of the 27). DATA_FOLDER is laid out as
+`data.folder`. Needs an engine that holds a prompt with its examples: 4096 tokens. Ends with status 1 if any document
+differs.
 """
 
 import json
@@ -31,7 +32,6 @@ from pipeline.records import read_record
 from pipeline.stages import prepare
 
 TASKS = "gsm8k,gsm8k_cot_zeroshot,sciq,bbh,bbh_cot_fewshot"  # bbh is bbh_cot_zeroshot
-SUBTASKS = "boolean_expressions,navigate,object_counting"
 OPTIONS = ("model", "data", "tasks", "limit", "subtasks", "work")
 LENGTH = 4096
 Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in order
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"expected model=… data=… and of {', '.join(OPTIONS)}, found {' '.join(arguments)}")
     model, data = Path(options["model"]).resolve(), Path(options["data"]).resolve()
     work = Path(options.get("work") or tempfile.mkdtemp(prefix="parity-")).resolve()
-    limit, subtasks = int(options.get("limit", 200)), options.get("subtasks", SUBTASKS).split(",")
+    limit = int(options.get("limit", 200))
     config = compose(
         [
             "experiment=model",
@@ -60,9 +60,10 @@ def main(arguments: list[str]) -> int:
     index = task_manager().task_index
     for name in config.tasks or []:
         b = config.benchmarks[name]
-        b.subtasks = subtasks if b.subtasks else []
+        if b.subtasks and "subtasks" in options:
+            b.subtasks = options["subtasks"].split(",")
         b.limit = math.ceil(limit / max(1, len(b.subtasks)))
-        stock = b.task.format(subtask=subtasks[0])
+        stock = b.task.format(subtask=next(iter(b.subtasks), None))
         if b.changes or b.runs_code or stock not in index:
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
         b.num_fewshot, b.max_gen_toks = (index[stock].cfg or {}).get("num_fewshot") or 0, None

@@ -144,6 +144,8 @@ TOM = "Tom has 14 bags with 20 cards in each. "
         ("rounded", TOM + "He shares them among 90.", "<<14*20=280>>280\n<<280/90=3.11>>3.11\n#### 3.11"),
         ("a threshold", TOM + "A box holds at least 300. How many?", "<<300-14*20=20>>20\n#### 20"),
         ("only times of day and years", "From 1990 on Ann runs 3 hours at 10:30.", "<<3*2=6>>6\n#### 6"),
+        ("bank notes", "Ann has two $20 bills.", "2*20=$<<2*20=40>>40\n#### 40"),
+        ("an offer with something free", TOM + "With 3 bags he gets 5 cards free. How many?", "<<14*20+5=285>>285\n#### 285"),
         ("only percentages", "Ann saves 30% of her pay.", "<<100-30=70>>70\n#### 70"),
     ],
 )  # fmt: skip

@@ -4,14 +4,11 @@ import re
 
 import pytest
 
+from evals.perturbations import perturb
+from evals.perturbations.sciq import KINDS
 from tests.test_perturbations_common import SOURCES, load, pairs
 
 OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
-
-
-def opening(term: str) -> str:
-    """The first three letters after an article: the same for singular and plural."""
-    return re.sub(r"^(?:an?|the) ", "", term.lower().strip())[:3]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -29,23 +26,43 @@ def test_the_question_lists_each_option_once_in_varying_order(source: str):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_one_distractor_changes_to_one_that_was_wrong_for_the_same_answer_elsewhere(source: str):
-    documents = load(source, "sciq")
+def test_one_distractor_becomes_the_answer_with_one_word_exchanged(source: str):
     for original, changed in pairs(source, "sciq", "close_distractor"):
         different = [field for field in OPTIONS if changed[field] != original[field]]
         assert len(different) == 1 and different[0] != "correct_answer"
-        new = changed[different[0]]
-        assert new.lower() not in {original[field].lower() for field in OPTIONS}
-        together = [
-            {document[field].lower().strip() for field in OPTIONS}
-            for document in documents
-            if document is not original and new in (document[field].strip() for field in OPTIONS)
-        ]
-        assert any(
-            opening(original["correct_answer"]) == opening(option)
-            for options in together
-            for option in options
-        )
+        new, answer = changed[different[0]].lower().split(), original["correct_answer"].lower().split()
+        exchanged = [word for word, old in zip(new, answer, strict=True) if word != old]
+        assert len(exchanged) == 1
+        everything = " ".join(original[field] for field in ("question", "support", *OPTIONS)).lower()
+        assert not re.search(rf"\b{exchanged[0].strip('.,')}\b", everything)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "known", "new"),
+    [
+        ("What joins nuclei?", "nuclear fusion", "fission", None),  # the counterpart is named already
+        ("What joins nuclei?", "nuclear fusion", "fire", "nuclear fission"),
+        ("What does not join nuclei?", "nuclear fusion", "fire", None),
+        ("What carries blood to the heart?", "veins", "arteries", "capillaries"),
+        ("Which organ makes seeds?", "an ovary", "a leaf", None),  # "an testis"
+        ("Which oxide?", "carbon dioxide (CO2)", "a leaf", None),
+        ("Who?", "darwin", "newton", None),
+    ],
+)
+def test_only_a_free_counterpart_of_the_answer_is_taken(
+    question: str, answer: str, known: str, new: str | None
+) -> None:
+    fields = {"question": question, "support": f"Not {known}.", "correct_answer": answer}
+    document = fields | {"distractor1": "stone", "distractor2": "wind", "distractor3": "sand"}
+    changed = perturb("sciq", "close_distractor", [document])
+    assert [
+        d for c in changed for d in (c["distractor1"], c["distractor2"], c["distractor3"]) if d == new
+    ] == ([new] if new else [])
+    assert bool(changed) == (new is not None)
+
+
+def test_no_two_terms_of_a_kind_are_the_same():
+    assert all(len(set(terms)) == len(terms) > 1 for terms in KINDS)
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -261,7 +261,7 @@ def no_examples(document: Document, rng: random.Random, context: Context) -> Doc
     return replace_docstring(document, program, kept)
 
 
-@perturbation("humaneval", version=1)
+@perturbation("humaneval", version=2)
 def docstring_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Typing errors in about a sixth of the plain words of the docstring's description.
 

@@ -7,18 +7,25 @@ text that does not help).
 """
 
 import difflib
-import functools
 import random
 import re
 
-from evals.perturbations.common import Context, Document, irrelevant_facts, perturbation, sentences, words
+from evals.perturbations.common import (
+    REFERS_BACK,
+    Context,
+    Document,
+    irrelevant_facts,
+    perturbation,
+    sentences,
+)
 
 OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
 
 
-@perturbation("sciq", version=1)
+@perturbation("sciq", version=2)
 def irrelevant_support(document: Document, rng: random.Random, context: Context) -> Document | None:
-    """Three sentences about other things are put into the support, at random places between its sentences.
+    """Three sentences about other things are put into the support, at its end or before sentences that do not
+    refer back.
 
     Must stay true: every sentence of the support and their order, the question, the options and the answer;
     the new sentences share no content word with any of them. Left out: documents without a support.
@@ -30,9 +37,8 @@ def irrelevant_support(document: Document, rng: random.Random, context: Context)
     if len(facts) < 3:
         return None
     parts = sentences(document["support"].strip())
-    for place, fact in zip(
-        sorted((rng.randint(0, len(parts)) for _ in facts), reverse=True), facts, strict=True
-    ):
+    places = [i for i, part in enumerate(parts) if i == 0 or not REFERS_BACK.search(part)] + [len(parts)]
+    for place, fact in zip(sorted(rng.choices(places, k=3), reverse=True), facts, strict=True):
         if place == len(parts):
             parts[-1] += " "
             parts.append(fact)
@@ -70,80 +76,130 @@ def choice_order(document: Document, rng: random.Random, context: Context) -> Do
     return {**document, "question": f"{document['question']}\nOptions:\n{listed}"}
 
 
-@functools.cache
-def stem(term: str) -> str:
-    """A term in lower case without article, punctuation and plural ending."""
-    plain = re.sub(r"[^a-z0-9% ]", "", re.sub(r"^(?:the|an?) ", "", term.lower().strip()).replace("-", " "))
-    return " ".join(re.sub(r"(?:ies|es|s|y|e)$", "", word) for word in plain.split())
+# Terms of which at most one can be right: a line for each kind.
+KINDS = [
+    line.split()
+    for line in """
+    hydrogen oxygen nitrogen carbon helium sulfur calcium iron copper sodium
+    proton neutron electron
+    mercury venus mars jupiter saturn uranus neptune
+    mammal bird reptile amphibian insect
+    heart lung liver kidney stomach brain pancreas spleen bladder
+    nucleus ribosome chloroplast vacuole lysosome
+    mitochondria ribosomes chloroplasts vacuoles lysosomes
+    protein carbohydrate lipid
+    monosaccharide disaccharide polysaccharide
+    enzyme hormone antibody vitamin
+    bacteria viruses fungi protists
+    angiosperm gymnosperm
+    roots stems leaves flowers
+    digestive circulatory respiratory nervous endocrine excretory lymphatic
+    cardiovascular respiratory digestive
+    arteries veins capillaries
+    ventricle atrium
+    cornea retina iris pupil
+    skull spine pelvis
+    thyroid pituitary adrenal
+    ovary testis
+    ovaries testes
+    larva pupa
+    prophase metaphase anaphase telophase
+    photosynthesis respiration fermentation
+    prokaryotic eukaryotic
+    unicellular multicellular
+    invertebrate vertebrate
+    herbivore carnivore omnivore
+    producer consumer decomposer
+    mutualism commensalism parasitism
+    asexual sexual
+    endocytosis exocytosis
+    oviparous viviparous
+    hydrophobic hydrophilic
+    central peripheral
+    xylem phloem
+    gametophyte sporophyte
+    dna rna
+    genotype phenotype
+    igneous sedimentary metamorphic
+    crust mantle core
+    troposphere stratosphere mesosphere thermosphere
+    oceanic continental
+    evaporation condensation sublimation
+    melting freezing boiling
+    solid liquid gas
+    exothermic endothermic
+    ectothermic endothermic
+    single double triple
+    solvent solute
+    reactant product
+    anode cathode
+    metal nonmetal metalloid
+    fission fusion
+    kinetic potential
+    convex concave
+    converging diverging
+    longitudinal transverse
+    conduction convection radiation
+    biotic abiotic
+    biology chemistry physics geology astronomy
+    comet asteroid galaxy star
+    north south east west
+    left right
+    increases decreases
+    expands shrinks
+    slowly quickly
+    cold hot
+    low high
+    red white
+    red blue green yellow white black brown purple orange
+    """.strip().splitlines()
+]
 
 
-# Terms of school science that can both be right.
-OVERLAPPING = (
-    {"energy", "heat", "heating", "light", "fuel", "power", "electricity", "current", "radiation"},
-    {"matter", "substance", "material", "molecule", "compound", "chemical", "mixture", "mass", "water"},
-    {"air", "gas", "atmosphere", "vapor", "water", "liquid", "fluid"},
-    {"cell", "tissue", "organ", "organism", "animal", "life"},
-    {"movement", "motion", "drift", "spreading", "tectonic"},
-)
+NEGATION = re.compile(r"\b(?:not|cannot|no|unable|never|without|lacks?|lost|except)\b|n't\b", re.IGNORECASE)
 
 
-def akin(one: str, other: str) -> bool:
-    """Whether two terms may mean the same or be right together: one contains the other, all words of one
-    begin like words of the other, a word of one ends in a word of the other, or both name things that
-    overlap.
-    """
-    first, second = stem(one).split(), stem(other).split()
-    starts = [{word[:5] for word in term} for term in (first, second)]
-    if (
-        stem(one) in stem(other)
-        or stem(other) in stem(one)
-        or starts[0] <= starts[1]
-        or starts[1] <= starts[0]
-    ):
-        return True
-    if any(
-        a != b and len(b) > 3 and a.endswith(b)
-        for x, y in ((first, second), (second, first))
-        for a in x
-        for b in y
-    ):
-        return True
-    return any(
-        {stem(word) for word in family} & {*first} and {stem(word) for word in family} & {*second}
-        for family in OVERLAPPING
-    )
+def counterparts(answer: str) -> list[str]:
+    """The answer with one of its terms replaced by each other term of its kind; none if it has none."""
+    for terms in KINDS:
+        for term in terms:
+            match = re.search(rf"\b{term}(s?)\b", answer, re.IGNORECASE)
+            if match:
+                before, plural, after = answer[: match.start()], match[1], answer[match.end() :]
+                article = re.search(r"\ban? $", before) is not None
+                return [
+                    before + other + plural + after
+                    for other in terms
+                    if other not in answer.lower()
+                    and not (plural and other.endswith(("s", "y")))
+                    and not (article and (other[0] in "aeiou") != (term[0] in "aeiou"))
+                ]
+    return []
 
 
-@perturbation("sciq", version=1)
+def openings(text: str) -> set[str]:
+    """The first five letters of each word."""
+    return {word[:5] for word in re.findall(r"[a-z0-9]+", text.lower())}
+
+
+@perturbation("sciq", version=2)
 def close_distractor(document: Document, rng: random.Random, context: Context) -> Document | None:
-    """The distractor least like the answer gives way to a rival of the answer from another question.
+    """The distractor least like the answer in spelling gives way to a counterpart of the answer.
 
-    Changes: one distractor. The new one shared a question with the answer elsewhere in the data set, so it is
-    of the same kind and was written to be told apart from it; the nearest in spelling is taken. Must stay
-    true: the answer is the only right option; so nothing is taken that is akin to an option or stands in the
-    question or the support. Left out: documents whose answer has no such rival. Depends on the other
-    documents: give it the whole data set.
+    Changes: one distractor. The new one is the answer with one term replaced by another of its kind, such as
+    "fission" by "fusion" or "veins" by "arteries"; terms of a kind exclude each other. Must stay true: the
+    answer is the only right option; so no term is taken that stands in the question, the support or an
+    option. Left out: documents whose answer has no term of a known kind or no free counterpart, and
+    questions with a negation, to which many terms may be right.
     """
-    options = [document[field] for field in OPTIONS]
     answer = document["correct_answer"]
-
-    def nearness(term: str) -> float:
-        return difflib.SequenceMatcher(None, term.lower(), answer.lower(), autojunk=False).ratio()
-
-    rivals: set[str] = set()
-    for other in context.documents:
-        if stem(other["correct_answer"]) == stem(answer):
-            rivals |= {other[field].strip() for field in OPTIONS[:3]}
-        elif any(stem(other[field]) == stem(answer) for field in OPTIONS[:3]):
-            rivals.add(other["correct_answer"].strip())
-    usable = [
-        term
-        for term in sorted(rivals)
-        if not any(akin(term, option) for option in options)
-        and not words(term) & words(document["question"])
-        and not re.search(rf"\b{re.escape(stem(term))}", document["support"].lower())
-    ]
-    if not usable:
+    options = " ".join(document[field] for field in OPTIONS)
+    taken = openings(" ".join((document["question"], document["support"], options)))
+    usable = [new for new in counterparts(answer) if openings(new) - taken]
+    if not usable or "(" in answer or NEGATION.search(document["question"]):
         return None
-    worst = min(OPTIONS[:3], key=lambda field: nearness(document[field]))
-    return {**document, worst: max(usable, key=nearness)}
+
+    def nearness(field: str) -> float:
+        return difflib.SequenceMatcher(None, document[field].lower(), answer.lower(), autojunk=False).ratio()
+
+    return {**document, min(OPTIONS[:3], key=nearness): rng.choice(usable)}
