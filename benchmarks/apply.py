@@ -155,7 +155,9 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="a scratch folder that does not exist yet")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mergekit", type=Path, default=None, help="a folder that holds mergekit and what it needs")
+    parser.add_argument(
+        "--mergekit", type=Path, default=None, help="a folder that holds mergekit and what it needs"
+    )
     parser.add_argument("--only-generate", action="store_true", help="write the checkpoints and stop")
     arguments = parser.parse_args()
     folder: Path = arguments.dir.resolve()
