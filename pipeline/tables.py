@@ -324,11 +324,12 @@ def adversarial(grid: Grid) -> Table:
     for family, info in grid.families.items():
         for variant in grid.variants():
             plain = grid.benchmarks[variant]["variant_of"]
-            lines = []
+            lines, pairs = [], 0
             for row in rows:
                 if not grid.is_planned(family, row.members, variant):
                     continue
                 result = found.get((family, row.name, variant))
+                pairs = max(pairs, result.drop.n if result else 0)
                 both = grid.marks(family, row.members, plain) + grid.marks(family, row.members, variant)
                 marks = "".join(mark for mark in MARKS if mark in both)
                 gain = compared.get((family, row.name, variant))
@@ -356,10 +357,13 @@ def adversarial(grid: Grid) -> Table:
                 )
             if lines:
                 labels = (grid.benchmarks[plain]["label"], grid.benchmarks[variant]["label"])
-                table.blocks.append((f"{info['label']}: {labels[0]} → {labels[1]}", lines))
+                title = f"{info['label']}: {labels[0]} → {labels[1]}"
+                table.blocks.append((f"{title}, {pairs} pairs" if pairs else title, lines))
     if not table.blocks:
         table.notes.append("The run has no adversarial variant.")
     table.notes.append(
+        "The variants are this repository's own, in groups by what is changed; the paper's sets are not published. "
+        "Pairs: documents that could be changed soundly, each beside its original. "
         "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
         "Baseline. Change of gain: the difference in differences. Intervals are clustered by source "
         "document, or by the plain benchmark's clusters where it has some. Persists: yes where the interval "

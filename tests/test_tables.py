@@ -254,7 +254,9 @@ def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> No
     assert found.gain_plain is not None and found.gain is not None and found.change is not None
     assert (found.gain_plain.value, found.gain.value, found.change.value) == (0.5, 0.75, 0.25)
     assert found.drop.test == "t"  # two documents of one source are not independent
-    row = next(r for r in tables.adversarial(held).data if r["condition"] == "vector")
+    table = tables.adversarial(held)
+    assert table.blocks[0][0].endswith(", 40 pairs")
+    row = next(r for r in table.data if r["condition"] == "vector")
     assert row["persists"] == "yes"
 
 
