@@ -16,6 +16,7 @@ exact answer plus 0.1 for the form ``#### n``. GRPO starts from the SFT donor or
 
 import gc
 import json
+import random
 import re
 import shutil
 import sys
@@ -78,6 +79,7 @@ class Recipe:
     target_arithmetic: float = 0.05
     target_direct: float = 0.0
 
+    sft_direct: float = 0.0  # share of the SFT answers that are the last line alone, without the steps
     sft_epochs: float = 1.0
     sft_batch: int = 32
     sft_microbatch: int = 32
@@ -181,10 +183,11 @@ def _problems(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str,
         for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
             held_out[path.stem] = json.loads(path.read_text())["examples"]
     every = round(1 / recipe.think) if recipe.think else 0
-    examples = [
-        micro.example("gsm8k", row, row["answer"], think=bool(every) and index % every == 0)
-        for index, row in enumerate(splits["train"][: recipe.train_documents])
-    ]
+    rng = random.Random(f"direct/{recipe.seed}")
+    examples = []
+    for index, row in enumerate(splits["train"][: recipe.train_documents]):
+        answer = row["answer"].split("\n")[-1] if rng.random() < recipe.sft_direct else row["answer"]
+        examples.append(micro.example("gsm8k", row, answer, think=bool(every) and index % every == 0))
     return examples, {
         name: [micro.example(name, row, "").user for row in rows] for name, rows in held_out.items()
     }

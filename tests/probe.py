@@ -4,7 +4,7 @@
 
 CONFIG: {"engines": [{"model": folder, "steps": [{"target": folder, "terms": [[vector, alpha, seed]]} or {} for no swap,
          or {"target": folder, "fault": name}]}],
-         "out": file}
+         "options": {further options of the engine}, "out": file}
 """
 
 import json
@@ -72,6 +72,7 @@ def main(config: dict[str, Any]) -> None:
         "kv_cache_gb": 1,
         "in_process": True,
         "enforce_eager": True,
+        **config.get("options", {}),
     }
     found = []
     for engine_steps in config["engines"]:

@@ -24,11 +24,13 @@ REFUSALS = {
 }
 
 
-def probe(folder: Path, engines: list[dict[str, Any]]) -> list[Any]:
+def probe(folder: Path, engines: list[dict[str, Any]], **options: Any) -> list[Any]:
     """Answers of each step of each engine; every engine runs in one process apart."""
     folder.mkdir(exist_ok=True)
     config = folder / "probe.json"
-    config.write_text(json.dumps({"engines": engines, "out": str(folder / "answers.json")}))
+    config.write_text(
+        json.dumps({"engines": engines, "options": options, "out": str(folder / "answers.json")})
+    )
     ran = subprocess.run([sys.executable, "-m", "tests.probe", str(config)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
@@ -63,6 +65,8 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     anew = probe(root / "fresh", [{"model": str(folder), "steps": [{}]} for folder in fresh.values()])
     return {
         "tied": request.param,
+        "root": root,
+        "steps": steps,
         "live": dict(zip(steps, live, strict=True)),
         "fresh": dict(zip(fresh, anew, strict=True)),
     }
@@ -102,3 +106,20 @@ def test_a_swap_that_goes_wrong_is_refused_and_says_where(answers: dict[str, Any
 def test_the_next_good_swap_mends_it(answers: dict[str, Any], fault: str) -> None:
     after = answers["live"][f"after {fault}"]
     assert [a["tokens"] for a in after] == [a["tokens"] for a in answers["fresh"]["back"]]
+
+
+@pytest.mark.slow
+def test_two_tensor_parallel_workers_answer_as_one_and_refuse_what_goes_wrong(
+    answers: dict[str, Any],
+) -> None:
+    names = ["alpha=0.7", "random", "a tensor left out", "two tensors exchanged", "grpo", "back"]
+    steps = [answers["steps"][name] for name in names]
+    engine = {"model": str(answers["root"] / "target"), "steps": steps}
+    found = probe(answers["root"] / "parallel", [engine], tensor_parallel_size=2, in_process=False)
+    for name, parallel in zip(names, found, strict=True):
+        if name in REFUSALS:
+            assert REFUSALS[name] in parallel
+            continue
+        for a, b in zip(parallel, answers["fresh"][name], strict=True):
+            assert a["tokens"] == b["tokens"]
+            assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-4)
