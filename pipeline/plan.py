@@ -58,7 +58,17 @@ class Task:
 
     @property
     def subtasks(self) -> list[str | None]:
-        return list(self.config.subtasks) or [None]
+        """The subtasks that are asked, [None] where there are none; without those that the perturbation cannot change."""
+        if not self.config.subtasks:
+            return [None]
+        chosen = perturbations.get(self.config.form, self.perturbation) if self.perturbation else None
+        fitting = [s for s in self.config.subtasks if chosen is None or s not in chosen.without]
+        if not fitting:
+            raise UserError(
+                f"benchmarks.{self.benchmark}.variants: '{self.perturbation}' fits none of the subtasks"
+                f" {', '.join(self.config.subtasks)}; remove it, or add a subtask"
+            )
+        return list(fitting)
 
 
 @dataclass(frozen=True)

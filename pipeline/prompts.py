@@ -4,13 +4,14 @@
     python -m pipeline prompt experiment=paper task=gsm8k@larger_numbers sizes=[1.5b]
 
 `task` is a benchmark or a variant (default: the first of the experiment), `condition` a row of the grid (default: the
-first), `document` the `doc_id` of samples.jsonl, counted over the subtasks (default: 0). Reads documents and the
-target's tokenizer, of the first family; no weights, no engine. Earlier documents of the subtask are built too, because
-lm-eval draws few-shot examples from one random sequence for all of them.
+first), `document` the `doc_id` of samples.jsonl, counted over the subtasks (default: 0). A variant's document is
+followed by the original that it was made from. Reads documents and the target's tokenizer, of the first family; no
+weights, no engine. Earlier documents of the subtask are built too, because lm-eval draws few-shot examples from one
+random sequence for all of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import Config, FamilyConfig, nearest
@@ -31,6 +32,7 @@ class Prompt:
     options: list[str]
     generation: dict[str, Any] | None  # lm-eval's generation_kwargs
     chat_template_sha: str | None  # None where no template is applied
+    original: "Prompt | None" = None  # of the plain document that a perturbed one was made from
 
 
 def show(config: Config, options: Mapping[str, str]) -> str:
@@ -59,6 +61,9 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         lines += [
             f"─── at most {settings['max_gen_toks']} tokens, to the end of text or {stops or 'nothing else'}"
         ]
+    if (plain := prompt.original) is not None:
+        lines += ["─── original prompt", plain.text, "─── original target", plain.target]
+        lines += ["─── original options", *map(repr, plain.options)] if plain.options else []
     return "\n".join(lines)
 
 
@@ -76,7 +81,13 @@ def build(config: Config, task: Task, condition: Condition, document: int) -> Pr
         loaded = load_task(manager, config, task, subtask, prompt)
         size = min(len(loaded.eval_docs), task.limit or len(loaded.eval_docs))
         if document < start + size:
-            return _prompt(loaded, document - start, prompt.system, tokenizer if chat else None)
+            index, used = document - start, tokenizer if chat else None
+            asked = _prompt(loaded, index, prompt.system, used)
+            if task.perturbation is None:
+                return asked
+            plain = load_task(manager, config, replace(task, perturbation=None), subtask, prompt)
+            source = loaded.eval_docs[index]["source_doc"]
+            return replace(asked, original=_prompt(plain, source, prompt.system, used))
         start += size
     raise UserError(f"document={document}: {task.name} has {start} documents, counted from 0")
 

@@ -314,6 +314,28 @@ def test_the_prompt_is_shown_with_its_target_and_limits(model: Path, own: Path) 
     assert "─── target\nthis\n" in plain and "' this'" in plain
 
 
+def test_a_prompt_of_a_variant_is_followed_by_its_original(model: Path, own: Path) -> None:
+    config = configured(model, own, "benchmarks.bbh.variants=[option_order]")
+    perturbed, original = prompts.show(config, {"task": "bbh@option_order", "document": "4"}).split(
+        "─── original prompt"
+    )
+    assert "snarks 1?\nOptions:\n- No\n- Yes" in perturbed
+    assert "snarks 1?\nOptions:\n- Yes\n- No" in original and "─── original target\nNo" in original
+    assert "original" not in prompts.show(config, {"task": "bbh"})
+
+
+def test_a_variant_leaves_out_the_subtasks_that_it_cannot_change(model: Path, own: Path) -> None:
+    three = "benchmarks.bbh.subtasks=[navigate,word_sorting,snarks]"
+    config = configured(model, own, three, "benchmarks.bbh.variants=[option_order,irrelevant_preamble]")
+    assert task(config, "bbh@option_order").subtasks == ["navigate", "snarks"]
+    assert task(config, "bbh@irrelevant_preamble").subtasks == ["navigate", "word_sorting", "snarks"]
+    config = configured(
+        model, own, "benchmarks.bbh.subtasks=[word_sorting]", "benchmarks.bbh.variants=[option_order]"
+    )
+    with pytest.raises(UserError, match="'option_order' fits none of the subtasks word_sorting"):
+        prompts.show(config, {"task": "bbh@option_order"})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

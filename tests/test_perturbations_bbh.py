@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from evals.perturbations import perturb
+from evals.perturbations import get, names, perturb
 from tests.test_perturbations_common import PUBLIC, SUBTASKS, load, pairs
 
 CASES = [("micro", subtask) for subtask in SUBTASKS]
@@ -20,6 +20,14 @@ def options(text: str) -> dict[str, str]:
         for line in re.sub(r"\n\* ", "\n", text).split("\n")
         if re.match(r"\([A-Z]\) ", line)
     }
+
+
+@pytest.mark.parametrize("name", names("bbh"))
+@pytest.mark.parametrize(("source", "subtask"), CASES)
+def test_a_subtask_is_left_out_as_a_whole_or_nearly_all_of_it_is_kept(source: str, subtask: str, name: str):
+    documents = load(source, "bbh", subtask)
+    kept = perturb("bbh", name, documents, 0, subtask)
+    assert len(kept) == 0 if subtask in get("bbh", name).without else len(kept) > 0.9 * len(documents)
 
 
 @pytest.mark.parametrize(("source", "subtask"), CASES)

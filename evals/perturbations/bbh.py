@@ -25,7 +25,11 @@ def irrelevant_preamble(document: Document, rng: random.Random, context: Context
     return {**document, "input": " ".join(facts) + "\n\n" + document["input"]}
 
 
-@perturbation("bbh", version=1)
+NO_LISTS = ("boolean_expressions", "dyck_languages", "multistep_arithmetic_two", "sports_understanding")
+NO_OPTIONS = (*NO_LISTS, "object_counting", "web_of_lies", "word_sorting")
+
+
+@perturbation("bbh", version=1, without=NO_OPTIONS)
 def option_order(document: Document, rng: random.Random, context: Context) -> Document | None:
     """The options stand in another order, and the target is the letter that the right one now has.
 
@@ -97,7 +101,7 @@ def bulleted_body(text: str, subtask: str) -> str:
     return text
 
 
-@perturbation("bbh", version=1)
+@perturbation("bbh", version=1, without=NO_LISTS)
 def reformatted_lists(document: Document, rng: random.Random, context: Context) -> Document | None:
     """Lists stand on bullets: the options, and the items, steps or statements in the body of the tasks that
     have them.

@@ -32,14 +32,15 @@ class Perturbation:
     """A perturbation of one benchmark form.
 
     ``version`` is raised whenever the same seed would give other documents; ``id`` (``larger_numbers.v2``)
-    names both and is what goes into a cell's key. The function's docstring says what changes, what must stay
-    true and the source.
+    names both and is what goes into a cell's key. ``without`` are subtasks in which it can change nothing.
+    The function's docstring says what changes, what must stay true and the source.
     """
 
     name: str
     form: str
     version: int
     function: Function
+    without: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
@@ -49,12 +50,12 @@ class Perturbation:
 REGISTRY: dict[str, dict[str, Perturbation]] = {}
 
 
-def perturbation(form: str, version: int) -> Callable[[Function], Function]:
+def perturbation(form: str, version: int, without: Iterable[str] = ()) -> Callable[[Function], Function]:
     """Decorator: registers a function under its own name for a benchmark form."""
 
     def register(function: Function) -> Function:
         REGISTRY.setdefault(form, {})[function.__name__] = Perturbation(
-            function.__name__, form, version, function
+            function.__name__, form, version, function, frozenset(without)
         )
         return function
 
