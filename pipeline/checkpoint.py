@@ -91,14 +91,18 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
             header = json.loads(stream.read(length), object_pairs_hook=unique)
         metadata = header.pop("__metadata__", {})
         tensors = {}
+        if not all(type(value) is str for value in metadata.values()):
+            raise ValueError(metadata)
         for name, entry in header.items():
             start, end = entry["data_offsets"]
+            if any(type(n) is not int or n < 0 for n in (start, end, *entry["shape"])):
+                raise ValueError(entry)
             tensors[name] = TensorInfo(
                 path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end, stamp
             )
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{damaged}: its header cannot be read; fetch it again") from None
 
     end = 8 + length
