@@ -430,6 +430,8 @@ def irrelevant_sentences(document: Document, rng: random.Random, context: Contex
     if len(facts) < 2:
         return None
     parts = sentences(document["question"].strip())
+    if not parts:
+        return None
     places = [i for i, part in enumerate(parts) if i == 0 or not REFERS_BACK.search(part)]
     for place, fact in zip(sorted(rng.choices(places, k=2), reverse=True), facts, strict=True):
         parts.insert(place, fact + " ")
@@ -490,6 +492,8 @@ def sentence_order(document: Document, rng: random.Random, context: Context) -> 
     little more, and part of that reads wrong. Source: premise order (arXiv:2402.08939).
     """
     parts = [part.strip() for part in sentences(document["question"].strip())]
+    if not parts:
+        return None
     premises, question = parts[:-1], parts[-1]
     if not question.endswith("?") or any(part.endswith("?") for part in premises):
         return None
