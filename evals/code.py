@@ -20,6 +20,7 @@ from evals import sandbox
 from pipeline.errors import UserError
 
 INVALID = "[invalid]"
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # a zero byte, brackets nested too deep
 Doc = dict[str, Any]
 Build = Callable[[Doc, str], sandbox.Program | None]
 
@@ -93,17 +94,21 @@ def _without_body(prompt: str) -> str:
     for program in (prompt, f"{prompt}\n    pass\n"):
         try:
             compile(program, "prompt", "exec")
-        except SyntaxError as error:
+        except NOT_PYTHON as error:
             reason = error
         else:
             return program
     raise UserError(
-        f"a HumanEval prompt must be Python up to a function's body, found {reason}: mend {prompt[:60]!r}"
+        f"a HumanEval prompt must be Python up to a function's body, found {reason!r}: mend {prompt[:60]!r}"
     )
 
 
 def _free_names(tests: str) -> tuple[str, ...]:
     """The names that the tests read and that neither Python nor the tests define: the program's."""
-    names = [node for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)]
+    try:
+        tree = ast.parse(tests)
+    except NOT_PYTHON as error:
+        raise UserError(f"tests must be Python, found {error!r}: mend {tests[:60]!r}") from None
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
     return tuple(sorted({node.id for node in names} - bound - set(dir(builtins))))
