@@ -91,10 +91,24 @@ class Vector:
         metadata, tensors = read_header(file)
         if "task_vector" not in metadata:
             raise UserError(f"{file} is not a task vector; make one with extract")
-        vector = cls(file, json.loads(metadata["task_vector"]), tensors)
-        if vector.shapes.keys() != tensors.keys():
+        try:
+            vector = cls(file, json.loads(metadata["task_vector"]), tensors)
+            fits = vector.shapes.keys() == tensors.keys() and all(map(vector._fits, tensors))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            fits = False
+        if not fits:
             raise UserError(f"{file}: its tensors are not those of its description; extract it again")
         return vector
+
+    def _fits(self, name: str) -> bool:
+        """Whether a stored tensor can be what the description says of it."""
+        info, shape = self.tensors[name], self.shapes[name]
+        if any(type(n) is not int or n < 0 for n in shape):
+            return False
+        if self.description["form"] == "dense":
+            return (info.dtype, info.shape) == ("F32", shape)
+        packs = self.description["form"] == "compact" and info.dtype == "U8"
+        return packs and math.prod(shape) <= 8 * (info.end - info.start)  # a bit of the mask for each entry
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
         """The entries of a tensor, flat, fp32, in pieces; the buffer is reused, and the caller may change it."""
@@ -271,6 +285,7 @@ def _unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
     buffer = torch.empty(min(PIECE, numel))
     memory = bytearray(_packed_limit(len(buffer)))
     raw, view = np.frombuffer(memory, np.uint8), memoryview(memory)
+    damaged = UserError(f"{info.file}: its entries cannot be unpacked; extract it again")
     with open_unchanged(info) as descriptor:
         for first in range(0, numel, PIECE):
             piece = buffer[: min(PIECE, numel - first)]
@@ -280,18 +295,28 @@ def _unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
             if changed == _DENSE:
                 os.preadv(descriptor, [raw_bytes(piece)], offset + 8)
                 offset += 8 + bits.nbytes
+                if offset > info.end:
+                    raise damaged
                 yield piece
                 continue
             ends = np.cumsum([2 * changed, 2 * needed, -(-len(bits) // 8), -(-changed // 8)])
             size = -(-int(ends[-1]) // 8) * 8
+            if size >= bits.nbytes or offset + 8 + size > info.end:
+                raise damaged
             os.preadv(descriptor, [view[:size]], offset + 8)
             offset += 8 + size
             values = raw[: ends[0]].view(np.uint16).astype(np.uint32) << 16
+            entries = _set_bits(raw[ends[1] : ends[2]], len(bits))
+            longer = _set_bits(raw[ends[2] : ends[3]], changed)
+            if len(entries) != changed or len(longer) != needed:
+                raise damaged
             if needed:
-                values[_set_bits(raw[ends[2] : ends[3]], changed)] |= raw[ends[0] : ends[1]].view(np.uint16)
+                values[longer] |= raw[ends[0] : ends[1]].view(np.uint16)
             bits[:] = 0
-            bits[_set_bits(raw[ends[1] : ends[2]], len(bits))] = values
+            bits[entries] = values
             yield piece
+        if offset != info.end:
+            raise damaged
 
 
 # --- the random control
