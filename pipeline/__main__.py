@@ -13,13 +13,14 @@ Kept light: vLLM's processes import it again.
 import os
 import sys
 
+from pipeline import interrupt
 from pipeline.errors import UserError
 
 VERBS = ("run", "plan", "config", "prompt")
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command and return the exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run one command and return the exit status: 0, 2 for a user's mistake, 130 or 143 when interrupted."""
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return 0
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
-        return 130
+        return interrupt.status()
 
 
 def _run(verb: str, overrides: list[str]) -> int:
@@ -55,18 +56,20 @@ def _run(verb: str, overrides: list[str]) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.structured(config)))
         return 0
-    from pipeline import estimate, stages
+    from pipeline import stages
+
+    def report(line: str) -> None:
+        print(line, flush=True)
 
     if verb == "plan":
-        for line in filter(None, [estimate.describe(config)]):
-            print(line, flush=True)
-        print(stages.prepare(config).describe())
-        return 0
-    stages.run(config, lambda line: print(line, flush=True))
+        report(stages.prepare(config, report).describe())
+    else:
+        stages.run(config, report)
     return 0
 
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
+    interrupt.install()
     sys.exit(main(sys.argv[1:]))

@@ -98,6 +98,7 @@ class FamilyConfig:
     )  # None once composed, if it has no id
     grpo: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     base: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    donors: str | None = None  # where a recipe puts sft and grpo, for those without an id; may be to come
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
     chat: bool = True  # apply the chat template of the target
@@ -150,6 +151,17 @@ class PromptConfig:
 
 
 @dataclass
+class VariantConfig:
+    """Which part of a vector is added: a mask, then trimming, then dropping (pipeline/vector.py, `Variant`)."""
+
+    modules: list[str] | None = None  # mask: tensors with one of these in their name, such as mlp or q_proj
+    layers: list[int] | None = None  # mask: first and last layer, both included
+    trim: float | None = None  # share of each tensor's entries that stay, the largest (top-k, TIES)
+    dare: float | None = None  # share of the entries that stay at random, divided by it (DARE)
+    seed: int = 0  # of dare
+
+
+@dataclass
 class ConditionConfig:
     """One row of the grid."""
 
@@ -157,6 +169,10 @@ class ConditionConfig:
     weights: Weights = MISSING
     prompt: str = "plain"
     alpha: float | None = None
+    variant: VariantConfig | None = None  # null: the whole vector, as in the paper
+    plus: dict[str, float] = field(
+        default_factory=dict
+    )  # further vectors, by their family: a sum, or an analogy
     seeds: list[int] = field(default_factory=list)  # one condition for each seed (random controls)
     role: Role = Role.main
     variants: bool = True  # also on the perturbed documents
@@ -261,7 +277,12 @@ def compose(overrides: list[str]) -> Config:
     for family in config.families.values():
         for part in ("sft", "grpo", "base"):
             if (source := getattr(family, part)) is not None and not source.id:
-                setattr(family, part, None)
+                trained = Path(family.donors or "", part)
+                is_there = family.donors is not None and (trained / "training.json").is_file()  # written last
+                setattr(family, part, CheckpointConfig(str(trained)) if is_there else None)
+        waits = family.donors is not None and (family.sft is None or family.grpo is None)
+        if waits and all(c.weights is not Weights.base for c in config.conditions.values()):
+            family.base = None  # it is for the vector's geometry alone
     _check_declared(config)
     _check(config)
     return config
@@ -318,9 +339,17 @@ def _check(config: Config) -> None:
             raise UserError(
                 f"conditions.{name}: weights '{condition.weights.value}' take no alpha; remove it"
             )
+        if (condition.variant is not None and not needs_alpha) or (
+            condition.plus and condition.weights is not Weights.vector
+        ):
+            raise UserError(
+                f"conditions.{name}: variant and plus belong to weights 'vector', found"
+                f" '{condition.weights.value}'; remove them"
+            )
         if (condition.weights is Weights.random) != bool(condition.seeds):
             raise UserError(f"conditions.{name}: seeds go with weights 'random', and only with them")
     alphas = [c.alpha for c in config.conditions.values() if c.alpha is not None] + config.alpha
+    alphas += [alpha for c in config.conditions.values() for alpha in c.plus.values()]
     for alpha in alphas:
         if not abs(alpha) < float("inf"):
             raise UserError(f"alpha: expected a finite number, found {alpha}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import DOWNLOADED
-from pipeline.config import CONF, BenchmarkConfig, CheckpointConfig, Config, Device, Weights
+from pipeline.config import BenchmarkConfig, CheckpointConfig, Config, Device, FamilyConfig, Weights
 from pipeline.errors import UserError
 from pipeline.plan import Condition, Task, conditions_of, locate, tasks_of, wanted
 
@@ -51,11 +51,12 @@ def describe(config: Config) -> str:
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
     conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
-    families = [name for name in config.families if config.sizes is None or name in config.sizes]
-    cells = _cells(config, conditions, tasks)
+    families = config.sizes if config.sizes is not None else list(config.families)
+    cells = {name: _cells(config, config.families[name], conditions, tasks) for name in families}
+    every = [task for of_family in cells.values() for task in of_family]
     lines = [
         f"{config.name}: {len(families)} target(s) × {len(conditions)} conditions × {len(tasks)} benchmarks ="
-        f" {len(families) * len(cells)} cells; {len(families) * sum(map(_documents, cells)):,} documents to answer"
+        f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
     ]
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
@@ -66,7 +67,7 @@ def describe(config: Config) -> str:
         )
     lines.append(_disk(config, sources, families))
     if config.engine.device is Device.gpu:
-        lines.append(_gpu_hours(config, families, cells))
+        lines.append(_gpu_hours(config, cells))
     return "\n".join(lines)
 
 
@@ -80,16 +81,13 @@ def _checkpoints(config: Config) -> Iterator[tuple[str, str, CheckpointConfig]]:
 
 
 def _check_folders(config: Config) -> None:
-    """Refuse donors that are yet to be trained before the first checkpoint is downloaded."""
+    """Refuse a folder that is not there before the first checkpoint is downloaded."""
     for family, part, source in _checkpoints(config):
-        folder = Path(source.id)
         if Path(locate(source)).is_dir() or re.fullmatch(r"[^/.][^/]*/[^/]+", source.id):
             continue
-        recipe = CONF / "recipe" / f"{folder.parent.name}.yaml"
-        train = f'train it with `make donors ARGS="recipe=conf/recipe/{recipe.name} out={folder.parent}"`, '
         raise UserError(
-            f"families.{family}.{part}: no folder {source.id}; {train if recipe.is_file() else ''}set"
-            f" families.{family}.{part}.id to a checkpoint, or choose other sizes of {', '.join(config.families)}"
+            f"families.{family}.{part}: no folder {source.id}; set families.{family}.{part}.id to a checkpoint, or"
+            f" choose other sizes of {', '.join(config.families)}"
         )
 
 
@@ -118,12 +116,14 @@ def _source(source: CheckpointConfig, ask: bool) -> Source:
     return Source(source.id, "to download", source.size_gb, source.size_gb, known)
 
 
-def _cells(config: Config, conditions: list[Condition], tasks: list[Task]) -> list[Task]:
+def _cells(
+    config: Config, family: FamilyConfig, conditions: list[Condition], tasks: list[Task]
+) -> list[Task]:
     """The task of each cell of one family; conditions that come to the same thing count once."""
     found: dict[Any, Task] = {}
     for c in conditions:
         weights = (c.weights, c.alpha, c.seed) if c.alpha != 0 else (Weights.target, None, None)
-        found |= {(weights, c.prompt, task.name): task for task in tasks if wanted(config, c, task)}
+        found |= {(weights, c.prompt, task.name): task for task in tasks if wanted(config, family, c, task)}
     return list(found.values())
 
 
@@ -156,14 +156,14 @@ def _disk(config: Config, sources: list[Source], families: list[str]) -> str:
     )
 
 
-def _gpu_hours(config: Config, families: list[str], cells: list[Task]) -> str:
-    tokens = sum(_documents(task) * _tokens(task.config) for task in cells)
-    speeds = {name: config.families[name].tokens_per_second for name in families}
-    hours = [f"{name} {tokens / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
+def _gpu_hours(config: Config, cells: dict[str, list[Task]]) -> str:
+    tokens = {f: sum(_documents(task) * _tokens(task.config) for task in c) for f, c in cells.items()}
+    speeds = {name: config.families[name].tokens_per_second for name in cells}
+    hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
     unknown = [name for name, speed in speeds.items() if not speed]
     each = ", ".join(f"{speed:,.0f} for {name}" for name, speed in speeds.items() if speed)
     return (
-        f"  GPU: {', '.join(hours) or 'unknown'} on one card: an estimate, {tokens:,} tokens a target ({ANSWER_TOKENS} an"
+        f"  GPU: {', '.join(hours) or 'unknown'} on one card: an estimate, {sum(tokens.values()):,} tokens ({ANSWER_TOKENS} an"
         f" answer and {SCORED_TOKENS} a scored document, assumed) ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
         + (f"; set tokens_per_second of {', '.join(unknown)}" if unknown else "")
     )

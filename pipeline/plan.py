@@ -22,10 +22,18 @@ import yaml
 
 from evals import data, perturbations
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import ROOT, BenchmarkConfig, CheckpointConfig, Config, FamilyConfig, Weights
+from pipeline.config import (
+    ROOT,
+    BenchmarkConfig,
+    CheckpointConfig,
+    ConditionConfig,
+    Config,
+    FamilyConfig,
+    Weights,
+)
 from pipeline.errors import UserError
 from pipeline.records import SCHEMA, digest, is_done
-from pipeline.vector import Vector
+from pipeline.vector import Term, Variant, Vector
 
 PROTOCOL = 1  # raise it when pipeline/evaluate.py or lm.py changes what an answer or a score is
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
@@ -44,6 +52,8 @@ class Condition:
     prompt: str
     role: str  # main, control or sweep
     variants: bool
+    variant: Variant | None = None  # part of the vector; None is the whole
+    plus: tuple[tuple[str, float], ...] = ()  # (family, α) of further vectors
 
 
 @dataclass(frozen=True)
@@ -132,13 +142,27 @@ class Plan:
         """Cells without a record."""
         return [cell for cell in self.unique() if not is_done(self.results, cell.key)]
 
-    def vector(self, family: Family) -> Path:
-        """The file of a family's vector.
+    def terms(self, family: Family, condition: Condition) -> list[Term]:
+        """What a condition adds to its checkpoint.
+
+        Raises:
+            UserError: if a vector is not there, or is not what was extracted.
+        """
+        terms = []
+        if condition.alpha:  # α = 0 is the checkpoint, bit for bit
+            vector = self.vector(family, condition.variant)
+            terms.append(Term(str(vector), condition.alpha, condition.seed))
+        for name, alpha in condition.plus:
+            terms.append(Term(str(self.vector(self.families[name])), alpha))
+        return terms
+
+    def vector(self, family: Family, variant: Variant | None = None) -> Path:
+        """The file of a family's vector, or of a variant of it.
 
         Raises:
             UserError: if it is not there, or is not what was extracted.
         """
-        folder = self.vector_folder(family)
+        folder = self.vector_folder(family, variant)
         try:
             extracted = json.loads((folder / "fingerprint.json").read_text())
         except (OSError, ValueError):
@@ -151,8 +175,8 @@ class Plan:
             )
         return folder / "vector.safetensors"
 
-    def vector_folder(self, family: Family) -> Path:
-        return self.results / "vectors" / str(family.vector_key)
+    def vector_folder(self, family: Family, variant: Variant | None = None) -> Path:
+        return self.results / "vectors" / str(_vector_key(family, variant))
 
     def needs_vector(self) -> bool:
         return any(c.weights in (Weights.vector, Weights.random) for c in self.conditions)
@@ -171,18 +195,7 @@ class Plan:
                 }
                 for f in self.families.values()
             },
-            "benchmarks": {t.name: self._benchmark(t) for t in self.tasks},
-            "conditions": {
-                c.name: {
-                    "label": c.label,
-                    "weights": c.weights.value,
-                    "alpha": c.alpha,
-                    "seed": c.seed,
-                    "prompt": c.prompt,
-                    "role": c.role,
-                }
-                for c in self.conditions
-            },
+            **grid_of(self.config),
             "cells": [
                 {
                     "family": c.family.name,
@@ -216,19 +229,37 @@ class Plan:
         )
         return "\n".join(lines)
 
-    @staticmethod
-    def _benchmark(task: Task) -> dict[str, Any]:
-        perturbation = perturbations.get(task.config.form, task.perturbation) if task.perturbation else None
-        has_sources = perturbation is not None or task.config.dataset.source_field is not None
-        return {
-            "label": task.config.label if perturbation is None else perturbation.name.replace("_", " "),
-            "published": task.config.published if perturbation is None else None,
-            "variant_of": task.benchmark if perturbation else None,
-            "perturbation": perturbation.id if perturbation else None,
-            "cluster": "subtask" if task.config.subtasks else "source_doc" if has_sources else None,
-            "chance": task.config.chance,
-            "limit": task.limit,
-        }
+
+def grid_of(config: Config) -> dict[str, Any]:
+    """Benchmarks and conditions as a manifest names them; opens nothing."""
+    return {
+        "benchmarks": {task.name: _benchmark(task) for task in tasks_of(config)},
+        "conditions": {
+            c.name: {
+                "label": c.label,
+                "weights": c.weights.value,
+                "alpha": c.alpha,
+                "seed": c.seed,
+                "prompt": c.prompt,
+                "role": c.role,
+            }
+            for c in conditions_of(config)
+        },
+    }
+
+
+def _benchmark(task: Task) -> dict[str, Any]:
+    perturbation = perturbations.get(task.config.form, task.perturbation) if task.perturbation else None
+    has_sources = perturbation is not None or task.config.dataset.source_field is not None
+    return {
+        "label": task.config.label if perturbation is None else perturbation.name.replace("_", " "),
+        "published": task.config.published if perturbation is None else None,
+        "variant_of": task.benchmark if perturbation else None,
+        "perturbation": perturbation.id if perturbation else None,
+        "cluster": "subtask" if task.config.subtasks else "source_doc" if has_sources else None,
+        "chance": task.config.chance,
+        "limit": task.limit,
+    }
 
 
 def make_plan(config: Config) -> Plan:
@@ -241,24 +272,68 @@ def make_plan(config: Config) -> Plan:
     names = config.sizes if config.sizes is not None else list(config.families)
     if not names or not conditions or not tasks:
         raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
-    needs_vector = any(c.weights in (Weights.vector, Weights.random) for c in conditions)
-    families = {name: _family(name, config.families[name], needs_vector) for name in names}
+    families = {name: _family(name, config.families[name], conditions) for name in names}
+    for condition in conditions:
+        for name, _ in condition.plus:
+            if name not in families or families[name].vector_key is None:
+                raise UserError(
+                    f"conditions.{condition.name}.plus: '{name}' is no family of this run with both donors;"
+                    f" expected one of {', '.join(families)}"
+                )
     cells = []
     for family in families.values():
         for condition in conditions:
             for task in tasks:
-                if wanted(config, condition, task):
-                    inputs = _inputs(config, family, condition, task)
+                if wanted(config, family.config, condition, task):
+                    inputs = _inputs(config, families, family, condition, task)
                     cells.append(Cell(family, condition, task, inputs, digest(inputs)))
+    if not cells:
+        raise UserError("; ".join(["nothing to run", *left_out(config)]))
     return Plan(config, families, conditions, tasks, cells)
 
 
-def wanted(config: Config, condition: Condition, task: Task) -> bool:
-    """Whether the grid has this cell: the sweep and some conditions leave the perturbed documents out."""
+def _vector_key(family: Family, variant: Variant | None) -> str | None:
+    return family.vector_key if variant is None else digest([family.vector_key, asdict(variant)])
+
+
+def wanted(config: Config, family: FamilyConfig, condition: Condition, task: Task) -> bool:
+    """Whether the grid has this cell: not where donors are yet to be trained; the sweep and some conditions leave the
+    perturbed documents out."""
+    if _lacks_donors(family, condition):
+        return False
     if condition.role == "sweep":
         chosen = config.sweep.benchmarks
         return task.perturbation is None and (chosen is None or task.benchmark in chosen)
     return task.perturbation is None or condition.variants
+
+
+def _donors(condition: Condition) -> tuple[str, ...]:
+    """The donors that a condition's weights are made from."""
+    if condition.weights in (Weights.vector, Weights.random):
+        return ("sft", "grpo") if condition.alpha else ()  # α = 0 is the target
+    return (condition.weights.value,) if condition.weights in (Weights.sft, Weights.grpo) else ()
+
+
+def _lacks_donors(family: FamilyConfig, condition: Condition) -> bool:
+    """Whether a condition waits for donors that a recipe is yet to train."""
+    return family.donors is not None and any(getattr(family, part) is None for part in _donors(condition))
+
+
+def left_out(config: Config) -> list[str]:
+    """One line for each family whose donors are yet to be trained: what cannot be run, and how to supply it."""
+    conditions, lines = list(conditions_of(config)), []
+    for name in config.sizes if config.sizes is not None else config.families:
+        family = config.families[name]
+        waiting = [c.label for c in conditions if _lacks_donors(family, c)]
+        if waiting and family.donors is not None:
+            recipe = Path(family.donors).name
+            where = "" if family.donors == f"results/donors/{recipe}" else f' ARGS="out={family.donors}"'
+            lines.append(
+                f"{name}: {len(waiting)} of {len(conditions)} conditions are left out, for want of donors in"
+                f" {family.donors}: train them with `make donors EXPERIMENT={recipe}{where}`, or set"
+                f" families.{name}.sft.id and families.{name}.grpo.id"
+            )
+    return lines
 
 
 def conditions_of(config: Config) -> Iterator[Condition]:
@@ -268,7 +343,18 @@ def conditions_of(config: Config) -> Iterator[Condition]:
         for seed in seeds:
             full = name if seed is None else f"{name}-s{seed}"
             label = c.label if seed is None else f"{c.label} (seed {seed})"
-            yield Condition(full, label, c.weights, c.alpha, seed, c.prompt, c.role.value, c.variants)
+            yield Condition(
+                full,
+                label,
+                c.weights,
+                c.alpha,
+                seed,
+                c.prompt,
+                c.role.value,
+                c.variants,
+                _variant(f"conditions.{name}", c),
+                tuple(sorted(c.plus.items())),
+            )
     for alpha in sorted(set(config.alpha)):
         label = f"α = {alpha:g}".replace("-", "−")
         yield Condition(
@@ -281,6 +367,23 @@ def conditions_of(config: Config) -> Iterator[Condition]:
             "sweep",
             variants=False,
         )
+
+
+def _variant(where: str, c: ConditionConfig) -> Variant | None:
+    if c.variant is None:
+        return None
+    v = c.variant
+    if v.layers is not None and len(v.layers) != 2:
+        raise UserError(
+            f"{where}.variant.layers={v.layers}: expected the first and the last layer, such as [0,13]"
+        )
+    return Variant(
+        modules=None if v.modules is None else tuple(v.modules),
+        layers=None if v.layers is None else (v.layers[0], v.layers[1]),
+        trim=v.trim,
+        dare=v.dare,
+        seed=v.seed,
+    )
 
 
 def tasks_of(config: Config) -> Iterator[Task]:
@@ -314,7 +417,7 @@ def locate(source: CheckpointConfig) -> str:
     return str(local) if local.is_dir() else source.id
 
 
-def _family(name: str, config: FamilyConfig, needs_vector: bool) -> Family:
+def _family(name: str, config: FamilyConfig, conditions: list[Condition]) -> Family:
     def opened(part: str, source: CheckpointConfig | None) -> Checkpoint | None:
         if source is None:
             return None
@@ -330,16 +433,21 @@ def _family(name: str, config: FamilyConfig, needs_vector: bool) -> Family:
     vector_key = None
     if sft is not None and grpo is not None:
         vector_key = digest({"difference": [grpo.fingerprint, sft.fingerprint]})
-    elif needs_vector:
+    elif config.donors is None and any(len(_donors(c)) == 2 for c in conditions):
         raise UserError(f"families.{name}: conditions with a vector need both donors; set sft.id and grpo.id")
     return Family(name, config, target, sft, grpo, base, vector_key)
 
 
-def _inputs(config: Config, family: Family, condition: Condition, task: Task) -> dict[str, Any]:
+def _inputs(
+    config: Config, families: dict[str, Family], family: Family, condition: Condition, task: Task
+) -> dict[str, Any]:
     """Everything that can change an answer or a score of this cell."""
     weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.weights).fingerprint}
     if condition.alpha:  # α = 0 is the target, bit for bit
-        weights |= {"vector": family.vector_key, "alpha": condition.alpha, "random_seed": condition.seed}
+        vector = _vector_key(family, condition.variant)
+        weights |= {"vector": vector, "alpha": condition.alpha, "random_seed": condition.seed}
+    if condition.plus:
+        weights["plus"] = [[families[name].vector_key, alpha] for name, alpha in condition.plus]
     b, chat = task.config, takes_chat_template(family.config, condition.weights)
     dataset = asdict(b.dataset)
     names = [b.task.format(subtask=s) for s in task.subtasks]

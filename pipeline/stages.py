@@ -10,22 +10,35 @@ track     W&B runs, from records alone                          → the W&B serv
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline import estimate
+from pipeline import estimate, revisions
 from pipeline.config import ROOT, Config, Launcher, Stage
 from pipeline.errors import UserError
-from pipeline.plan import Plan, code_fingerprint, make_plan
-from pipeline.records import digest, manifest_path, new_folder, write_json
+from pipeline.plan import Family, Plan, code_fingerprint, grid_of, left_out, make_plan
+from pipeline.records import digest, manifest_path, new_folder, read_manifest, write_json, write_manifest
+
+if TYPE_CHECKING:
+    from pipeline.vector import Variant
 
 Report = Callable[[str], None]
 
 
-def prepare(config: Config) -> Plan:
-    """Find or generate the documents, and make the plan."""
+def prepare(config: Config, report: Report | None = None) -> Plan:
+    """Find or generate the documents, and make the plan; `report` is told what it takes before anything is fetched."""
     os.environ.setdefault("RV_CACHE", str(Path(config.results) / ".cache"))
+    tell = report or (lambda line: None)
+    for line in [*revisions.use(config), *left_out(config)]:
+        tell(line)
+    if report is not None and (needed := estimate.describe(config)):
+        report(needed)
     find_documents(config)
-    return make_plan(config)
+    plan = make_plan(config)
+    for line in revisions.keep(plan):
+        tell(line)
+    return plan
 
 
 def find_documents(config: Config) -> None:
@@ -67,15 +80,39 @@ def run(config: Config, report: Report = print) -> None:
         from pipeline.engine import check_device
 
         check_device(config.engine.device)
-    if Stage.extract in stages or Stage.evaluate in stages:
-        for line in filter(None, [estimate.describe(config)]):
-            report(line)
-    plan = prepare(config)
-    write_json(manifest_path(plan.results, config.name), plan.manifest())
-    report(summary(plan))
-    for stage in stages:
-        _STAGES[stage](plan, report)
+    with held(Path(config.results), config.name, report):
+        _run(config, stages, report)
     report(f"done in {time.monotonic() - started:.0f} s")
+
+
+def _run(config: Config, stages: list[Stage], report: Report) -> None:
+    path = manifest_path(Path(config.results), config.name)
+    if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
+        plan = prepare(config, report)
+        manifest = plan.manifest()
+        write_manifest(plan.results, manifest)
+        report(summary(plan))
+    else:  # models and documents may be elsewhere
+        manifest = read_manifest(path)
+        report(_as_planned(config, manifest, path))
+    for stage in stages:
+        if stage in (Stage.extract, Stage.evaluate):
+            (extract if stage is Stage.extract else evaluate)(plan, report)
+        else:
+            (render if stage is Stage.render else track)(config, manifest, report)
+
+
+def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
+    """Says that the grid is that of the last plan, and in what the configuration describes another."""
+    asked = grid_of(config) | {"families": dict.fromkeys(config.sizes or config.families)}
+    differs = [part for part, named in asked.items() if list(named) != list(manifest[part])]
+    differs += [
+        part for part in ("benchmarks", "conditions") if part not in differs and asked[part] != manifest[part]
+    ]
+    line = f"as planned in {path}"
+    if differs:
+        line += f", whose {' and '.join(differs)} are not those of this configuration; add the stage 'extract' to plan anew"
+    return line
 
 
 def summary(plan: Plan) -> str:
@@ -87,29 +124,55 @@ def summary(plan: Plan) -> str:
 
 
 def extract(plan: Plan, report: Report) -> None:
-    from pipeline import geometry
-    from pipeline.vector import Vector, check_compatible
+    """The vector of every family, and the variants of it that conditions ask for."""
+    from pipeline.vector import Vector, check_compatible, derive
     from pipeline.vector import extract as extract_vector
 
+    others = {name for condition in plan.conditions for name, _ in condition.plus}
     for family in plan.families.values():
         if family.vector_key is None or not plan.needs_vector():
             continue
         assert family.sft is not None and family.grpo is not None
         notes = check_compatible(family.target, family.sft, family.grpo)
+        for name in others - {family.name}:
+            other = plan.families[name]
+            assert other.sft is not None and other.grpo is not None
+            notes += check_compatible(family.target, other.sft, other.grpo)
         for note in notes:
             report(f"{family.name}: {note}")
-        folder = plan.vector_folder(family)
-        if folder.is_dir():
-            plan.vector(family)
-            continue
-        with new_folder(folder) as temporary:
-            path = extract_vector(family.grpo, family.sft, temporary)
-            alphas = sorted({c.alpha for c in plan.conditions if c.alpha})
-            vector = Vector.open(path)
-            data = geometry.report(vector, family.target, alphas, sft=family.sft, base=family.base)
-            write_json(temporary / "geometry.json", data | {"notes": notes})
-            write_json(temporary / "fingerprint.json", vector.fingerprint)
-        report(f"{family.name}: vector written to {folder}")
+        whole = plan.vector_folder(family)
+        _new_vector(plan, family, None, notes, report, partial(extract_vector, family.grpo, family.sft))
+        for variant in dict.fromkeys(c.variant for c in plan.conditions if c.variant is not None):
+            make = partial(derive, Vector.open(whole), variant)
+            _new_vector(plan, family, variant, notes, report, make)
+
+
+def _new_vector(
+    plan: Plan,
+    family: Family,
+    variant: "Variant | None",
+    notes: list[str],
+    report: Report,
+    make: Callable[[Path], Path],
+) -> None:
+    """Write a vector with its geometry and fingerprint, or check the one that is there."""
+    from pipeline import geometry
+    from pipeline.vector import Vector
+
+    folder = plan.vector_folder(family, variant)
+    if folder.is_dir():
+        try:
+            plan.vector(family, variant)
+            return
+        except UserError:
+            report(f"{family.name}: a damaged vector was moved to {move_away(plan.results, folder)}")
+    with new_folder(folder) as temporary:
+        vector = Vector.open(make(temporary))
+        alphas = sorted({c.alpha for c in plan.conditions if c.alpha and c.variant == variant})
+        data = geometry.report(vector, family.target, alphas, sft=family.sft, base=family.base)
+        write_json(temporary / "geometry.json", data | {"notes": notes})
+        write_json(temporary / "fingerprint.json", vector.fingerprint)
+    report(f"{family.name}: {'vector' if variant is None else variant} written to {folder}")
 
 
 def evaluate(plan: Plan, report: Report) -> None:
@@ -120,33 +183,25 @@ def evaluate(plan: Plan, report: Report) -> None:
     evaluate_cells(plan, report)
 
 
-def render(plan: Plan, report: Report) -> None:
+def render(config: Config, manifest: dict[str, Any], report: Report) -> None:
     from pipeline import figures, tables
     from pipeline.report import render as render_report
 
-    manifest = plan.manifest()
-    out = Path(plan.config.tables) / plan.config.name
-    written = tables.render(manifest, plan.results, out)
-    drawn = figures.render(manifest, plan.results, out)
-    page = render_report(manifest, plan.results, out, drawn)
-    for line in tables.problems(manifest, plan.results):
+    results, out = Path(config.results), Path(config.tables) / config.name
+    with held(out, config.name, report):
+        written = tables.render(manifest, results, out)
+        drawn = figures.render(manifest, results, out)
+        page = render_report(manifest, results, out, drawn)
+    for line in tables.problems(manifest, results):
         report(line)
     for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
         report(f"{what}: " + " ".join(str(f) for f in files))
-    report("\n" + tables.terminal(manifest, plan.results) + "\n")
-    for line in tables.verdicts(manifest, plan.results):
+    report("\n" + tables.terminal(manifest, results) + "\n")
+    for line in tables.verdicts(manifest, results):
         report(line)
 
 
-def track(plan: Plan, report: Report) -> None:
+def track(config: Config, manifest: dict[str, Any], report: Report) -> None:
     from pipeline.tracking import track as log_to_wandb
 
-    log_to_wandb(plan, report)
-
-
-_STAGES: dict[Stage, Callable[[Plan, Report], None]] = {
-    Stage.extract: extract,
-    Stage.evaluate: evaluate,
-    Stage.render: render,
-    Stage.track: track,
-}
+    log_to_wandb(config, manifest, report)

@@ -1,57 +1,89 @@
 """W&B as a projection of the records: every condition is a run, and one more run holds the tables and figures.
 
-Everything is read from the store, so a dashboard can be filled after the fact, or filled again. The id of a run is
-derived from the keys of its cells: logging twice makes no duplicate, and what has been logged once is left alone
-(markers under results/wandb/logged). Without an API key runs are written offline, for `wandb sync`; a server that
-cannot be reached costs one attempt, and never the run.
+Everything is read from the manifest and the store, so a dashboard can be filled after the fact, or filled again. The id
+of a run is derived from the keys of its cells: logging twice makes no duplicate, and what has been logged once is left
+alone (markers under results/wandb/logged). Runs are written to files first (`results/wandb/offline-run-*`); with an API
+key they are then uploaded by `wandb sync` in a process of its own, which is ended when the server does not answer.
+So a server costs seconds, and never the run or what it logged.
+
+A condition's run has its metrics as `<benchmark>/<metric>`, and where its weights are made with a vector, that vector as
+an artifact that refers to the file, with its geometry. Scores are fractions there; the summary's are in per cent.
 """
 
 import html
+import http.client
+import json
 import netrc
 import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Tracking
+from pipeline import claims
+from pipeline.config import Config, Tracking
 from pipeline.errors import UserError
-from pipeline.plan import Cell, Plan
-from pipeline.records import Record, digest, read_record
+from pipeline.grid import REFERENCE, Grid
+from pipeline.records import digest, read_record
 
 SAMPLES = 25  # rows of each benchmark's sample table
-SERVER = "api.wandb.ai"
+SERVER = "https://api.wandb.ai"
+ANSWER_WITHIN = 3.0  # seconds that a server has to answer at all
+UPLOAD_WITHIN = 60.0  # seconds that the upload may make no progress
 TEXTS = ("prompt", "target", "output")
+METRICS = ("score", "stderr", "n", "share_truncated", "share_not_extracted", "mean_tokens")
+COSTS = ("seconds", "generated_tokens", "prompt_tokens", "requests")
+Run = dict[str, Any]  # id, name, family, condition (None: the summary), cells: {benchmark: key}
 
 
-def track(plan: Plan, report: Callable[[str], None]) -> None:
+def track(config: Config, manifest: dict[str, Any], report: Callable[[str], None]) -> None:
     """Log every complete condition that has not been logged yet, then the tables and figures.
 
     Raises:
         UserError: if online logging is asked for and no API key is known.
     """
-    mode = _mode(plan.config.tracking.mode)
+    mode, results = _mode(config.tracking.mode), Path(config.results)
     if mode == "disabled":
         return
-    runs = [run for run in _runs(plan) if not _marker(plan, run["id"], mode).exists()]
-    if not runs:
-        return
-    import wandb
+    grid = Grid(manifest, results)
+    runs = _runs(grid)
+    unlogged = [run for run in runs if not _marker(results, run["id"], "offline").exists()]
+    if unlogged:
+        import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
-    try:
-        for i, run in enumerate(runs):  # noqa: B007
-            _log(plan, run, mode)
-            marker = _marker(plan, run["id"], mode)
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
-    except (wandb.Error, OSError) as e:
-        where = "set tracking.mode=offline, or mend the connection and run the stage 'track' again"
-        report(f"W&B: {len(runs) - i} runs not logged ({' '.join(str(e).split())[:120]}); {where}")
-        return
-    finally:
-        wandb.teardown()  # its process ends, and its files are whole
-    sync = f"; `wandb sync {plan.results / 'wandb'}/offline-run-*` uploads them" if mode == "offline" else ""
-    report(f"W&B: {len(runs)} runs logged {mode}{sync}")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        logger = _Logger(config, grid)
+        try:
+            for run in unlogged:
+                logger.log(run)
+                _mark(results, run["id"], "offline")
+        except (wandb.Error, OSError) as e:
+            report(f"W&B: nothing more is logged ({_short(e)}); run the stage 'track' again")
+            return
+        finally:
+            wandb.teardown()  # its process ends, and its files are whole
+    waiting = {
+        run["id"]: folders
+        for run in runs
+        if not _marker(results, run["id"], "online").exists()
+        and (folders := sorted((results / "wandb").glob(f"offline-run-*-{run['id']}")))
+    }
+    by_hand = f"`wandb sync {results / 'wandb'}/offline-run-*` uploads them"
+    if mode == "offline" and unlogged:
+        report(f"W&B: {len(unlogged)} runs logged offline; {by_hand}")
+    elif mode == "online" and waiting:
+        if problem := _upload(results, waiting):
+            report(f"W&B: not uploaded ({problem}); the runs are kept: the stage 'track' or {by_hand}")
+        else:
+            report(f"W&B: {len(waiting)} runs logged online")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _mode(wanted: Tracking) -> str:
@@ -64,146 +96,298 @@ def _mode(wanted: Tracking) -> str:
     return str(wanted.value)
 
 
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or SERVER
+
+
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators(SERVER) is not None
+        return netrc.netrc().authenticators(_server().split("//")[-1].split("/")[0]) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
-def _marker(plan: Plan, run_id: str, mode: str) -> Path:
-    return plan.results / "wandb" / "logged" / f"{run_id}.{mode}"
+def _marker(results: Path, run_id: str, mode: str) -> Path:
+    return results / "wandb" / "logged" / f"{run_id}.{mode}"
 
 
-def _runs(plan: Plan) -> list[dict[str, Any]]:
+def _mark(results: Path, run_id: str, mode: str) -> None:
+    marker = _marker(results, run_id, mode)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def _runs(grid: Grid) -> list[Run]:
     """One description for each condition whose cells are all there, and one for the summary."""
-    runs: list[dict[str, Any]] = []
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in plan.cells:
-        groups.setdefault((cell.family.name, cell.condition.name), []).append(cell)
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for (family, condition, benchmark), key in grid.planned.items():
+        groups.setdefault((family, condition), {})[benchmark] = key
+    runs: list[Run] = []
     for (family, condition), cells in groups.items():
-        records = [(cell, read_record(plan.results, cell.key)) for cell in cells]
-        complete = [(cell, record) for cell, record in records if record is not None]
-        if len(complete) == len(cells):
-            keys = sorted(cell.key for cell in cells)
-            name = f"{family} {cells[0].condition.label}"
+        if all((family, condition, benchmark) in grid.cells for benchmark in cells):
+            described = {"family": family, "condition": condition, "cells": cells}
+            identity = _id(grid, f"{family}/{condition}", sorted(cells.values()))
             runs.append(
-                {
-                    "id": _id(plan, f"{family}/{condition}", keys),
-                    "name": name,
-                    "family": family,
-                    "cells": complete,
-                }
+                {"id": identity, "name": f"{family} {grid.conditions[condition]['label']}"} | described
             )
     if runs:
-        keys = sorted(str(run["id"]) for run in runs)
-        runs.append({"id": _id(plan, "summary", keys), "name": "summary", "family": "summary", "cells": []})
+        identity = _id(grid, "summary", sorted(str(run["id"]) for run in runs))
+        runs.append({"id": identity, "name": "summary", "family": "summary", "condition": None, "cells": {}})
     return runs
 
 
-def _id(plan: Plan, what: str, keys: list[str]) -> str:
-    return digest([plan.config.name, what, keys])[:16]
+def _id(grid: Grid, what: str, keys: list[str]) -> str:
+    return digest([grid.manifest["experiment"], what, keys])[:16]
 
 
-def _log(plan: Plan, run: dict[str, Any], mode: str) -> None:
-    import wandb
-
-    logged = wandb.init(
-        project=plan.config.tracking.project,
-        entity=plan.config.tracking.entity,
-        group=plan.config.name,
-        job_type=run["family"],
-        name=run["name"],
-        id=run["id"],
-        resume="allow",
-        dir=str(plan.results),
-        mode="online" if mode == "online" else "offline",
-        config=_config(run["cells"]),
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            x_disable_stats=True,
-            x_disable_machine_info=True,
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            x_save_requirements=False,
-            init_timeout=10,
-        ),
-    )
+def _upload(results: Path, waiting: dict[str, list[Path]]) -> str:
+    """Upload the folders of these runs with W&B's own command; returns what was in the way, or nothing."""
     try:
-        if run["cells"]:
-            logged.log(_metrics(run["cells"]))
-        else:
-            logged.log(_summary(plan))
+        urllib.request.urlopen(_server(), timeout=ANSWER_WITHIN).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError, http.client.HTTPException) as e:
+        return f"{_server()} does not answer: {_short(e)}"
+    paths = [str(path) for folders in waiting.values() for path in folders]
+    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", *paths]
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    left, since, running = len(waiting), time.monotonic(), True
+    try:
+        while running and time.monotonic() - since < UPLOAD_WITHIN:
+            running = child.poll() is None
+            for run_id, folders in waiting.items():
+                if all(map(_is_synced, folders)):
+                    _mark(results, run_id, "online")
+            still = sum(not _marker(results, run_id, "online").exists() for run_id in waiting)
+            if still != left:
+                left, since = still, time.monotonic()
+            time.sleep(0.2)
     finally:
-        logged.finish()
+        child.kill()
+        child.wait()
+    return f"{left} of {len(waiting)} runs are left; check `wandb login` and the connection" if left else ""
 
 
-def _config(cells: list[tuple[Cell, Record]]) -> dict[str, Any]:
-    if not cells:
-        return {}
-    cell, record = cells[0]
-    condition = cell.condition
-    return {
-        "family": cell.family.name,
-        "condition": condition.name,
-        "weights": condition.weights.value,
-        "alpha": condition.alpha,
-        "seed": condition.seed,
-        "prompt": record.inputs["prompt"],
-        "engine": record.inputs["engine"],
-        "versions": record.provenance["versions"],
-        "checkpoints": record.provenance["family"],
-        "keys": {c.task.name: c.key for c, _ in cells},
-    }
+def _is_synced(folder: Path) -> bool:
+    """Whether W&B's command has left its mark on an offline run."""
+    return any(folder.glob("*.synced"))
 
 
-def _metrics(cells: list[tuple[Cell, Record]]) -> dict[str, Any]:
-    """Scores, lengths and throughput by benchmark, and a table of samples."""
-    import wandb
+class _Logger:
+    """Writes runs to W&B's offline files."""
 
-    data: dict[str, Any] = {}
-    for cell, record in cells:
-        m, c = record.metrics, record.cost
-        name = cell.task.name.replace("@", "/")
-        data |= {f"{name}/{k}": m[k] for k in ("score", "stderr", "share_truncated", "share_not_extracted")}
-        data |= {f"{name}/mean_tokens": m["mean_tokens"], f"{name}/seconds": c["seconds"]}
-        data[f"{name}/tokens_per_second"] = c["generated_tokens"] / c["seconds"] if c["seconds"] else 0.0
-        rows: list[Any] = [
-            [s["doc_id"], *(s[t] for t in TEXTS), s["score"], s["tokens"]] for s in record.samples()[:SAMPLES]
-        ]
-        data[f"{name}/samples"] = wandb.Table(columns=["document", *TEXTS, "score", "tokens"], data=rows)
-    return data
+    def __init__(self, config: Config, grid: Grid) -> None:
+        self.config, self.grid, self.results = config, grid, Path(config.results)
+        self.vectors: dict[str, dict[str, Any] | None] = {}  # family → what `_vector` found
+        self.entries: dict[
+            str, Any
+        ] = {}  # family → the reference to its vector's file, whose checksum is known
 
+    def log(self, run: Run) -> None:
+        import wandb
 
-def _summary(plan: Plan) -> dict[str, Any]:
-    """The rendered tables and figures, the sweep as a table, and each vector's geometry."""
-    import wandb
+        family = run["family"]
+        logged = wandb.init(
+            project=self.config.tracking.project,
+            entity=self.config.tracking.entity,
+            group=f"{self.config.name}/{family}",
+            job_type=self.grid.conditions[run["condition"]]["role"] if run["condition"] else "summary",
+            name=run["name"],
+            id=run["id"],
+            resume="allow",
+            dir=str(self.results),
+            mode="offline",
+            config={"experiment": self.config.name, "family": family} | self._config(run),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                x_save_requirements=False,
+            ),
+        )
+        try:
+            if run["condition"] is None:
+                logged.define_metric("sweep/*", step_metric="alpha")
+                for row in sweep(self.grid):
+                    logged.log(row)
+                logged.log(comparisons(self.grid) | self._rendered() | {"alpha_sweep": self._sweep_table()})
+            else:
+                logged.log(self._metrics(run) | self._geometry(run))
+                self._refer_to_vector(logged, run)
+        finally:
+            logged.finish()
 
-    out = Path(plan.config.tables) / plan.config.name
-    data: dict[str, Any] = {}
-    for path in sorted(out.glob("*.png")):
-        data[f"figures/{path.stem}"] = wandb.Image(str(path))
-    for path in sorted(out.glob("*.md")):
-        data[f"tables/{path.stem}"] = wandb.Html(f"<pre>{html.escape(path.read_text())}</pre>", inject=False)
-    rows: list[Any] = []
-    for cell in plan.cells:
-        record = read_record(plan.results, cell.key) if cell.condition.role == "sweep" else None
-        if record is not None:
-            m = record.metrics
-            rows.append(
-                [
-                    cell.family.name,
-                    cell.task.name,
-                    cell.condition.alpha,
-                    m["score"],
-                    m["stderr"],
-                    m["mean_tokens"],
-                ]
+    def _config(self, run: Run) -> dict[str, Any]:
+        if run["condition"] is None:
+            return {}
+        condition = self.grid.conditions[run["condition"]]
+        cell = next(self.grid.cells[run["family"], run["condition"], b] for b in run["cells"])
+        vector = self._vector(run)
+        return {
+            "condition": run["condition"],
+            "role": condition["role"],
+            "weights": condition["weights"],
+            "alpha": condition["alpha"],
+            "seed": condition["seed"],
+            "prompt": cell.inputs["prompt"],
+            "engine": cell.inputs["engine"],
+            "versions": cell.provenance["versions"],
+            "checkpoints": cell.provenance["family"],
+            "vector": vector and {"key": vector["key"], "fingerprint": vector["geometry"]["vector"]},
+            "keys": run["cells"],
+        }
+
+    def _metrics(self, run: Run) -> dict[str, Any]:
+        """Scores, lengths, cost and throughput by benchmark, and a table of samples."""
+        import wandb
+
+        data: dict[str, Any] = {}
+        for benchmark, key in run["cells"].items():
+            name, record = benchmark.replace("@", "/"), read_record(self.results, key)
+            assert record is not None
+            data |= {f"{name}/{k}": record.metrics[k] for k in METRICS}
+            data |= {f"{name}/{k}": record.cost[k] for k in COSTS}
+            seconds = record.cost["seconds"]
+            data[f"{name}/tokens_per_second"] = record.cost["generated_tokens"] / seconds if seconds else 0.0
+            rows: list[Any] = [
+                [s["doc_id"], *(s[t] for t in TEXTS), s["score"], s["tokens"]]
+                for s in record.samples()[:SAMPLES]
+            ]
+            data[f"{name}/samples"] = wandb.Table(columns=["document", *TEXTS, "score", "tokens"], data=rows)
+        return data
+
+    def _vector(self, run: Run) -> dict[str, Any] | None:
+        """Key, folder and geometry of the vector that a condition's weights are made with."""
+        condition = self.grid.conditions[run["condition"]]
+        if not condition["alpha"] or condition["weights"] not in ("vector", "random"):
+            return None
+        family = run["family"]
+        if family not in self.vectors:
+            named = self.grid.families[family]["geometry"]
+            folder = self.results / "vectors" / Path(named).parent.name if named else None
+            try:
+                text = (folder / "geometry.json").read_text() if folder else ""
+                self.vectors[family] = (
+                    {"key": folder.name, "folder": folder, "geometry": json.loads(text)} if folder else None
+                )
+            except (OSError, ValueError):
+                self.vectors[family] = None  # the record is complete without it
+        return self.vectors[family]
+
+    def _geometry(self, run: Run) -> dict[str, Any]:
+        """Norms and sparsity of the condition's vector: in all, and as tables by module and by layer."""
+        import wandb
+
+        vector = self._vector(run)
+        if vector is None:
+            return {}
+        facts = ("norm", "relative_norm", "sparsity")
+        data: dict[str, Any] = {f"geometry/{fact}": vector["geometry"]["total"][fact] for fact in facts}
+        for level, place in (("modules", "module"), ("layers", "layer")):
+            rows: list[Any] = [
+                [row[k] for k in (place, "entries", *facts)] for row in vector["geometry"][level]
+            ]
+            data[f"geometry/{level}"] = wandb.Table(columns=[place, "entries", *facts], data=rows)
+        return data
+
+    def _refer_to_vector(self, logged: Any, run: Run) -> None:
+        """Log the vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
+        import wandb
+
+        vector = self._vector(run)
+        file = vector["folder"] / "vector.safetensors" if vector else None
+        if vector is None or file is None or not file.is_file():
+            return
+        metadata = {"key": vector["key"], "fingerprint": vector["geometry"]["vector"]}
+        artifact = wandb.Artifact(
+            f"vector-{self.config.name}-{run['family']}",
+            type="vector",
+            metadata=metadata | vector["geometry"]["total"],
+        )
+        if run["family"] in self.entries:  # one pass over the file is enough for all conditions
+            artifact.manifest.add_entry(self.entries[run["family"]])
+        else:
+            (self.entries[run["family"]],) = artifact.add_reference(file.resolve().as_uri())
+        logged.log_artifact(artifact)
+
+    def _rendered(self) -> dict[str, Any]:
+        """The rendered tables and figures."""
+        import wandb
+
+        out = Path(self.config.tables) / self.config.name
+        data: dict[str, Any] = {key: wandb.Image(str(path)) for key, path in figures(self.config).items()}
+        for path in sorted(out.glob("*.md")):
+            data[f"tables/{path.stem}"] = wandb.Html(
+                f"<pre>{html.escape(path.read_text())}</pre>", inject=False
             )
-    columns: list[str | int] = ["family", "benchmark", "alpha", "score", "stderr", "mean_tokens"]
-    data["alpha_sweep"] = wandb.Table(columns=columns, data=rows)
-    return data
+        return data
+
+    def _sweep_table(self) -> Any:
+        import wandb
+
+        rows: list[Any] = []
+        for alpha, condition in self.grid.sweep():
+            for (family, name, benchmark), cell in self.grid.cells.items():
+                if name == condition:
+                    facts = [cell.metrics[k] for k in ("score", "stderr", "mean_tokens")]
+                    rows.append([family, benchmark, alpha, *facts])
+        columns: list[str | int] = ["family", "benchmark", "alpha", "score", "stderr", "mean_tokens"]
+        return wandb.Table(columns=columns, data=rows)
+
+
+def figures(config: Config) -> dict[str, Path]:
+    """The rendered figures by the names under which the summary logs them."""
+    out = Path(config.tables) / config.name
+    return {f"figures/{path.stem}": path for path in sorted(out.glob("*.png"))}
+
+
+def sweep(grid: Grid) -> list[dict[str, float]]:
+    """The α curves as steps of the summary, ascending: `alpha`, and `sweep/<family>/<benchmark>` in per cent."""
+    steps = []
+    for alpha, condition in grid.sweep():
+        scores = {
+            f"sweep/{family}/{benchmark}": 100 * float(cell.score.mean())
+            for (family, name, benchmark), cell in grid.cells.items()
+            if name == condition and benchmark in grid.plain()
+        }
+        if scores:
+            steps.append({"alpha": alpha} | scores)
+    return steps
+
+
+def comparisons(grid: Grid) -> dict[str, float]:
+    """What the summary compares, in per cent or percentage points, by names that say what it is:
+
+    score/<family>/<benchmark>/<condition>                 mean score of the paper's rows and of the controls
+    gain/<family>/<benchmark>/<condition>/ours|published   against Baseline, where the paper reports it
+    robustness/<family>/<variant>/<condition>              perturbed minus plain documents
+    """
+    found: dict[str, float] = {}
+    for family, info in grid.families.items():
+        for row in grid.rows("main", "control"):
+            for benchmark in grid.plain():
+                if (value := grid.value(family, row.members, benchmark)) is not None:
+                    found[f"score/{family}/{benchmark}/{row.name}"] = 100 * value.value
+                published = claims.published_figures(
+                    info["published_size"], grid.benchmarks[benchmark]["published"], row.name
+                )
+                ours = grid.difference(family, row.members, (REFERENCE,), benchmark)
+                for figure in published:
+                    if "difference" in figure and ours is not None:
+                        place = f"gain/{family}/{benchmark}/{row.name}"
+                        found |= {
+                            f"{place}/ours": 100 * ours.value,
+                            f"{place}/published": figure["difference"],
+                        }
+            for variant in grid.variants():
+                if (robustness := grid.robustness(family, row.members, variant)) is not None:
+                    found[f"robustness/{family}/{variant}/{row.name}"] = 100 * robustness.drop.value
+    return found

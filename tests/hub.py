@@ -16,7 +16,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,13 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Repository:
-    """One model or data set: its files lie in `folder`, and `main` stands for `revision`."""
+    """One model or data set: its files lie in `folder`, of whatever revision, and `main` stands for `revision`."""
 
     kind: str  # models or datasets
     id: str
     revision: str
     folder: Path
+    earlier: tuple[str, ...] = ()  # what `main` was before
 
     def files(self) -> Iterator[str]:
         return (str(p.relative_to(self.folder)) for p in sorted(self.folder.rglob("*")) if p.is_file())
@@ -56,7 +57,7 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
     """Stand-ins for every checkpoint and data set that `config` takes from the hub.
 
     Checkpoints have Qwen2.5's tensor names; the family of 1.5B parameters ties its head and is one file, others have
-    their own head, more rows of padding, and three shards. Donors that are folders are written to these.
+    their own head, more rows of padding, and three shards. Donors that a recipe is to train are left to `train`.
     """
     made = []
     for benchmark in {b.dataset.id: b for b in config.benchmarks.values()}.values():
@@ -85,7 +86,14 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
             _finish(where, tokenizer, part)
             if from_hub:
                 made.append(Repository("models", source.id, _revision(source), where))
+            else:
+                (where / "training.json").write_text("{}")  # a recipe's mark that the donor is whole
     return made
+
+
+def trained(results: Path) -> list[str]:
+    """Overrides that name the donors of the larger size by the folders where a recipe puts them."""
+    return [f"families.qwen7b.{part}.id={results}/donors/qwen2.5-7b/{part}" for part in ("sft", "grpo")]
 
 
 def _revision(source: Any) -> str:
@@ -185,6 +193,12 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
+    def move(self, model: str, revision: str) -> None:
+        """Let the `main` of a model be another commit."""
+        found = self.repositories["models", model]
+        moved = replace(found, revision=revision, earlier=(*found.earlier, found.revision))
+        self.repositories["models", model] = moved
+
     def __enter__(self) -> "Hub":
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -256,9 +270,10 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.served.repositories.get((kind, name))
         if found is None:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        if revision not in (None, "main", found.revision):
+        if revision not in (None, "main", found.revision, *found.earlier):
             return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        commit = {"X-Repo-Commit": found.revision}
+        sha = revision if revision in found.earlier else found.revision
+        commit = {"X-Repo-Commit": sha}
         if what == "resolve":
             target = found.folder / inside
             if not target.is_file():
@@ -268,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         if what in (None, "revision"):
             siblings = [{"rfilename": f} for f in found.files()]
             return self._json(
-                {"_id": "0", "id": name, "sha": found.revision, "private": False, "siblings": siblings}
+                {"_id": "0", "id": name, "sha": sha, "private": False, "siblings": siblings}
                 | {"tags": [], "downloads": 0, "likes": 0}
             )
         if what == "tree":

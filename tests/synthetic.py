@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records import manifest_path, write_json, write_record
+from pipeline.records import write_json, write_manifest, write_record
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     "baseline": {"label": "Baseline", "weights": "target", "alpha": None, "prompt": "plain", "role": "main"},
@@ -144,7 +144,7 @@ def write_run(
         "conditions": conditions,
         "cells": cells,
     }
-    write_json(manifest_path(results, experiment), manifest)
+    write_manifest(results, manifest)
     return manifest
 
 
@@ -181,6 +181,7 @@ def write_cell(
         {
             "engine": {"device": device, "tensor_parallel_size": 2},
             "versions": {"vllm": "0.32.0"},
+            "family": {"target": {"id": "models/target", "revision": None}},
             "host": "here",
             "started": "2026-01-01T00:00:00+00:00",
             "command": "python -m pipeline",

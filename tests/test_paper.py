@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pipeline.config import ROOT, compose
 from pipeline.estimate import describe
 from pipeline.records import read_record
 from pipeline.stages import prepare
-from tests.hub import Hub, environment, fill, write_repositories
+from tests import synthetic
+from tests.hub import Hub, environment, fill, trained, write_repositories
 
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
 SFT = "Tahatest123456/Qwen2.5-1.5B-GSM8K-SFT"
@@ -27,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(root: Path) -> Iterator[Hub]:
-    config = compose(["experiment=paper", f"results={root / 'results'}"])
+    config = compose(["experiment=paper", *trained(root / "results")])
     with Hub(write_repositories(root / "hub", config)) as served:
         fill(root / "cache", served, config)
         yield served
@@ -69,15 +71,99 @@ def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
     assert not (root / "results" / "runs").exists()  # a plan writes nothing of a run
 
 
-def test_donors_that_are_yet_to_be_trained_are_named_before_the_hub_is_asked(
-    hub: Hub, tmp_path: Path
+def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path, tmp_path: Path) -> None:
+    results = [f"results={tmp_path}", f"tables={tmp_path}"]
+    command = [sys.executable, "-m", "pipeline", "plan", "experiment=paper", *results]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
+    assert ran.returncode == 0, ran.stderr
+    (line,) = (line for line in ran.stdout.splitlines() if "left out" in line)
+    assert line.startswith("qwen7b: 20 of 23 conditions are left out") and "families.qwen7b.sft.id" in line
+    assert f'make donors EXPERIMENT=qwen2.5-7b ARGS="out={tmp_path}/donors/qwen2.5-7b"' in line
+    found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
+    assert found is not None
+    assert sum(map(int, found.groups())) == (14 * 10 + 9 * 4) + (
+        2 * 10 + 4
+    )  # Baseline, with Think, and α = 0
+    assert "Qwen/Qwen2.5-7B " not in ran.stdout, "a base model that nothing needs is not downloaded"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sizes=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
+        ("families.qwen7b.sft.id=no/such/folder", "families.qwen7b.sft: no folder no/such/folder"),
+    ],
+)
+def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
+    override: str, message: str, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
-    hub.requests.clear()
-    ran = pipeline(tmp_path, hub.environment(tmp_path), "experiment=paper", "engine=cpu")
-    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
-    assert "families.qwen7b.sft" in ran.stderr and "make donors" in ran.stderr
-    assert "recipe=conf/recipe/qwen2.5-7b.yaml" in ran.stderr
-    assert not hub.requests
+    overrides = ["experiment=paper", "engine=cpu", "conditions={}", "alpha=[1]", override]
+    ran = pipeline(tmp_path, offline(root), "plan", *overrides)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
+    assert message in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "cells"),
+    [
+        ("sizes=[1.5b]", 14 * 10 + 9 * 4),
+        ("alpha=[-1,0,1]", 2 * (14 * 10 + 3 * 4)),
+        ("conditions=baseline", 2 * (1 * 10 + 9 * 4)),
+        ("tasks=[gsm8k,sciq]", 2 * (14 * 6 + 9 * 2)),
+        ("benchmarks.gsm8k.variants=[]", 2 * (14 * 7 + 9 * 4)),
+    ],
+)
+def test_a_part_of_the_paper_is_one_override_away(override: str, cells: int, hub: Hub, root: Path) -> None:
+    ran = pipeline(root, offline(root), "plan", "experiment=paper", override)
+    found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
+    assert found is not None, ran.stderr
+    assert sum(map(int, found.groups())) == cells
+
+
+def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> None:
+    def plan() -> str:
+        ran = pipeline(tmp_path, hub.environment(tmp_path / "cache"), "plan", "experiment=paper", *small)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    small = ["sizes=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
+    served = hub.repositories["models", SFT]
+    lock = tmp_path / "results" / "hub.lock.json"
+    assert f"{SFT}@{served.revision[:12]}" in plan()
+    assert json.loads(lock.read_text())[SFT] == served.revision
+    assert QWEN not in json.loads(lock.read_text()), "conf/family pins this one"
+    moved = "f" * 40
+    try:
+        hub.move(SFT, moved)
+        again = plan()
+        assert "pinned by" in again and f"{SFT}@{served.revision[:12]}" in again and moved[:12] not in again
+        lock.write_text(json.dumps({k: v for k, v in json.loads(lock.read_text()).items() if k != SFT}))
+        assert f"{SFT}@{moved[:12]}" in plan()
+        assert json.loads(lock.read_text())[SFT] == moved
+    finally:
+        hub.repositories["models", SFT] = served
+
+
+def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
+    overrides = ["experiment=micro", "tasks=[gsm8k]", "conditions=baseline", "alpha=[0.5]", "limit=3"]
+    family = shutil.copytree(ROOT / "models" / "micro", tmp_path / "models")
+    overrides += [f"families.micro.{part}.id={family / part}" for part in ("target", "sft", "grpo", "base")]
+    env = environment(tmp_path / "cache", HF_HUB_OFFLINE="1")
+    planned = pipeline(tmp_path, env, *overrides, "stages=[extract]")
+    assert planned.returncode == 0, planned.stderr
+    config = compose([*overrides, f"results={tmp_path / 'results'}"])
+    for cell in prepare(config).unique():
+        synthetic.write_cell(tmp_path / "results", cell.inputs, synthetic.samples([True, False], {}))
+    shutil.rmtree(family)
+    (tmp_path / "results").rename(tmp_path / "laptop")
+    copied = [f"results={tmp_path / 'laptop'}", f"tables={tmp_path / 'tables'}", "tracking=disabled"]
+    command = [sys.executable, "-m", "pipeline", *overrides, "stages=[render,track]", *copied]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert "as planned in" in ran.stdout and "are not those" not in ran.stdout
+    assert "50.0" in (tmp_path / "tables" / "micro" / "main.md").read_text()
+    other = subprocess.run([*command, "alpha=[0.25]"], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert "conditions are not those of this configuration" in other.stdout, other.stderr
 
 
 LOAD = """

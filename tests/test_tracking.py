@@ -1,45 +1,64 @@
 """W&B runs, read back as W&B's own records."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import compose
+from pipeline import tracking
+from pipeline.config import Config, Tracking, compose
 from pipeline.errors import UserError
-from pipeline.plan import Plan
-from pipeline.records import write_record
-from pipeline.stages import prepare
-from pipeline.tracking import track
+from pipeline.records import read_manifest
+from tests import synthetic
 
-OVERRIDES = ["experiment=micro", "tasks=[gsm8k]", "benchmarks.gsm8k.variants=[larger_numbers]", "alpha=[0.5]"]
-OVERRIDES += ["~conditions.random", "~conditions.minus_random"]
+CONDITIONS = ("baseline", "vector", "random-s0", "alpha=-0.5", "alpha=0.0", "alpha=0.5")
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """A plan with a made-up record for every cell, on a machine where no W&B key is known."""
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A finished run of one family, on a machine where no W&B key is known."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    made = prepare(compose([*OVERRIDES, f"results={tmp_path / 'results'}", f"tables={tmp_path / 'tables'}"]))
-    for i, cell in enumerate(made.unique()):
-        fill(made, cell.inputs, 0.25 + i / 100)
-    return made
+    return finished(tmp_path)
 
 
-def fill(plan: Plan, inputs: dict[str, Any], score: float) -> None:
-    sample = {"doc_id": 0, "prompt": "2+2?", "target": "4", "output": "<b>4</b>", "score": 1.0, "tokens": 3}
-    metrics = {
-        "score": score,
-        "stderr": 0.01,
-        "share_truncated": 0.0,
-        "share_not_extracted": 0.0,
-        "mean_tokens": 3.0,
-    }
-    provenance = {"versions": {"vllm": "1"}, "family": {"target": {"id": "t", "revision": None}}}
-    write_record(plan.results, inputs, metrics, {"seconds": 2.0, "generated_tokens": 6}, provenance, [sample])
+def finished(root: Path) -> Config:
+    """A vector and a record for every cell of a few conditions, and what was rendered."""
+    results, out = root / "results", root / "tables" / "synthetic"
+    synthetic.write_run(
+        results,
+        families={
+            "micro": {
+                "label": "micro",
+                "published_size": "1.5B",
+                "geometry": synthetic.write_geometry(results),
+            }
+        },
+        conditions={name: synthetic.CONDITIONS[name] for name in CONDITIONS},
+        benchmarks={name: synthetic.BENCHMARKS[name] for name in ("gsm8k", "gsm8k@larger_numbers")},
+        documents=30,
+        engine={"dtype": "float32"},
+    )
+    (results / "vectors" / "v" / "vector.safetensors").write_bytes(b"any bytes")
+    out.mkdir(parents=True)
+    (out / "main.md").write_text("| a | b |")
+    return compose(["name=synthetic", f"results={results}", f"tables={root / 'tables'}"])
+
+
+def track(config: Config) -> list[str]:
+    lines: list[str] = []
+    tracking.track(config, manifest(config), lines.append)
+    return lines
+
+
+def manifest(config: Config) -> dict[str, Any]:
+    return read_manifest(Path(config.results) / "runs" / "synthetic.json")
 
 
 def log_records(data: bytes) -> Iterator[bytes]:
@@ -57,101 +76,196 @@ def log_records(data: bytes) -> Iterator[bytes]:
             pending = b""
 
 
-def logged(results: Path) -> dict[str, dict[str, Any]]:
-    """{run name: {"id", "group", "type", "config", "history"}} of every offline run."""
+def logged(config: Config) -> dict[str, dict[str, Any]]:
+    """{run name: {"id", "group", "type", "config", "history", "steps", "artifacts"}} of every offline run."""
     from wandb.proto import wandb_internal_pb2 as pb
 
     runs: dict[str, dict[str, Any]] = {}
-    for path in sorted((results / "wandb").glob("offline-run-*/run-*.wandb")):
-        entry: dict[str, Any] = {"history": {}}
+    for path in sorted(Path(config.results).glob("wandb/offline-run-*/run-*.wandb")):
+        entry: dict[str, Any] = {"history": {}, "steps": [], "artifacts": []}
         for data in log_records(path.read_bytes()):
             record = pb.Record()
             record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "run":
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
                 run = record.run
-                entry |= {
-                    "name": run.display_name,
-                    "id": run.run_id,
-                    "group": run.run_group,
-                    "type": run.job_type,
-                }
+                entry |= {"name": run.display_name, "id": run.run_id}
+                entry |= {"group": run.run_group, "type": run.job_type}
                 entry["config"] = {u.key: json.loads(u.value_json) for u in run.config.update}
-            if record.WhichOneof("record_type") == "history":
-                for item in record.history.item:
-                    entry["history"]["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+            elif kind == "history":
+                items = record.history.item
+                step = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                entry["steps"].append(step)
+                entry["history"] |= step
+            elif kind == "artifact":
+                entry["artifacts"].append(record.artifact)
+            elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+                entry["artifacts"].append(record.request.log_artifact.artifact)
         assert entry["name"] not in runs
         runs[entry["name"]] = entry
     return runs
 
 
-def test_every_condition_is_a_run_of_its_experiment(plan: Plan) -> None:
-    lines: list[str] = []
-    track(plan, lines.append)
-    runs = logged(plan.results)
-    assert set(runs) == {f"micro {c.label}" for c in plan.conditions} | {"summary"}
-    assert {run["group"] for run in runs.values()} == {"micro"}
+def test_every_condition_is_a_run_of_its_experiment_and_target(config: Config) -> None:
+    lines = track(config)
+    runs, planned = logged(config), manifest(config)
+    labels = [planned["conditions"][name]["label"] for name in CONDITIONS]
+    assert set(runs) == {f"micro {label}" for label in labels} | {"summary"}
+    groups = {name: run["group"] for name, run in runs.items()}
+    assert groups.pop("summary") == "synthetic/summary" and set(groups.values()) == {"synthetic/micro"}
     vector = runs["micro +Vector"]
-    assert (vector["config"]["alpha"], vector["config"]["prompt"]["prefix"]) == (1.0, "")
-    scores = {c.task.name: c for c in plan.cells if c.condition.name == "vector"}
-    assert vector["config"]["keys"] == {name: cell.key for name, cell in scores.items()}
-    history = vector["history"]
-    assert history["gsm8k/tokens_per_second"] == 3.0 and history["gsm8k/larger_numbers/score"] > 0.25
+    assert (vector["config"]["alpha"], vector["config"]["condition"]) == (1.0, "vector")
+    cells = {c["benchmark"]: c["key"] for c in planned["cells"] if c["condition"] == "vector"}
+    assert vector["config"]["keys"] == cells and len(cells) == 2
     assert "offline" in lines[-1] and "wandb sync" in lines[-1]
 
 
-def test_the_sweep_stands_in_the_summary(plan: Plan) -> None:
-    track(plan, lambda line: None)
-    summary = logged(plan.results)["summary"]["history"]
-    assert any("alpha_sweep" in key for key in summary)
+def test_a_run_has_scores_tokens_throughput_and_samples_by_benchmark(config: Config) -> None:
+    track(config)
+    history = logged(config)["micro +Vector"]["history"]
+    for name in ("gsm8k", "gsm8k/larger_numbers"):
+        assert 0 < history[f"{name}/score"] < 1 and history[f"{name}/n"] == 30
+        tokens = history[f"{name}/generated_tokens"]
+        assert tokens > 0 and history[f"{name}/tokens_per_second"] == tokens / history[f"{name}/seconds"]
+        samples = history[f"{name}/samples"]
+        assert samples["_type"] == "table-file" and samples["nrows"] == tracking.SAMPLES
 
 
-def test_logging_again_adds_nothing(plan: Plan) -> None:
-    track(plan, lambda line: None)
-    before = sorted((plan.results / "wandb").rglob("*.wandb"))
-    lines: list[str] = []
-    track(plan, lines.append)
-    assert sorted((plan.results / "wandb").rglob("*.wandb")) == before and lines == []
+def test_the_vector_is_an_artifact_that_refers_to_its_file_by_checksum(config: Config) -> None:
+    track(config)
+    runs, file = logged(config), Path(config.results) / "vectors" / "v" / "vector.safetensors"
+    md5 = b64encode(hashlib.md5(file.read_bytes()).digest()).decode()
+    for name in ("micro +Vector", "micro +Random (seed 0)", "micro α = −0.5"):
+        (artifact,) = runs[name]["artifacts"]
+        (entry,) = (
+            json.loads(Path(artifact.manifest.manifest_file_path).read_text())["contents"].values()
+            if (artifact.manifest.manifest_file_path)
+            else [{"digest": e.digest, "ref": e.ref} for e in artifact.manifest.contents]
+        )
+        assert artifact.type == "vector" and entry["ref"] == file.resolve().as_uri()
+        assert entry["digest"] == md5
+        assert json.loads(artifact.metadata)["key"] == "v"
+        history = runs[name]["history"]
+        assert (history["geometry/norm"], history["geometry/sparsity"]) == (2.0, 0.8)
+        assert history["geometry/modules"]["nrows"] == 2 and history["geometry/layers"]["nrows"] == 3
+    for name in ("micro Baseline", "micro α = 0"):
+        assert not runs[name]["artifacts"] and "geometry/norm" not in runs[name]["history"]
 
 
-def test_ids_come_from_the_cells(plan: Plan, tmp_path: Path) -> None:
-    track(plan, lambda line: None)
-    other = prepare(compose([*OVERRIDES, f"results={tmp_path / 'again'}", f"tables={tmp_path / 'tables'}"]))
-    for i, cell in enumerate(other.unique()):
-        fill(other, cell.inputs, 0.25 + i / 100)
-    track(other, lambda line: None)
-    ids = [{name: run["id"] for name, run in logged(p.results).items()} for p in (plan, other)]
-    assert ids[0] == ids[1]
+def test_the_summary_has_the_curve_over_alpha_the_comparisons_and_the_tables(config: Config) -> None:
+    track(config)
+    summary = logged(config)["summary"]
+    curve = [(step["alpha"], step["sweep/micro/gsm8k"]) for step in summary["steps"] if "alpha" in step]
+    assert [alpha for alpha, _ in curve] == [-0.5, 0.0, 0.5, 1.0]
+    assert curve == sorted(curve, key=lambda point: point[1]), "the skill of these records grows with α"
+    history = summary["history"]
+    assert history["gain/micro/gsm8k/vector/published"] == 2.6  # paper_tables/published.yaml
+    assert history["gain/micro/gsm8k/vector/ours"] == pytest.approx(
+        history["score/micro/gsm8k/vector"] - history["score/micro/gsm8k/baseline"]
+    )
+    assert {"score/micro/gsm8k/random-s0", "robustness/micro/gsm8k@larger_numbers/vector"} <= history.keys()
+    assert history["tables/main"]["_type"] == "html-file" and history["alpha_sweep"]["_type"] == "table-file"
 
 
-def test_an_incomplete_condition_is_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    made = prepare(compose([*OVERRIDES, f"results={tmp_path / 'results'}"]))
-    for cell in made.cells:
-        if cell.condition.name == "baseline":
-            fill(made, cell.inputs, 0.5)
-    track(made, lambda line: None)
-    assert set(logged(made.results)) == {"micro Baseline", "summary"}
+def test_logging_again_adds_nothing(config: Config) -> None:
+    track(config)
+    before = sorted(Path(config.results).rglob("*.wandb"))
+    assert track(config) == [] and sorted(Path(config.results).rglob("*.wandb")) == before
 
 
-def test_disabled_writes_nothing(plan: Plan) -> None:
-    plan.config.tracking.mode = type(plan.config.tracking.mode).disabled
-    track(plan, lambda line: None)
-    assert not (plan.results / "wandb").exists()
+def test_ids_come_from_the_cells(config: Config, tmp_path: Path) -> None:
+    other = finished(tmp_path / "again")
+    ids = []
+    for one in (config, other):
+        track(one)
+        ids.append({name: run["id"] for name, run in logged(one).items()})
+    assert ids[0] == ids[1] and len(set(ids[0].values())) == len(ids[0])
 
 
-def test_an_unreachable_server_is_one_line_and_no_failure(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    lines: list[str] = []
-    track(plan, lines.append)
-    assert len(lines) == 1 and "not logged" in lines[0] and "tracking.mode=offline" in lines[0]
-    assert "0" * 40 not in lines[0]
+def test_an_incomplete_condition_is_not_logged(config: Config) -> None:
+    for cell in manifest(config)["cells"]:
+        if cell["condition"] != "baseline" and cell["benchmark"] == "gsm8k":
+            (Path(config.results) / "cells" / cell["key"] / "record.json").unlink(missing_ok=True)
+    track(config)
+    assert set(logged(config)) == {"micro Baseline", "summary"}
 
 
-def test_online_without_a_key_is_refused(plan: Plan) -> None:
-    plan.config.tracking.mode = type(plan.config.tracking.mode).online
+def test_disabled_writes_nothing(config: Config) -> None:
+    config.tracking.mode = Tracking.disabled
+    assert track(config) == [] and not (Path(config.results) / "wandb").exists()
+
+
+def test_online_without_a_key_is_refused(config: Config) -> None:
+    config.tracking.mode = Tracking.online
     with pytest.raises(UserError, match="wandb login"):
-        track(plan, lambda line: None)
+        track(config)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Callable[[str], str]]:
+    """Starts a server that takes connections and never answers `POST`, or nothing at all; returns its address."""
+    ended, servers = threading.Event(), []
+
+    class Handler(BaseHTTPRequestHandler):
+        silent: tuple[str, ...] = ()
+
+        def answer(self) -> None:
+            if self.command in self.silent:
+                ended.wait()
+                return
+            self.send_response(200)
+            self.end_headers()
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def start(what: str) -> str:
+        silent = ("POST",) if what == "POST" else ("GET", "POST")
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Silent", (Handler,), {"silent": silent}))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    ended.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("server", ["refuses", "hangs", "hangs when data come"])
+def test_a_server_that_does_not_answer_costs_one_line_and_loses_nothing(
+    server: str, config: Config, hanging: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(tracking, "UPLOAD_WITHIN", 5.0)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    address = {"refuses": "http://127.0.0.1:9", "hangs": hanging("all")}.get(server) or hanging("POST")
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    (line,) = track(config)
+    assert "not uploaded" in line and "wandb sync" in line and "0" * 40 not in line
+    assert len(logged(config)) == len(CONDITIONS) + 1
+    before = sorted(Path(config.results).rglob("*.wandb"))
+    (again,) = track(config)
+    assert "not uploaded" in again and sorted(Path(config.results).rglob("*.wandb")) == before
+
+
+def test_what_has_been_uploaded_is_left_alone(
+    config: Config, hanging: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's command is played by one that leaves its marks: no server of W&B's can be had here."""
+    command = tmp_path / "bin" / "wandb"
+    command.parent.mkdir()
+    command.write_text(
+        f'#!/bin/sh\nshift 2\nfor run; do echo "$run" >> {tmp_path}/uploaded; touch "$run/run.wandb.synced"; done\n'
+    )
+    command.chmod(0o755)
+    monkeypatch.setattr(tracking.sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("WANDB_BASE_URL", hanging("POST"))
+    track(config)  # without a key
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert track(config) == [f"W&B: {len(CONDITIONS) + 1} runs logged online"]
+    assert len((tmp_path / "uploaded").read_text().splitlines()) == len(CONDITIONS) + 1
+    assert track(config) == []
