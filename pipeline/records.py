@@ -106,16 +106,18 @@ def read_record(results: Path, key: str) -> Record | None:
     if not path.is_file():
         return None
     data = _read_json(path, f"remove {folder} and run again")
-    sealed = data.pop("sha256", None)
-    if sealed != digest(data) or data.get("key") != key:
+    sealed = data.pop("sha256", None) if isinstance(data, dict) else None
+    if sealed is None or sealed != digest(data) or data.get("key") != key:
         raise DamagedRecord(f"{path}: checksum differs from its content; remove {folder} and run again")
-    if data["schema"] != SCHEMA:
+    if data.get("schema") != SCHEMA:
         raise DamagedRecord(
-            f"{path}: written in format {data['schema']}, this version reads {SCHEMA}; run again"
+            f"{path}: written in format {data.get('schema')}, this version reads {SCHEMA}; run again"
         )
-    return Record(
-        folder, data["inputs"], data["metrics"], data["cost"], data["provenance"], data["samples"]["sha256"]
-    )
+    try:
+        parts = [data[name] for name in ("inputs", "metrics", "cost", "provenance", "samples")]
+        return Record(folder, *parts[:4], parts[4]["sha256"])
+    except (KeyError, TypeError) as e:
+        raise DamagedRecord(f"{path}: has no {e}, which this version reads; run again") from None
 
 
 def write_record(
@@ -210,9 +212,13 @@ def _json_bytes(data: Any) -> bytes:
 
 def _read_json(path: Path, remedy: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as e:
+        return json.loads(path.read_bytes(), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as e:
         raise DamagedRecord(f"{path}: cannot be read ({e}); {remedy}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _write(path: Path, data: bytes) -> None:
