@@ -43,7 +43,7 @@ def parse_expression(expression: str) -> ast.Expression | None:
     quoted = NUMBER.sub(lambda number: repr(number.group().replace(",", "")), expression)
     try:
         return ast.parse(quoted.strip(), mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a zero byte, brackets nested too deep
         return None
 
 
@@ -78,7 +78,7 @@ def evaluate(expression: str, operands: Sequence[Fraction] | None = None) -> Fra
     tree = parse_expression(expression)
     try:
         return None if tree is None else value(tree)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, RecursionError, StopIteration):
         return None
 
 
