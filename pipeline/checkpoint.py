@@ -95,7 +95,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
             raise ValueError(metadata)
         for name, entry in header.items():
             start, end = entry["data_offsets"]
-            if any(type(n) is not int or n < 0 for n in (start, end, *entry["shape"])):
+            if type(entry["dtype"]) is not str or any(
+                type(n) is not int or n < 0 for n in (start, end, *entry["shape"])
+            ):
                 raise ValueError(entry)
             tensors[name] = TensorInfo(
                 path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end, stamp
