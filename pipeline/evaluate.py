@@ -26,19 +26,25 @@ from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.plan import TASKS, Cell, Condition, Family, Plan, Task, takes_chat_template, versions
 from pipeline.records import is_done, set_aside, write_record
-from pipeline.vector import Term, check_compatible
+from pipeline.vector import check_compatible
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+ATTEMPTS = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
 NOT_EXTRACTED = "[invalid]"  # what lm-eval's filters return when nothing matches
+
+
+class EngineDied(UserError):
+    """As many engines as `ATTEMPTS` died on one cell; the next cell gets a new one."""
 
 
 def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     """Compute every cell that has no record yet and return how many were computed.
 
     Raises:
-        UserError: if the engine cannot start, a swap fails, or a document cannot be read; finished cells stay.
+        UserError: if the engine cannot start, a swap fails, a document cannot be read, or cells had to be given up;
+            finished cells stay.
     """
     missing = plan.missing()
     if not missing:
@@ -46,8 +52,9 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     for cell in missing:
         if (away := set_aside(plan.results, cell.key)) is not None:
             report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
-    runner = Runner(plan)
-    runner.check(missing, report)
+    runner = Runner(plan, report)
+    runner.check(missing)
+    given_up = []
     progress = Progress(len(missing), report)
     try:
         for cell in in_order(missing):
@@ -57,11 +64,26 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
             runner.ready(cell)
             progress.start()
             started = time.monotonic()
-            metrics = runner.run(cell)
+            try:
+                metrics = runner.run(cell)
+            except EngineDied:
+                given_up.append(cell)
+                progress.skip()
+                continue
             progress.done(cell, metrics, time.monotonic() - started)
     finally:
         runner.close()
+    if given_up:
+        raise UserError(
+            f"given up after {ATTEMPTS} engines died on each: {', '.join(map(name_of, given_up))}; run again, with less"
+            " in memory (engine.max_num_seqs, engine.kv_cache_gb, engine.gpu_memory_utilization)"
+        )
     return progress.computed
+
+
+def name_of(cell: Cell) -> str:
+    """A cell as people read it."""
+    return f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
 
 
 def in_order(cells: Iterable[Cell]) -> Iterator[Cell]:
@@ -94,9 +116,8 @@ class Progress:
         self.start()
         left = (time.monotonic() - (self.started or 0.0)) / self.computed * (self.total - finished)
         score = f"{100 * metrics['score']:5.1f} ± {196 * metrics['stderr']:4.1f}"
-        name = f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
         self.report(
-            f"[{finished:>3}/{self.total}] {name:<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})"
+            f"[{finished:>3}/{self.total}] {name_of(cell):<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})"
         )
 
 
@@ -107,33 +128,50 @@ def _minutes(seconds: float) -> str:
 class Runner:
     """Holds the live engine and what is loaded, and runs one cell after the other."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, report: Callable[[str], None] = print) -> None:
+        self.plan, self.report = plan, report
         self.engine: Engine | None = None
         self.architecture = self.weights = ""
         self.manager: TaskManager | None = None
 
-    def check(self, cells: list[Cell], report: Callable[[str], None]) -> None:
+    def check(self, cells: list[Cell]) -> None:
         """Try the sandbox and load every benchmark once, so that a mistake shows before an engine starts."""
         if any(cell.task.config.runs_code for cell in cells):
             level = sandbox.require(self.plan.config.allow_unsandboxed)
-            report(f"candidate programs run in: {level}")
+            self.report(f"candidate programs run in: {level}")
         for task in {cell.task.name: cell.task for cell in cells}.values():
             self._tasks(task, PromptConfig())
-        used = {(c.family.name, c.condition.weights): c for c in cells}
+        used = {(c.family.name, c.condition): c for c in cells}
         for cell in used.values():
             checkpoint = cell.family.checkpoint(cell.condition.weights)
             check_compatible(cell.family.target, checkpoint, checkpoint)
-            if cell.condition.alpha:
-                self.plan.vector(cell.family)
+            self.plan.terms(cell.family, cell.condition)
 
     def ready(self, cell: Cell) -> None:
         """Start the engine that a cell needs, if it is not the one that runs."""
         self._engine(cell.family)
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Evaluate one cell, write its record and return its metrics."""
-        engine = self._engine(cell.family)
+        """Evaluate one cell, write its record and return its metrics; an engine that dies on it is replaced once.
+
+        Raises:
+            EngineDied: if the second one dies too.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            engine = self._engine(cell.family)
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            try:
+                return self._run(engine, cell)
+            except EngineDeadError:
+                self.close()
+                again = (
+                    "it is tried again" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} such deaths"
+                )
+                self.report(f"the engine died on {name_of(cell)}; {again}")
+        raise EngineDied(f"{ATTEMPTS} engines died on {name_of(cell)}")
+
+    def _run(self, engine: Engine, cell: Cell) -> dict[str, Any]:
         self._steer(engine, cell.family, cell.condition)
         began, started = time.monotonic(), datetime.now(UTC)
         engine.lm.reset()
@@ -160,14 +198,13 @@ class Runner:
     def _engine(self, family: Family) -> Engine:
         if self.engine is None or self.architecture != family.architecture:
             self.close()
+            self.report(f"starting the engine for {family.target.source}")
             self.engine = Engine(self.plan.config.engine, family.target.path)
             self.architecture, self.weights = family.architecture, ""
         return self.engine
 
     def _steer(self, engine: Engine, family: Family, condition: Condition) -> None:
-        start, terms = family.checkpoint(condition.weights), []
-        if condition.alpha:
-            terms = [Term(str(self.plan.vector(family)), condition.alpha, condition.seed)]
+        start, terms = family.checkpoint(condition.weights), self.plan.terms(family, condition)
         wanted = f"{start.path} {terms}"
         if wanted != self.weights:
             self.weights = ""  # until the swap is certified nothing is loaded

@@ -1,0 +1,108 @@
+"""Conditions that add a part of a vector, or several vectors, as configuration says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pipeline.config import Stage, compose
+from pipeline.errors import UserError
+from pipeline.plan import Plan
+from pipeline.stages import prepare, run
+from pipeline.vector import Vector
+
+VECTOR = {"label": "+Vector", "weights": "vector", "alpha": 1.0}
+
+
+def planned(tmp_path: Path, conditions: dict[str, Any], *overrides: str) -> Plan:
+    """The plan of an experiment of two families with these conditions, its vectors extracted."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    experiment = {
+        "defaults": [
+            "/experiment/micro",
+            {"/family@families.other": "micro"},
+            {"override /conditions": "baseline"},
+            "_self_",
+        ],
+        "name": "variants",
+        "alpha": [],
+        "conditions": conditions,
+        "families": {"other": {"grpo": {"id": "models/micro/target"}}},
+    }
+    (tmp_path / "conf" / "experiment" / "variants.yaml").write_text(
+        "# @package _global_\n" + yaml.safe_dump(experiment)
+    )
+    config = compose(
+        [
+            "experiment=variants",
+            f"hydra.searchpath=[{tmp_path}/conf]",
+            f"results={tmp_path}/results",
+            "tasks=[gsm8k]",
+            *overrides,
+        ]
+    )
+    config.stages = [Stage.extract]
+    run(config, lambda line: None)
+    return prepare(config)
+
+
+def test_a_condition_adds_the_part_of_the_vector_that_its_variant_keeps(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path, {"vector": VECTOR, "mlp": VECTOR | {"variant": {"modules": ["mlp"], "layers": [0, 1]}}}
+    )
+    family = plan.families["micro"]
+    conditions = {c.name: c for c in plan.conditions}
+    (whole,) = plan.terms(family, conditions["vector"])
+    (part,) = plan.terms(family, conditions["mlp"])
+    whole_vector, part_vector = Vector.open(whole.vector), Vector.open(part.vector)
+    for name in whole_vector.shapes:
+        expected = whole_vector.read(name)
+        if ".mlp." not in name or ".layers.0." not in name and ".layers.1." not in name:
+            expected = torch.zeros_like(expected)
+        assert torch.equal(part_vector.read(name), expected), name
+    assert (part_vector.path.parent / "geometry.json").is_file()
+
+
+def test_a_condition_adds_several_vectors_each_with_its_sign(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"analogy": VECTOR | {"plus": {"other": -0.5}}})
+    own, other = plan.terms(plan.families["micro"], {c.name: c for c in plan.conditions}["analogy"])
+    assert (own.alpha, other.alpha) == (1.0, -0.5)
+    assert own.vector == str(plan.vector(plan.families["micro"]))
+    assert other.vector == str(plan.vector(plan.families["other"])) != own.vector
+
+
+def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        {
+            "whole": VECTOR,
+            "attention": VECTOR | {"variant": {"modules": ["self_attn"]}},
+            "half": VECTOR | {"variant": {"dare": 0.5}},
+            "another half": VECTOR | {"variant": {"dare": 0.5, "seed": 1}},
+            "trimmed": VECTOR | {"variant": {"trim": 0.2}},
+            "sum": VECTOR | {"plus": {"other": 1.0}},
+            "difference": VECTOR | {"plus": {"other": -1.0}},
+        },
+    )
+    keys = [c.key for c in plan.cells if c.family.name == "micro" and c.task.perturbation is None]
+    assert len(keys) == 8 == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ({"plus": {"another": 1.0}}, "'another' is no family of this run"),
+        ({"variant": {"layers": [1]}}, "expected the first and the last layer"),
+        ({"variant": {"modules": ["moe"]}}, "keeps no tensor"),
+        ({"variant": {"trim": 1.5}}, "expected the share of entries to keep"),
+        ({"plus": {"other": float("nan")}}, "expected a finite number"),
+    ],
+)
+def test_a_part_or_vector_that_does_not_exist_is_refused(
+    tmp_path: Path, condition: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        planned(tmp_path, {"wrong": VECTOR | condition})
+    assert "\n" not in str(refused.value)
