@@ -16,11 +16,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UserError
@@ -274,6 +276,13 @@ def compose(overrides: list[str]) -> Config:
         config = typing.cast(Config, OmegaConf.to_object(cfg))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(_explain(e)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        where = _unreadable(config_folders(overrides))
+        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
+    for part in ("families", "benchmarks", "conditions", "prompts"):
+        for name, value in getattr(config, part).items():
+            if value is None:
+                raise UserError(f"{part}.{name}: a value is required, found null; leave it out of its group")
     for family in config.families.values():
         for part in ("sft", "grpo", "base"):
             if (source := getattr(family, part)) is not None and not source.id:
@@ -314,10 +323,16 @@ def _check(config: Config) -> None:
         config.sizes = list(dict.fromkeys(named))
     if config.tasks is not None:
         config.tasks = list(dict.fromkeys(config.tasks))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-        raise UserError(
-            f"name: expected letters, digits, '.', '_' or '-', found '{config.name}'; it names folders"
-        )
+    names = [("name", config.name)] + [
+        (part, name) for part in ("families", "benchmarks", "conditions") for name in getattr(config, part)
+    ]
+    for where, name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(
+                f"{where}: expected letters, digits, '.', '_' or '-', found '{name}'; it names files and folders"
+            )
+    _check_paths(config)
+    _check_duplicates(config)
     for where, folder in (("results", config.results), ("tables", config.tables)):
         if not folder:
             raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
@@ -359,9 +374,17 @@ def _check(config: Config) -> None:
         f"engine.{key}": getattr(config.engine, key)
         for key in ("max_model_len", "max_num_seqs", "tensor_parallel_size", "threads")
     }
+    limits["launcher.workers"] = config.launcher.workers
+    if not 0 < config.engine.gpu_memory_utilization <= 1:
+        found = config.engine.gpu_memory_utilization
+        raise UserError(f"engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found {found}")
+    if config.engine.kv_cache_gb is not None and not 0 < config.engine.kv_cache_gb < float("inf"):
+        raise UserError(f"engine.kv_cache_gb: expected a size above 0, found {config.engine.kv_cache_gb}")
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
     for name, b in config.benchmarks.items():
+        if not 0 <= b.chance < 1:
+            raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
         if b.num_fewshot < 0:
             raise UserError(
                 f"benchmarks.{name}.num_fewshot: expected 0 or more examples, found {b.num_fewshot}"
@@ -372,6 +395,70 @@ def _check(config: Config) -> None:
             raise UserError(f"{where}: expected a positive number, found {limit}")
     if not config.stages:
         raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
+
+
+def _check_paths(config: Config) -> None:
+    """What the configuration names on the hub or under `data.folder` cannot lie elsewhere."""
+    sources = {
+        f"families.{name}.{part}": getattr(family, part)
+        for name, family in config.families.items()
+        for part in ("target", "sft", "grpo", "base")
+    }
+    datasets = {f"benchmarks.{name}.dataset": b.dataset for name, b in config.benchmarks.items()}
+    for where, source in (sources | datasets).items():
+        revision = source.revision if source is not None else None
+        if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
+            raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
+    for where, dataset in datasets.items():
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", dataset.id) or ".." in dataset.id:
+            raise UserError(f"{where}.id: expected a hub id such as openai/gsm8k, found '{dataset.id}'")
+        for split, file in dataset.files.items():
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise UserError(f"{where}.files.{split}: expected a path inside data.folder, found '{file}'")
+    for name, b in config.benchmarks.items():
+        for subtask in b.subtasks:
+            if not re.fullmatch(r"\w[\w.-]*", subtask):
+                raise UserError(f"benchmarks.{name}.subtasks: expected a plain name, found '{subtask}'")
+        for text in (b.task, b.dataset.config or "", *b.dataset.files.values()):
+            if re.search(r"[{}]", text.replace("{subtask}", "")):
+                raise UserError(
+                    f"benchmarks.{name}: only {{subtask}} stands for something, found '{text}'; mend it"
+                )
+
+
+def _check_duplicates(config: Config) -> None:
+    """What is named twice would be counted twice, or could not be told apart in a table."""
+    lists: dict[str, list[str]] = {}
+    for name, b in config.benchmarks.items():
+        lists |= {f"benchmarks.{name}.{part}": getattr(b, part) for part in ("subtasks", "variants", "also")}
+    lists["conditions"] = [
+        full
+        for name, c in config.conditions.items()
+        for full in ([f"{name}-s{seed}" for seed in dict.fromkeys(c.seeds)] or [name])
+    ]
+    for part in ("families", "benchmarks", "conditions"):
+        lists[f"{part}: label"] = [str(value.label) for value in getattr(config, part).values()]
+    for where, listed in lists.items():
+        for name in listed:
+            if listed.count(name) > 1:
+                colon = "" if where.endswith("label") else ":"
+                raise UserError(f"{where}{colon} '{name}' stands twice; rename or remove one")
+
+
+def config_folders(overrides: list[str]) -> list[Path]:
+    """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
+    added = re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))
+    return [CONF, *(Path(folder.strip().removeprefix("file://")) for found in added for folder in found.split(","))]
+
+
+def _unreadable(folders: list[Path]) -> str:
+    """The first file that is no YAML, which Hydra does not name."""
+    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
+        try:
+            yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())  # noqa: S506
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return str(path)
+    return "an override"
 
 
 def nearest(name: str, known: list[str]) -> str:
