@@ -22,7 +22,6 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UserError
@@ -277,7 +276,7 @@ def compose(overrides: list[str]) -> Config:
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(_explain(e)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = _unreadable(config_folders(overrides))
+        where = _unreadable(_config_folders(overrides))
         raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
     for part in ("families", "benchmarks", "conditions", "prompts"):
         for name, value in getattr(config, part).items():
@@ -377,7 +376,9 @@ def _check(config: Config) -> None:
     limits["launcher.workers"] = config.launcher.workers
     if not 0 < config.engine.gpu_memory_utilization <= 1:
         found = config.engine.gpu_memory_utilization
-        raise UserError(f"engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found {found}")
+        raise UserError(
+            f"engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found {found}"
+        )
     if config.engine.kv_cache_gb is not None and not 0 < config.engine.kv_cache_gb < float("inf"):
         raise UserError(f"engine.kv_cache_gb: expected a size above 0, found {config.engine.kv_cache_gb}")
     if config.engine.dtype not in DTYPES:
@@ -445,17 +446,20 @@ def _check_duplicates(config: Config) -> None:
                 raise UserError(f"{where}{colon} '{name}' stands twice; rename or remove one")
 
 
-def config_folders(overrides: list[str]) -> list[Path]:
+def _config_folders(overrides: list[str]) -> list[Path]:
     """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
     added = re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))
-    return [CONF, *(Path(folder.strip().removeprefix("file://")) for found in added for folder in found.split(","))]
+    return [
+        CONF,
+        *(Path(folder.strip().removeprefix("file://")) for found in added for folder in found.split(",")),
+    ]
 
 
 def _unreadable(folders: list[Path]) -> str:
     """The first file that is no YAML, which Hydra does not name."""
     for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
         try:
-            yaml.load(path.read_text(encoding="utf-8"), Loader=get_yaml_loader())  # noqa: S506
+            OmegaConf.load(path)
         except (yaml.YAMLError, UnicodeDecodeError):
             return str(path)
     return "an override"
