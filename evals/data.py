@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import perturbations
+from pipeline import hub
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,15 +156,10 @@ def _from_hub(name: str, config: str | None, revision: str | None, subtask: str 
 @lru_cache(maxsize=64)
 def _snapshot(name: str, revision: str | None) -> Path:
     """The folder of a data set in the hub's cache, downloaded where it is not there; its name is the commit."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{name} at {revision or 'main'}: cannot be had from the hub or its cache"
-            f" ({' '.join(str(e).split())[:160]}); set data.folder to use local files"
-        ) from e
+        return hub.fetch(name, revision, kind="dataset")
+    except UserError as e:
+        raise UserError(f"{e}; or set data.folder to use local files") from e
 
 
 @lru_cache(maxsize=256)

@@ -6,17 +6,26 @@
     python -m pipeline config experiment=micro                   print the composed configuration
     python -m pipeline prompt experiment=micro task=gsm8k condition=vector_think document=3
                                                                  print what the model is asked; starts nothing
+    python -m pipeline apply experiment=micro alpha=0.5 out=steered
+                                                                 write a steered checkpoint, push it: pipeline/publish.py
+    python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/dashboard.py
 
 Kept light: vLLM's processes import it again.
 """
 
+import importlib
 import os
 import sys
 
 from pipeline import interrupt
 from pipeline.errors import UserError
 
-VERBS = ("run", "plan", "config", "prompt")
+SHOWN = {
+    "prompt": "pipeline.prompts",
+    "apply": "pipeline.publish",
+    "dashboard": "pipeline.dashboard",
+}  # have options of their own
+VERBS = ("run", "plan", "config", *SHOWN)
 
 
 def main(arguments: list[str]) -> int:
@@ -43,12 +52,11 @@ def main(arguments: list[str]) -> int:
 def _run(verb: str, overrides: list[str]) -> int:
     from pipeline.config import compose
 
-    if verb == "prompt":
-        from pipeline import prompts
-
-        chosen = [a for a in overrides if a.split("=")[0] in prompts.OPTIONS]
+    if verb in SHOWN:
+        shown = importlib.import_module(SHOWN[verb])
+        chosen = [a for a in overrides if a.split("=")[0] in shown.OPTIONS]
         config = compose([a for a in overrides if a not in chosen])
-        print(prompts.show(config, dict(a.split("=", 1) for a in chosen)))
+        print(shown.show(config, dict(a.split("=", 1) for a in chosen)))
         return 0
     config = compose(overrides)
     if verb == "config":

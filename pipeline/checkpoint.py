@@ -9,7 +9,10 @@ Tensors are read `PIECE` entries at a time into one reused buffer: memory does n
 every pass runs at the speed of the processor's cache.
 """
 
+import contextlib
+import fcntl
 import functools
+import glob
 import hashlib
 import json
 import math
@@ -26,6 +29,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from pipeline import hub
 from pipeline.errors import UserError
 
 PIECE = 1 << 18
@@ -252,7 +256,7 @@ def cached_scan(files: list[Path], scan: Callable[[], Scan]) -> Scan:
     found = scan()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary = path.with_name(f".tmp-{path.stem}-{os.getpid()}")
         temporary.write_text(json.dumps(found.__dict__))
         temporary.replace(path)
     except OSError:
@@ -296,17 +300,7 @@ class Checkpoint:
             raise UserError(
                 f"{source} is neither a folder nor a hub id such as Qwen/Qwen2.5-1.5B; check the spelling"
             )
-        import huggingface_hub
-
-        try:
-            path = Path(
-                huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED)
-            )
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{source} at {revision or 'main'}: no such folder, and the hub gave nothing: {reason}"
-            ) from None
+        path = hub.fetch(source, revision, patterns=DOWNLOADED)
         return cls(path, source, path.name)
 
     def read(self, name: str) -> torch.Tensor:
@@ -528,14 +522,19 @@ def replacing(out: Path) -> Iterator[Path]:
     """A temporary path to write a file or folder to, which becomes `out` when the block succeeds.
 
     Everything is synced before the rename. On failure nothing is left, and an earlier `out` stays as it was.
+    What a killed writer of `out` left beside it is removed first.
     Raises UserError when the disk refuses, for instance because it is full.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        _clear_leftovers(out)
+        scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}.", dir=out.parent))
+        lock = os.open(scratch, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another folder") from None
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         new, old = scratch / "new", scratch / "old"
         yield new
         if new.is_dir():
@@ -552,3 +551,18 @@ def replacing(out: Path) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove scratch folders of writers of `out` that were killed: those that live hold a lock on theirs."""
+    for left in out.parent.glob(f".tmp-{glob.escape(out.name)}.????????"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (left / "old").exists() and not out.exists():
+                    (left / "new").rename(out)  # whole: it was killed between its two renames
+                shutil.rmtree(left)
+            finally:
+                os.close(lock)

@@ -26,11 +26,11 @@ from typing import Any
 from evals import sandbox
 from pipeline.config import Device, EngineConfig, LauncherConfig
 from pipeline.errors import UserError
-from pipeline.evaluate import Progress, Runner, in_order
+from pipeline.evaluate import ATTEMPTS, EngineDied, Progress, Runner, in_order
+from pipeline.evaluate import name_of as _name
 from pipeline.plan import Cell, Plan
 from pipeline.records import is_done, manifest_path
 
-ATTEMPTS = 2  # workers that may die on one cell before it is given up
 PATIENCE = 60.0  # seconds without a running worker before the user is told
 
 
@@ -91,7 +91,7 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     cells = list(in_order(plan.missing()))
     if not cells:
         return 0
-    Runner(plan).check(cells, report)
+    Runner(plan, report).check(cells)
     with connected(plan.config.launcher):
         return Queue(plan, cells, report).drain()
 
@@ -174,7 +174,11 @@ class Queue:
         try:
             metrics = self.ray.get(future)
         except self.ray.exceptions.RayTaskError as e:
-            raise e.cause if isinstance(e.cause, UserError) else e from None
+            if cell is None or not isinstance(e.cause, EngineDied):
+                raise e.cause if isinstance(e.cause, UserError) else e from None
+            self.report(f"{e.cause}; given up")
+            self.given_up.append(cell)
+            metrics = None
         except self.ray.exceptions.RayError:
             self.ray.kill(worker.actor)  # Ray says so too when it has merely lost sight of it
             return self._bury(cell)
@@ -258,7 +262,3 @@ def choose(cells: list[Cell], worker: Worker, others: Iterable[Worker]) -> Cell:
         return cell.family.architecture != worker.architecture, weights != worker.weights, weights in held
 
     return min(cells, key=cost)
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"

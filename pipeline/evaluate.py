@@ -256,6 +256,7 @@ def load_task(
         UserError: if lm-eval has no task of that name, it does not fit what the benchmark says of it, or its
             documents or examples cannot be had.
     """
+    from jinja2 import TemplateError
     from lm_eval.config.task import TaskConfig
 
     b, where = task.config, f"benchmarks.{task.benchmark}"
@@ -286,8 +287,18 @@ def load_task(
         spec["test_split"] = asked
     else:
         _check_split_of_examples(settings, task, list(documents), config.data.folder)
-    # an inline group is lm-eval's way to take a stock task with overrides
-    loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
+    try:  # an inline group is lm-eval's way to take a stock task with overrides
+        loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
+        first = loaded.eval_docs[0]
+        loaded.doc_to_text(first), loaded.doc_to_target(first)
+        if loaded.OUTPUT_TYPE == "multiple_choice":
+            loaded.doc_to_choice(first)
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as e:
+        columns = ", ".join(documents[b.dataset.split].column_names)
+        raise UserError(
+            f"{where}: '{name}' cannot ask its documents ({type(e).__name__}: {' '.join(str(e).split())[:160]}); found"
+            f" the columns {columns}; see {where}.task, {where}.changes and {where}.dataset"
+        ) from e
     loaded.set_config(key="num_fewshot", value=b.num_fewshot)
     loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
     available = len(loaded.sampler.df) - (loaded.fewshot_cfg.split == asked)  # never the document itself

@@ -12,12 +12,14 @@ drawn, and an older one is removed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import claims
 from pipeline.errors import UserError
 from pipeline.grid import REFERENCE, Grid, load
+from pipeline.records import write_file
 from pipeline.statistics import Estimate, mean_interval
 from pipeline.tables import compare_all, geometry_report
 
@@ -51,7 +53,6 @@ def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
     from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401  (a part of the import that takes long)
 
     grid = load(manifest, results)
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     defaults: Any = matplotlib.rcParamsDefault  # not the reader's own style
     with matplotlib.rc_context(defaults | STYLE):
@@ -62,9 +63,13 @@ def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
                 for path in paths:
                     path.unlink(missing_ok=True)
                 continue
-            figure.savefig(paths[0], metadata={"Software": None})
+            png, pdf = BytesIO(), BytesIO()
+            figure.savefig(png, format="png", metadata={"Software": None})
             figure.set_layout_engine("none")  # laid out once for both files
-            figure.savefig(paths[1], metadata={"CreationDate": None, "Producer": None, "Creator": None})
+            undated: Any = {"CreationDate": None, "Producer": None, "Creator": None}
+            figure.savefig(pdf, format="pdf", metadata=undated)
+            for path, file in zip(paths, (png, pdf), strict=True):
+                write_file(path, file.getvalue())
             written += paths
     return written
 

@@ -4,23 +4,31 @@
     results/cells/<key>/samples.jsonl   one line a document
 
 A folder appears by one rename, so a record is there whole or not at all; samples carry a checksum.
+What is being written is named `.tmp-…`; one run at a time holds the store (`held`), and removes what killed runs left.
 Formats: ARCHITECTURE.md. Nothing here knows how a record was made.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline import interrupt
 from pipeline.errors import UserError
 
 SCHEMA = 1
+POLL = 0.5  # seconds between two looks at a lock that another run holds
 
 
 class DamagedRecord(UserError):
@@ -85,14 +93,17 @@ def is_done(results: Path, key: str) -> bool:
 
 
 def set_aside(results: Path, key: str) -> Path | None:
-    """Move what is left of a damaged record to results/damaged, so that it can be computed again."""
+    """Move what is left of a damaged record away, so that it can be computed again; None if it is whole or not there."""
     folder = cell_folder(results, key)
-    if not folder.exists() or is_done(results, key):
-        return None
+    return None if not folder.exists() or is_done(results, key) else move_away(results, folder)
+
+
+def move_away(results: Path, damaged: Path) -> Path:
+    """Move a damaged file or folder to results/damaged, and return where it is now."""
     (results / "damaged").mkdir(exist_ok=True)
-    away = Path(tempfile.mkdtemp(prefix=f"{key[:16]}-", dir=results / "damaged"))
-    os.rename(folder, away)
-    return away
+    away = Path(tempfile.mkdtemp(prefix=f"{damaged.name[:16]}-", dir=results / "damaged"))
+    os.rename(damaged, away / damaged.name)
+    return away / damaged.name
 
 
 def read_record(results: Path, key: str) -> Record | None:
@@ -114,8 +125,8 @@ def read_record(results: Path, key: str) -> Record | None:
             f"{path}: written in format {data.get('schema')}, this version reads {SCHEMA}; run again"
         )
     try:
-        parts = [data[name] for name in ("inputs", "metrics", "cost", "provenance", "samples")]
-        return Record(folder, *parts[:4], parts[4]["sha256"])
+        inputs, metrics, cost, provenance = (data[k] for k in ("inputs", "metrics", "cost", "provenance"))
+        return Record(folder, inputs, metrics, cost, provenance, data["samples"]["sha256"])
     except (KeyError, TypeError) as e:
         raise DamagedRecord(f"{path}: has no {e}, which this version reads; run again") from None
 
@@ -148,7 +159,7 @@ def write_record(
         },
     }
     data["sha256"] = digest(data)
-    with new_folder(cell_folder(results, key)) as folder:
+    with interrupt.deferred(), new_folder(cell_folder(results, key)) as folder:
         _write(folder / "samples.jsonl", lines)
         _write(folder / "record.json", _json_bytes(data))
     return key
@@ -177,12 +188,17 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Replace `path` by `data` as JSON in one step."""
+    write_file(path, _json_bytes(data))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        _write(temporary, _json_bytes(data))
+        _write(temporary, data)
         temporary.chmod(0o644)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -194,16 +210,108 @@ def manifest_path(results: Path, experiment: str) -> Path:
     return results / "runs" / f"{experiment}.json"
 
 
+def write_manifest(results: Path, manifest: dict[str, Any]) -> Path:
+    """Replace the manifest of an experiment, and return its path."""
+    path = manifest_path(results, manifest["experiment"])
+    write_json(path, manifest | {"sha256": digest(manifest)})
+    return path
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a run.
 
     Raises:
-        UserError: if there is none, or it cannot be read.
+        UserError: if there is none, or it is not what was written.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such manifest; plan or run the experiment first")
-    manifest: dict[str, Any] = _read_json(path, "run the experiment again")
+    manifest = _read_json(path, "run the experiment again")
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != digest(manifest):
+        raise DamagedRecord(f"{path}: checksum differs from its content; run the experiment again")
     return manifest
+
+
+# --- one run at a time
+
+
+@contextlib.contextmanager
+def held(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold `folder` for this run alone, and begin by removing what killed runs left there (`.tmp-*`).
+
+    While another run holds it, wait and say for whom. The lock is the kernel's, on `folder`/.lock: it ends with its
+    process, however that ends. The file says who holds it, and so afterwards who was killed. Where the file system
+    has no locks the run goes on without, and removes nothing.
+
+    Args:
+        name: what is run, for the runs that will wait for this one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    lock = _acquire(path, report)
+    if lock is None:
+        yield
+        return
+    try:
+        killed = _holder(lock)
+        if killed:
+            report(f"{killed} was killed; its lock on {folder} is taken over")
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        who = f"the run '{name}' of pid {os.getpid()} on {platform.node()} since {since}"
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, who.encode(), 0)
+        for left in [*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")]:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield
+    finally:
+        if _is_at(lock, path):
+            path.unlink()
+        os.close(lock)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # a run that ended before it wrote anything leaves nothing
+
+
+def _acquire(path: Path, report: Callable[[str], None]) -> int | None:
+    """The open lock file once it is ours; None where the file system has no locks."""
+    told = None
+    while True:
+        # opened anew each time: who removes the file of a host that is no more lets the others go on
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # of this process: a forked engine does not inherit it
+            if _is_at(lock, path):
+                return lock
+            os.close(lock)
+        except OSError as e:
+            holder = _holder(lock) or "another run"
+            os.close(lock)
+            if e.errno not in (errno.EAGAIN, errno.EACCES):
+                report(
+                    f"{path}: no locks on this file system ({e.strerror}): start no second run on {path.parent}"
+                )
+                return None
+            if told != holder:
+                report(
+                    f"waiting for {holder}, which uses {path.parent}; Ctrl-C to leave (if that machine is gone, remove"
+                    f" {path})"
+                )
+            told = holder
+            time.sleep(POLL)
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    """Whether the open file is the one at `path` still: who held it before removes it."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(lock: int) -> str:
+    """Who wrote the lock file, in words; empty after a run that ended in good order."""
+    words = os.pread(lock, 300, 0).decode(errors="replace").split()
+    return "".join(c for c in " ".join(words) if c.isprintable())
 
 
 def _json_bytes(data: Any) -> bytes:
@@ -222,10 +330,13 @@ def _refuse(constant: str) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
+    try:
+        with open(path, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:  # a full disk does not say for which file
+        raise OSError(e.errno, e.strerror, str(path)) from None
 
 
 def _sync(folder: Path) -> None:

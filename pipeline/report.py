@@ -23,7 +23,7 @@ from pipeline import claims, figures
 from pipeline.errors import UserError
 from pipeline.formats import as_html
 from pipeline.grid import MARKS, REFERENCE, Cell, Grid, load
-from pipeline.records import read_record
+from pipeline.records import read_record, write_file
 from pipeline.tables import build, verdict_reason
 
 EMBEDDED = 20_000  # documents in the browser of samples
@@ -62,9 +62,8 @@ def render(manifest: dict[str, Any], results: Path, out: Path, drawn: list[Path]
         index=_base64(_packed([about for about, _ in packs])),
         packs=[_base64(_packed(documents)) for _, documents in packs],
     )
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_file(path, page.encode())
     return path
 
 

@@ -18,7 +18,16 @@ from pipeline import estimate, revisions
 from pipeline.config import ROOT, Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.plan import Family, Plan, code_fingerprint, grid_of, left_out, make_plan
-from pipeline.records import digest, manifest_path, new_folder, read_manifest, write_json, write_manifest
+from pipeline.records import (
+    digest,
+    held,
+    manifest_path,
+    move_away,
+    new_folder,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from pipeline.vector import Variant

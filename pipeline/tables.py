@@ -20,18 +20,18 @@ from pipeline import claims
 from pipeline.errors import UserError
 from pipeline.formats import DASH, Table, Text, as_csv, columns, latex, markdown
 from pipeline.grid import MARKS, REFERENCE, Cell, Grid, Robustness, Row, load
+from pipeline.records import write_file
 from pipeline.statistics import Difference, Estimate, holm, mean_over_seeds
 
 
 def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
     """Write every table as .md, .tex and .csv under `out`; return the paths in order."""
     grid = load(manifest, results)
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for table in build(grid):
         for suffix, write in (("md", markdown), ("tex", latex), ("csv", as_csv)):
             path = out / f"{table.name}.{suffix}"
-            path.write_text(write(table), encoding="utf-8", newline="\n")
+            write_file(path, write(table).encode())
             written.append(path)
     return written
 

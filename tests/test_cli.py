@@ -112,12 +112,13 @@ def test_documents_that_are_none_are_named(content: str, message: str, tmp_path:
     assert message in ran.stderr and "test.jsonl" in ran.stderr
 
 
-def test_a_changed_vector_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_vector_is_set_aside_and_extracted_again_to_the_same_bytes(tmp_path: Path) -> None:
     results = tmp_path / "results"
     assert pipeline("experiment=micro", "stages=[extract]", results=results).returncode == 0
     (vector,) = results.glob("vectors/*/vector.safetensors")
-    data = bytearray(vector.read_bytes())
-    data[-40:-20] = bytes(20)
-    vector.write_bytes(data)
+    whole = vector.read_bytes()
+    vector.write_bytes(whole[:-40] + bytes(20) + whole[-20:])
     ran = pipeline("experiment=micro", "stages=[extract]", results=results)
-    assert ran.returncode == 2 and "not the one that was extracted" in ran.stderr
+    assert ran.returncode == 0 and "a damaged vector was moved to" in ran.stdout, ran.stderr
+    assert vector.read_bytes() == whole
+    assert len(list(results.glob("damaged/*/*/vector.safetensors"))) == 1

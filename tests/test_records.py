@@ -95,5 +95,5 @@ def test_a_damaged_record_is_set_aside_and_written_again(tmp_path: Path, file: s
     (cell_folder(tmp_path, key) / file).unlink()
     assert not is_done(tmp_path, key)
     away = set_aside(tmp_path, key)
-    assert away is not None and len(list(away.iterdir())) == 1
+    assert away is not None and len(list(away.iterdir())) == 1  # the file that was left
     assert written(tmp_path) == key and is_done(tmp_path, key)

@@ -1,0 +1,63 @@
+"""Repositories of the hub, as folders of its cache; one line for each way in which the hub may refuse.
+
+The hub's own client downloads, asks again a few times where that can help, and takes nothing for whole that is not.
+"""
+
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+_NETWORK = "check the network, or fill the cache (HF_HOME) on a machine that has one and set HF_HUB_OFFLINE=1"
+
+
+def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[str] | None = None) -> Path:
+    """The folder of a repository at a revision, downloaded where it is not in the cache; its name is the commit.
+
+    Args:
+        name: hub id.
+        revision: branch, tag or commit; None is main.
+        kind: "model" or "dataset".
+        patterns: files that are wanted; None is all.
+
+    Raises:
+        UserError: if the hub does not give it, with the remedy.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, repo_type=kind, revision=revision, allow_patterns=patterns
+            )
+        )
+    except Exception as error:  # the client's network library has exceptions of its own
+        raise UserError(f"{name} at {revision or 'main'}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong and what to do, from the status that the hub answered, wherever it is in the chain of causes."""
+    import huggingface_hub.errors as hub_errors
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), None)
+    text = " ".join(str(chain[-1] if len(chain) > 1 else error).split())[:160]
+    if any(isinstance(e, hub_errors.OfflineModeIsEnabled) for e in chain):
+        return "not whole in the hub's cache, and HF_HUB_OFFLINE=1 forbids a download; unset it, or fill the cache (HF_HOME)"
+    if status in (401, 403):
+        return (
+            f"the hub refuses it ({status}): log in with `hf auth login` or HF_TOKEN, accept its terms on its page, and"
+            " check the spelling"
+        )
+    if status == 404:
+        return "the hub has no such repository or revision (404); check the spelling"
+    if status == 429:
+        return "the hub was asked too often (429); wait some minutes, or log in with `hf auth login`"
+    if status is not None and status >= 500:
+        return f"the hub is out of order ({status}); run again later, whole files stay"
+    if isinstance(chain[-1], OSError) and chain[-1].errno is not None and chain[-1].filename is not None:
+        return f"cannot be stored ({text}); free space, or set HF_HOME to another disk"
+    return f"the hub does not answer, or not to the end ({text}); run again; {_NETWORK}"
