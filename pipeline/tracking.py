@@ -15,6 +15,7 @@ import http.client
 import json
 import netrc
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -190,6 +191,8 @@ class _Logger:
     def log(self, run: Run) -> None:
         import wandb
 
+        for left in (self.results / "wandb").glob(f"offline-run-*-{run['id']}"):
+            shutil.rmtree(left)  # of a run that was killed while it logged
         family = run["family"]
         logged = wandb.init(
             project=self.config.tracking.project,
