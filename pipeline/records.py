@@ -245,7 +245,6 @@ def held(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[Non
     Args:
         name: what is run, for the runs that will wait for this one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     lock = _acquire(path, report)
     if lock is None:
@@ -275,7 +274,11 @@ def _acquire(path: Path, report: Callable[[str], None]) -> int | None:
     told = None
     while True:
         # opened anew each time: who removes the file of a host that is no more lets the others go on
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # who held it removed the empty folder just now
+            continue
         try:
             fcntl.lockf(
                 lock, fcntl.LOCK_EX | fcntl.LOCK_NB

@@ -1,0 +1,116 @@
+"""Runs of the pipeline as processes that can be watched and killed, with all that they start.
+
+    run = Run(root)                    # a small micro experiment, with results and tables under root
+    run.wait_for(lambda r: "vector written" in r.output())
+    run.kill()                         # SIGKILL to the whole tree
+
+A process belongs to a run if it has the run's token in its environment, which children inherit, whatever session or
+parent they have by then.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.config import ROOT
+
+SMALL = [
+    "experiment=micro",
+    "tasks=[gsm8k,humaneval,sciq]",
+    "conditions=baseline",
+    "alpha=[-1,1]",
+    "limit=30",
+    "benchmarks.gsm8k.variants=[]",
+    "benchmarks.humaneval.variants=[]",
+    "benchmarks.sciq.variants=[]",
+]
+CELLS = 9
+TOKEN = "PIPELINE_TEST_TOKEN"
+
+
+def command(root: Path, *more: str) -> list[str]:
+    """The command line of a small experiment."""
+    places = [f"results={root / 'results'}", f"tables={root / 'tables'}"]
+    return [sys.executable, "-m", "pipeline", *SMALL, *places, *more]
+
+
+def finished(root: Path) -> list[Path]:
+    """The records that are there."""
+    return sorted((root / "results" / "cells").glob("*/record.json"))
+
+
+class Run:
+    """A process of the pipeline in a session of its own; `output` is what it and its children have printed."""
+
+    def __init__(self, root: Path, *more: str, arguments: list[str] | None = None) -> None:
+        self.root, self.token = root, uuid.uuid4().hex
+        self.log = root / f"{self.token}.log"
+        self.temporary = root / "tmp"
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "RV_"))}
+        environment |= {TOKEN: self.token, "OMP_NUM_THREADS": "1", "NETRC": str(root / "netrc")}
+        environment |= {"TMPDIR": str(self.temporary)}
+        with open(self.log, "w") as out:
+            self.process = subprocess.Popen(
+                arguments or command(root, *more),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, happened: Callable[["Run"], bool]) -> bool:
+        """Wait until `happened`, or the process has ended; returns whether it happened."""
+        while not happened(self):
+            if self.process.poll() is not None:
+                return happened(self)
+            time.sleep(0.002)
+        return True
+
+    def ends(self) -> int:
+        """The exit status, once it has ended."""
+        return self.process.wait()
+
+    def alive(self) -> list[int]:
+        """Processes of this run that live, zombies aside."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and f"{TOKEN}={self.token}".encode() in (
+                    entry / "environ"
+                ).read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    def engines(self) -> list[int]:
+        """Those of them that are engines in a process apart."""
+        return [pid for pid in self.alive() if "EngineCore" in _name(pid)]
+
+    def kill(self) -> None:
+        """End the whole tree as a machine that loses power does."""
+        while pids := self.alive():
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.process.wait()
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
