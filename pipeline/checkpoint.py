@@ -277,6 +277,7 @@ class Checkpoint:
     def __init__(self, path: Path, source: str, revision: str | None):
         self.path, self.source, self.revision = path, source, revision
         self.config: dict[str, Any] = _read_json(path / "config.json")
+        _refuse_unreadable(path, self.config)
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(path)
         self.tied = bool(self.config.get("tie_word_embeddings", HEAD not in self.tensors))
         if not self.tied and HEAD not in self.tensors:
@@ -342,10 +343,14 @@ class Checkpoint:
         """The token-to-id map, with the added tokens."""
         if (self.path / "tokenizer.json").exists():
             tokenizer = _read_json(self.path / "tokenizer.json")
-            vocabulary: dict[str, int] | list[Any] = tokenizer["model"]["vocab"]
-            if isinstance(vocabulary, list):  # a Unigram model lists (token, score) pairs
-                vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
-            return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+            try:
+                vocabulary: dict[str, int] | list[Any] = tokenizer["model"]["vocab"]
+                if isinstance(vocabulary, list):  # a Unigram model lists (token, score) pairs
+                    vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+                added = tokenizer.get("added_tokens", [])
+                return vocabulary | {token["content"]: token["id"] for token in added}
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{self.path / 'tokenizer.json'} has no vocabulary; fetch it again") from None
         if (self.path / "vocab.json").exists():
             plain: dict[str, int] = _read_json(self.path / "vocab.json")
             return plain | _read_json(self.path / "added_tokens.json", {})
@@ -424,6 +429,19 @@ def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, A
     return found
 
 
+def _refuse_unreadable(path: Path, config: Mapping[str, Any]) -> None:
+    """Models whose weights are not plain numbers, or that only code of their own can run."""
+    if config.get("quantization_config"):
+        raise UserError(f"{path}: its weights are quantized; use the model in BF16, F16 or F32")
+    if "auto_map" in config:  # many models that transformers knows still carry it
+        from transformers import CONFIG_MAPPING
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise UserError(
+                f"{path}: it needs code of its own (auto_map), which is never run; use a model that transformers knows"
+            )
+
+
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.exists() and index.exists():
@@ -433,6 +451,8 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     weight_map: dict[str, str] = {}
     if index.exists():
         weight_map = _read_json(index).get("weight_map") or {}
+        if not isinstance(weight_map, dict) or not all(type(file) is str for file in weight_map.values()):
+            raise UserError(f"{index}: expected a weight_map from tensors to files; fetch it again")
         if not weight_map:
             raise UserError(f"{index} has no weight_map; fetch it again")
     elif single.exists():

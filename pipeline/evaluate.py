@@ -18,10 +18,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from evals import data, sandbox
-from pipeline.config import ROOT, Config, PromptConfig
+from pipeline.checkpoint import EMBEDDING
+from pipeline.config import ROOT, Config, EngineConfig, PromptConfig
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.plan import TASKS, Cell, Condition, Family, Plan, Task, takes_chat_template, versions
@@ -135,16 +138,11 @@ class Runner:
         self.manager: TaskManager | None = None
 
     def check(self, cells: list[Cell]) -> None:
-        """Try the sandbox and load every benchmark once, so that a mistake shows before an engine starts."""
+        """Try the sandbox and open the vectors, so that a mistake shows before an engine starts."""
         if any(cell.task.config.runs_code for cell in cells):
             level = sandbox.require(self.plan.config.allow_unsandboxed)
             self.report(f"candidate programs run in: {level}")
-        for task in {cell.task.name: cell.task for cell in cells}.values():
-            self._tasks(task, PromptConfig())
-        used = {(c.family.name, c.condition): c for c in cells}
-        for cell in used.values():
-            checkpoint = cell.family.checkpoint(cell.condition.weights)
-            check_compatible(cell.family.target, checkpoint, checkpoint)
+        for cell in {(c.family.name, c.condition): c for c in cells}.values():
             self.plan.terms(cell.family, cell.condition)
 
     def ready(self, cell: Cell) -> None:
@@ -239,6 +237,82 @@ class Runner:
         return {s: load_task(self.manager, self.plan.config, task, s, prompt) for s in task.subtasks}
 
 
+def check_inputs(plan: Plan) -> None:
+    """Everything that the missing cells read, but for the vectors: found wrong here, nothing has been written.
+
+    Raises:
+        UserError: for a checkpoint, tokenizer, task or document that a cell could not be computed with.
+    """
+    missing = plan.missing()
+    for cell in {(c.family.name, c.condition.weights): c for c in missing}.values():
+        checkpoint = cell.family.checkpoint(cell.condition.weights)
+        check_compatible(cell.family.target, checkpoint, checkpoint)
+    for family in {c.family.name: c.family for c in missing}.values():
+        _check_tokenizer(family, plan.config.engine)
+    for task in {c.task.name: c.task for c in missing}.values():
+        for subtask in task.subtasks:
+            loaded = load_task(task_manager(), plan.config, task, subtask, PromptConfig())
+            _check_documents(loaded, task)
+
+
+def load_tokenizer(where: str, revision: str | None = None) -> Any:
+    \"\"\"The tokenizer of a checkpoint; code of its own is never run.
+
+    Raises:
+        UserError: if it cannot be read.
+    \"\"\"
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except Exception as e:  # tokenizers raises nothing narrower
+        reason = " ".join(str(e).split())[:160]
+        raise UserError(f"{where}: its tokenizer cannot be read ({reason}); fetch it again") from e
+
+
+def _check_tokenizer(family: Family, engine: EngineConfig) -> None:
+    target, question = family.target, "What is asked?"
+    tokenizer = load_tokenizer(str(target.path))
+    rows = target.resolve(EMBEDDING).shape[0]
+    if max(tokenizer.get_vocab().values(), default=-1) >= rows:
+        raise UserError(
+            f"{target.source}: its tokenizer has ids up to {max(tokenizer.get_vocab().values())}, its embedding only"
+            f" {rows} rows; copy the tokenizer that the model was trained with into it"
+        )
+    positions = target.config.get("max_position_embeddings")
+    if positions and not target.config.get("rope_scaling") and engine.max_model_len > positions:
+        raise UserError(
+            f"engine.max_model_len={engine.max_model_len}: {target.source} has {positions} positions; lower it"
+        )
+    if family.config.chat:
+        try:
+            turn = [{"role": "user", "content": question}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except Exception as e:  # a template raises what it likes
+            reason = f"cannot be applied ({' '.join(str(e).split())[:160]})"
+            raise UserError(f"{target.source}: its chat template {reason}; mend it or set chat=false") from e
+        if question not in text:
+            raise UserError(f"{target.source}: its chat template leaves the user's turn out; mend it")
+
+
+def _check_documents(loaded: Any, task: Task) -> None:
+    \"\"\"Every document must have what its prompt, target and options are made of.\"\"\"
+    from jinja2 import TemplateError
+
+    for number, doc in enumerate(islice(loaded.eval_docs, task.limit)):
+        given = {key: value for key, value in doc.items() if value is not None}  # it would be asked as "None"
+        try:
+            loaded.doc_to_text(given), loaded.doc_to_target(given)
+            if loaded.OUTPUT_TYPE == "multiple_choice":
+                loaded.doc_to_choice(given)
+        except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as e:
+            raise UserError(
+                f"benchmarks.{task.benchmark}: document {number} of '{loaded.config.task}' has not what is asked"
+                f" ({type(e).__name__}: {' '.join(str(e).split())[:160]}); mend it, or leave it out"
+            ) from e
+
+
+@lru_cache
 def task_manager() -> "TaskManager":
     """lm-eval's index of tasks: its own, and ours in evals/tasks."""
     from lm_eval.tasks import TaskManager

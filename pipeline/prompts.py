@@ -74,7 +74,7 @@ def build(config: Config, task: Task, condition: Condition, document: int) -> Pr
         UserError: if the document does not exist or the tokenizer cannot be had.
     """
     family = config.families[(config.sizes or list(config.families))[0]]
-    tokenizer = _tokenizer(family)
+    tokenizer = load_tokenizer(locate(family.target), family.target.revision)
     chat = takes_chat_template(family, condition.weights)
     manager, prompt, start = task_manager(), config.prompts[condition.prompt], 0
     for subtask in task.subtasks:

@@ -98,6 +98,7 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
     if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
         plan = prepare(config, report)
+        _check(plan, stages)
         manifest = plan.manifest()
         write_manifest(plan.results, manifest)
         report(summary(plan))
@@ -109,6 +110,20 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
             (extract if stage is Stage.extract else evaluate)(plan, report)
         else:
             (render if stage is Stage.render else track)(config, manifest, report)
+
+
+def _check(plan: Plan, stages: list[Stage]) -> None:
+    """Find what is wrong with checkpoints, tasks and documents before anything is written."""
+    from pipeline.vector import check_compatible
+
+    for family in plan.families.values():
+        if Stage.extract in stages and family.vector_key is not None and plan.needs_vector():
+            assert family.sft is not None and family.grpo is not None
+            check_compatible(family.target, family.sft, family.grpo)
+    if Stage.evaluate in stages and plan.missing():
+        from pipeline.evaluate import check_inputs
+
+        check_inputs(plan)
 
 
 def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
