@@ -516,9 +516,9 @@ def _model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.path / "generation_config.json"
     try:
         generation = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as e:
+        return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}
+    except (ValueError, AttributeError) as e:
         raise UserError(f"{path}: cannot be read as JSON ({e}); mend it or download it again") from None
-    return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}
 
 
 @lru_cache
