@@ -73,6 +73,13 @@ def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
     return sandbox.Program(source=blocks[0], tests=tests, names=_free_names(tests))
 
 
+def check(doc: Doc) -> None:
+    """Raises UserError unless the prompt and the tests of a HumanEval or MBPP document are Python."""
+    program = humaneval_program(doc, "pass") if "entry_point" in doc else mbpp_program(doc, "pass\n```")
+    assert program is not None
+    _free_names(program.tests)
+
+
 def mbpp_fewshot(prompt_split: Any) -> Any:
     """The three examples that the stock task quotes: tasks 2, 3 and 4 of MBPP's split `prompt`."""
     return prompt_split.filter(lambda row: row["task_id"] in (2, 3, 4)).map(lambda row: {"is_fewshot": True})

@@ -8,6 +8,7 @@ bytes of local files, or by id and revision on the hub.
 import gzip
 import hashlib
 import json
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,14 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+FIELDS = {
+    "gsm8k": ("question", "answer"),
+    "humaneval": ("prompt", "entry_point", "test"),
+    "sciq": ("question", "support", "correct_answer", "distractor1", "distractor2", "distractor3"),
+    "bbh": ("input", "target"),
+}
+"""The texts that every document of a form has."""
 
 
 def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[str, Path]:
@@ -87,7 +96,18 @@ def load(
         raise UserError(
             f"{dataset['id']}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
         )
+    for split, listed in splits.items():
+        for field in FIELDS.get(form, ()):
+            column = listed[field] if field in listed.column_names else [None]
+            wrong = next((i for i, value in enumerate(column) if not isinstance(value, str)), None)
+            if wrong is not None:
+                raise UserError(
+                    f"{dataset['id']}: document {wrong} of the split '{split}' has no text in '{field}', which the form"
+                    f" '{form}' asks; mend the documents{f' in {folder}' if folder else ''}"
+                )
     documents = [dict(row) for row in splits[asked]]
+    if source is not None and source not in splits[asked].column_names:
+        raise UserError(f"{dataset['id']}: documents have no field '{source}'; set dataset.source_field")
     if perturbation is None:
         first: dict[Any, int] = {}
         documents = [
@@ -113,8 +133,19 @@ def load(
 @lru_cache(maxsize=64)
 def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "DatasetDict":
     from datasets import Dataset, DatasetDict
+    from pyarrow import ArrowException
 
-    return DatasetDict({split: Dataset.from_list(_rows(Path(path), json_field)) for split, path in files})
+    splits = {}
+    for split, path in files:
+        rows = _rows(Path(path), json_field)
+        try:
+            splits[split] = Dataset.from_list(rows)
+        except (ArrowException, ValueError, TypeError, OverflowError) as e:
+            reason = " ".join(str(e).split())[:160]
+            raise UserError(
+                f"{path}: its rows are no table with one type a column ({reason}); mend it"
+            ) from e
+    return DatasetDict(splits)
 
 
 def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
@@ -128,8 +159,8 @@ def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
             rows = json.loads(text)
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as e:
-        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e})") from None
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, RecursionError) as e:
+        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e}); mend it") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected a list of JSON objects, found something else; check the file")
     if not rows:

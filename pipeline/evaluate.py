@@ -22,7 +22,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from evals import data, sandbox
+from evals import code, data, sandbox
 from pipeline.checkpoint import EMBEDDING
 from pipeline.config import ROOT, Config, EngineConfig, PromptConfig
 from pipeline.engine import Engine
@@ -135,7 +135,6 @@ class Runner:
         self.plan, self.report = plan, report
         self.engine: Engine | None = None
         self.architecture = self.weights = ""
-        self.manager: TaskManager | None = None
 
     def check(self, cells: list[Cell]) -> None:
         """Try the sandbox and open the vectors, so that a mistake shows before an engine starts."""
@@ -232,9 +231,7 @@ class Runner:
 
     def _tasks(self, task: Task, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""
-        if self.manager is None:
-            self.manager = task_manager()
-        return {s: load_task(self.manager, self.plan.config, task, s, prompt) for s in task.subtasks}
+        return {s: load_task(task_manager(), self.plan.config, task, s, prompt) for s in task.subtasks}
 
 
 def check_inputs(plan: Plan) -> None:
@@ -256,11 +253,11 @@ def check_inputs(plan: Plan) -> None:
 
 
 def load_tokenizer(where: str, revision: str | None = None) -> Any:
-    \"\"\"The tokenizer of a checkpoint; code of its own is never run.
+    """The tokenizer of a checkpoint; code of its own is never run.
 
     Raises:
         UserError: if it cannot be read.
-    \"\"\"
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -296,7 +293,7 @@ def _check_tokenizer(family: Family, engine: EngineConfig) -> None:
 
 
 def _check_documents(loaded: Any, task: Task) -> None:
-    \"\"\"Every document must have what its prompt, target and options are made of.\"\"\"
+    """Every document must have what its prompt, target and options are made of."""
     from jinja2 import TemplateError
 
     for number, doc in enumerate(islice(loaded.eval_docs, task.limit)):
@@ -305,7 +302,9 @@ def _check_documents(loaded: Any, task: Task) -> None:
             loaded.doc_to_text(given), loaded.doc_to_target(given)
             if loaded.OUTPUT_TYPE == "multiple_choice":
                 loaded.doc_to_choice(given)
-        except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as e:
+            if task.config.runs_code:
+                code.check(given)
+        except (TemplateError, LookupError, TypeError, ValueError, AttributeError, UserError) as e:
             raise UserError(
                 f"benchmarks.{task.benchmark}: document {number} of '{loaded.config.task}' has not what is asked"
                 f" ({type(e).__name__}: {' '.join(str(e).split())[:160]}); mend it, or leave it out"

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.config import Config, FamilyConfig, nearest
+from pipeline.config import Config, nearest
 from pipeline.errors import UserError
-from pipeline.evaluate import chat_template_sha, load_task, task_manager
+from pipeline.evaluate import chat_template_sha, load_task, load_tokenizer, task_manager
 from pipeline.plan import Condition, Task, conditions_of, locate, takes_chat_template, tasks_of
 from pipeline.stages import find_documents
 
@@ -125,16 +125,6 @@ def _prompt(task: Any, index: int, system: str | None, tokenizer: Any) -> Prompt
         generation=None if scored else requests[0].args[1],
         chat_template_sha=None if tokenizer is None else chat_template_sha(tokenizer),
     )
-
-
-def _tokenizer(family: FamilyConfig) -> Any:
-    from transformers import AutoTokenizer
-
-    where = locate(family.target)
-    try:
-        return AutoTokenizer.from_pretrained(where, revision=family.target.revision)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{where}: its tokenizer cannot be read ({' '.join(str(e).split())[:160]})") from e
 
 
 def _named(option: str, options: Mapping[str, str], known: dict[str, Any]) -> Any:
