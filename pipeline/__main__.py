@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
         return _run(verb, arguments)
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {'; '.join(str(e).splitlines())}", file=sys.stderr)
         return 2
     except OSError as e:
         print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
