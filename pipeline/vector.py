@@ -362,16 +362,34 @@ def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, t
         yield name, gather(_steered(info, name, active), info.shape, DTYPES[info.dtype])
 
 
-def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
+def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = "") -> Path:
     """Writes the target with Σ α·v added as a complete checkpoint in folder `out`, and returns it.
 
     Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is
-    a model card and steering.json says the same as data. `out` appears by one rename when everything is on disk.
+    a model card, which ends with `measured` (Markdown), and steering.json says the same as data. `out` appears by one
+    rename when everything is on disk.
     Raises UserError when something does not fit, with one line for each problem, before any byte is written;
     and when `out` exists and is not an earlier result of this function.
     """
     if out.exists() and not (out / RECIPE).exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
+    described = recipe(target, terms)
+    active = _active(terms)
+    with one_thread(), replacing(out) as new:
+        new.mkdir()
+        _write_shards(new, target, active)
+        for file in target.companions():
+            shutil.copyfile(file, new / file.name)
+        (new / RECIPE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(card(target, described) + measured, encoding="utf-8")
+    return out
+
+
+def recipe(target: Checkpoint, terms: Sequence[Term]) -> dict[str, Any]:
+    """What a steered checkpoint is made of: target and terms by source, revision and fingerprint.
+
+    Raises UserError when something does not fit, with one line for each problem.
+    """
     vectors = [(term, Vector.open(term.vector)) for term in terms]
     problems = compatibility.content_problems(target)
     notes: list[str] = []
@@ -381,8 +399,7 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
             f"vector {vector.path}", vector.description["identity"], vector.shapes, problems, notes,
         )  # fmt: skip
     compatibility.refuse(problems)
-    active = _active(terms)
-    recipe = {
+    return {
         "target": _provenance(target),
         "terms": [
             {
@@ -394,14 +411,6 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path) -> Path:
         ],
         "notes": list(dict.fromkeys(notes)),
     }
-    with one_thread(), replacing(out) as new:
-        new.mkdir()
-        _write_shards(new, target, active)
-        for file in target.companions():
-            shutil.copyfile(file, new / file.name)
-        (new / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(_card(target, recipe), encoding="utf-8")
-    return out
 
 
 def _write_shards(out: Path, target: Checkpoint, active: list[tuple[Term, Vector]]) -> None:
@@ -473,7 +482,8 @@ def _steered(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> 
         next(delta, None)  # past the last piece, where the vector's file is checked once more
 
 
-def _card(target: Checkpoint, recipe: Mapping[str, Any]) -> str:
+def card(target: Checkpoint, recipe: Mapping[str, Any]) -> str:
+    """The model card of a steered checkpoint, from what `recipe` gives."""
     lines = ["---", "library_name: transformers", "tags: [task-arithmetic, merge]"]
     if target.revision:
         lines.append(f"base_model: {target.source}")
