@@ -254,6 +254,15 @@ def test_a_mistake_in_a_benchmark_is_one_line(what: str, model: Path, own: Path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_documents_without_a_column_that_the_task_asks_for_are_one_line(model: Path, own: Path) -> None:
+    other = "benchmarks.sciq.dataset.files.test=gsm8k/test.jsonl"
+    with pytest.raises(
+        UserError, match="'sciq' cannot ask its documents .*found the columns question, answer"
+    ) as caught:
+        built(configured(model, own, other), "sciq")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_split_of_examples_names_the_file_to_add(model: Path, own: Path, tmp_path: Path) -> None:
     (tmp_path / "gsm8k").mkdir()
     (tmp_path / "gsm8k" / "test.jsonl").write_bytes((own / "gsm8k" / "test.jsonl").read_bytes())
@@ -396,8 +405,9 @@ def test_the_benchmark_of_the_readme_runs_through_the_plan(model: Path, tmp_path
 
 
 def test_a_benchmark_given_by_overrides_alone_runs_through_the_plan(model: Path, own: Path) -> None:
-    added = ["+benchmark@benchmarks.sums=gsm8k", "benchmarks.sums.dataset.files.test=gsm8k/train.jsonl"]
-    config = configured(model, own, *added, "tasks=[sums]")
+    added = ["+benchmark@benchmarks.sums=gsm8k", "benchmarks.sums.label=Sums"]
+    added += ["benchmarks.sums.dataset.files.test=gsm8k/train.jsonl", "tasks=[sums]"]
+    config = configured(model, own, *added)
     (cell,) = make_plan(config).cells
     assert cell.inputs["task"]["names"] == ["gsm8k"]
     assert "Tom has 100 nuts" in built(config, "sums").text
