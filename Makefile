@@ -64,6 +64,14 @@ parity: .venv/.done ## our scores beside the stock lm_eval command's: make parit
 donors: .venv/.done ## train donors by a recipe of conf/recipe: make donors EXPERIMENT=micro
 	$(BIN)/python -m pipeline.donors recipe=conf/recipe/$(EXPERIMENT).yaml out=results/donors/$(EXPERIMENT) $(ARGS)
 
+SEEDS = 0 1 2 3 4
+families: .venv/.done ## train the micro family from five seeds, two at a time, and test the claim on them
+	$(MAKE) -j2 --no-print-directory $(SEEDS:%=family-%)
+	$(BIN)/python -m pipeline experiment=micro_seeds $(ARGS)
+
+family-%: .venv/.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.donors recipe=conf/recipe/micro.yaml out=results/donors/micro-$* seed=$*
+
 bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides in one run (25 GB of disk, half an hour)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python benchmarks/apply.py --dir .bench/apply --repeats 2 --mergekit .bench/mergekit
@@ -75,10 +83,13 @@ test: .venv/.done ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not kill" $(ARGS)
 
 test-slow: .venv/.done ## the slow tier of the tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-kill: .venv/.done ## kill runs 51 times, at random moments of every stage, and compare with an undisturbed one (half an hour)
+	$(BIN)/python -m pytest -s tests/test_kill.py $(ARGS)
 
 lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -91,4 +102,4 @@ lock: .venv/.done ## resolve requirements/cpu.txt again
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan show-prompt reproduce sweep tables compare parity donors bench test test-slow lint lock clean
+.PHONY: help setup demo plan show-prompt reproduce sweep tables compare parity donors families bench test test-slow test-kill lint lock clean
