@@ -35,6 +35,8 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     grid = Grid(read_manifest(manifest_path(results, config.name)), results)
     if options.get("dry_run", "false").lower() == "true":
         return json.dumps(specification(workspace(config, grid, config.tracking.entity or "")), indent=1)
+    if problem := tracking.silence():
+        raise UserError(f"{problem}; check the connection, or add dry_run=true")
     import wandb
 
     saved = results / "wandb" / f"workspace-{config.name}.txt"

@@ -143,14 +143,21 @@ def _id(grid: Grid, what: str, keys: list[str]) -> str:
     return digest([grid.manifest["experiment"], what, keys])[:16]
 
 
-def _upload(results: Path, waiting: dict[str, list[Path]]) -> str:
-    """Upload the folders of these runs with W&B's own command; returns what was in the way, or nothing."""
+def silence() -> str:
+    """Why the server does not answer within seconds; nothing if it does."""
     try:
         urllib.request.urlopen(_server(), timeout=ANSWER_WITHIN).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except (OSError, ValueError, http.client.HTTPException) as e:
         return f"{_server()} does not answer: {_short(e)}"
+    return ""
+
+
+def _upload(results: Path, waiting: dict[str, list[Path]]) -> str:
+    """Upload the folders of these runs with W&B's own command; returns what was in the way, or nothing."""
+    if problem := silence():
+        return problem
     paths = [str(path) for folders in waiting.values() for path in folders]
     command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", *paths]
     child = subprocess.Popen(
