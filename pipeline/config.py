@@ -269,6 +269,9 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         UserError: for an unknown key, group option or value, naming the nearest that exists.
     """
+    for folder in _config_folders(overrides):
+        if not folder.is_dir():
+            raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
             cfg = hydra_compose("config", overrides=overrides)
@@ -278,6 +281,8 @@ def compose(overrides: list[str]) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         where = _unreadable(_config_folders(overrides))
         raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
+    except ValueError as e:  # Hydra's, for a group that is no name
+        raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
     for part in ("families", "benchmarks", "conditions", "prompts"):
         for name, value in getattr(config, part).items():
             if value is None:
