@@ -18,7 +18,7 @@ setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of th
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
 ifeq ($(ACCELERATOR),gpu)
-	$(BIN)/uv pip install --python $(BIN)/python -e '.[gpu,train,cluster,dev]'
+	$(BIN)/uv pip install --python $(BIN)/python -e '.[gpu,train,cluster,dashboard,dev]'
 else
 	@echo "installing $(TORCH): a wheel that pip is configured to find, else from PyTorch's CPU index"
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
@@ -50,7 +50,13 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
-	$(BIN)/python -m pipeline experiment=paper conditions=baseline $(ARGS)
+	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=baseline $(ARGS)
+
+apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
+	$(BIN)/python -m pipeline apply $(ARGS)
+
+dashboard: .venv/.done ## make the W&B workspace of what has been logged: make dashboard ARGS="experiment=paper dry_run=true"
+	@$(BIN)/python -m pipeline dashboard $(ARGS)
 
 tables: .venv/.done ## render tables and figures again from the records: make tables ARGS="experiment=micro"
 	$(BIN)/python -m pipeline 'stages=[render]' $(ARGS)
@@ -95,11 +101,11 @@ lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 lock: .venv/.done ## resolve requirements/cpu.txt again
-	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra train --extra cluster \
+	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra train --extra cluster --extra dashboard \
 	  --override requirements/overrides.txt --python-version 3.11 $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--find-links $(TORCH_INDEX)/torch) --no-header \
 	  --no-emit-package torch --no-annotate -q -o requirements/cpu.txt
 
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan show-prompt reproduce sweep tables compare parity donors families bench test test-slow test-kill lint lock clean
+.PHONY: help setup demo plan show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill lint lock clean
