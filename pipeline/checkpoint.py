@@ -297,7 +297,7 @@ class Checkpoint:
                     f"{source} is a folder and has no revision {revision}; leave the revision out"
                 )
             return cls(Path(source), source, None)
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith(".") or ".." in source:
             raise UserError(
                 f"{source} is neither a folder nor a hub id such as Qwen/Qwen2.5-1.5B; check the spelling"
             )
