@@ -397,6 +397,9 @@ def tasks_of(config: Config) -> Iterator[Task]:
         benchmark = config.benchmarks[name]
         limit = _least(config.limit, benchmark.limit)
         yield Task(name, name, benchmark, None, limit)
+        if benchmark.form not in ("none", *data.FIELDS):
+            near = nearest(benchmark.form, ["none", *data.FIELDS])
+            raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")
         for variant in benchmark.variants:
             perturbations.get(benchmark.form, variant)  # refuse an unknown one now
             yield Task(f"{name}@{variant}", name, benchmark, variant, _least(limit, config.variant_limit))
