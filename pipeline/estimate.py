@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import hub
 from pipeline.checkpoint import DOWNLOADED
 from pipeline.config import BenchmarkConfig, CheckpointConfig, Config, Device, FamilyConfig, Weights
 from pipeline.errors import UserError
@@ -97,18 +98,16 @@ def _source(source: CheckpointConfig, ask: bool) -> Source:
     if folder.is_dir():
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e9
         return Source(source.id, "a folder", size, 0.0, "")
-    import huggingface_hub
-
     options: dict[str, Any] = {"revision": source.revision, "allow_patterns": DOWNLOADED}
-    download = huggingface_hub.snapshot_download
+    download = hub.client().snapshot_download
     if ask:
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the run itself will say what is wrong
+        with contextlib.suppress(Exception):  # the run itself will say what is wrong
             files = download(source.id, **options, dry_run=True)
             size = sum(file.file_size for file in files) / 1e9
             left = sum(file.file_size for file in files if file.will_download) / 1e9
             where = "to download" if left else "in the cache"
             return Source(source.id, where, size, left, " (asked of the hub)")
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
+    with contextlib.suppress(Exception):
         snapshot = Path(download(source.id, **options, local_files_only=True))
         size = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()) / 1e9
         return Source(source.id, "in the cache", size, 0.0, f" ({UNANSWERED})")

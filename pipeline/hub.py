@@ -3,7 +3,9 @@
 The hub's own client downloads, asks again a few times where that can help, and takes nothing for whole that is not.
 """
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 
@@ -22,16 +24,32 @@ def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[s
     Raises:
         UserError: if the hub does not give it, with the remedy.
     """
-    import huggingface_hub
-
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, repo_type=kind, revision=revision, allow_patterns=patterns
-            )
-        )
+        found = client().snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns)
+        return Path(found)
     except Exception as error:  # the client's network library has exceptions of its own
         raise UserError(f"{name} at {revision or 'main'}: {_reason(error)}") from error
+
+
+@lru_cache
+def client() -> Any:
+    """The module `huggingface_hub`, with requests that end: some of its own would wait for a silent hub for ever."""
+    import huggingface_hub
+    from huggingface_hub.utils._http import default_client_factory  # has hooks that must stay
+
+    def bound(request: Any) -> None:
+        limits = request.extensions.get("timeout", {})
+        wait = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
+        parts = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {part: limits.get(part) or wait for part in parts}
+
+    def factory() -> Any:
+        made = default_client_factory()
+        made.event_hooks["request"].append(bound)
+        return made
+
+    huggingface_hub.set_client_factory(factory)
+    return huggingface_hub
 
 
 def _reason(error: BaseException) -> str:

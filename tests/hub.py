@@ -180,11 +180,17 @@ def _finish(where: Path, tokenizer: Tokenizer, part: str) -> None:
 
 
 class Hub:
-    """Serves repositories on a free port of the loopback interface; `requests` lists what was asked: method and path."""
+    """Serves repositories on a free port of the loopback interface; `requests` lists what was asked: method and path.
+
+    With a `fault` it answers nothing but that: a status, "silence" (takes a request and says nothing), "hang up", or for
+    files larger than 1000 bytes "cut" (the body ends in the middle).
+    """
 
     def __init__(self, repositories: list[Repository]) -> None:
         self.repositories = {(r.kind, r.id): r for r in repositories}
         self.requests: list[str] = []
+        self.fault: int | str | None = None
+        self.ended = threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -204,6 +210,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -256,6 +263,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
         self.served.requests.append(f"{self.command} {path}")
+        fault = self.served.fault
+        if isinstance(fault, int):
+            return self._send(fault, b"{}")
+        if fault in ("silence", "hang up"):
+            self.served.ended.wait(60 if fault == "silence" else 0)
+            self.close_connection = True
+            return None
         api = re.fullmatch(
             r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path
         )
@@ -320,5 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if self.served.fault == "cut" and len(content) > 1000:
+            content, self.close_connection = content[: len(content) // 2], True
         if self.command != "HEAD":
             self.wfile.write(content)

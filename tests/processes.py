@@ -23,13 +23,13 @@ SMALL = [
     "experiment=micro",
     "tasks=[gsm8k,humaneval,sciq]",
     "conditions=baseline",
-    "alpha=[-1,1]",
+    "alpha=[-1,0.5,1]",
     "limit=30",
     "benchmarks.gsm8k.variants=[]",
     "benchmarks.humaneval.variants=[]",
     "benchmarks.sciq.variants=[]",
 ]
-CELLS = 9
+CELLS = 12
 TOKEN = "PIPELINE_TEST_TOKEN"
 
 
