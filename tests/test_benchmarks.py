@@ -255,11 +255,10 @@ def test_a_mistake_in_a_benchmark_is_one_line(what: str, model: Path, own: Path)
 
 
 def test_documents_without_a_column_that_the_task_asks_for_are_one_line(model: Path, own: Path) -> None:
-    other = "benchmarks.sciq.dataset.files.test=gsm8k/test.jsonl"
-    with pytest.raises(
-        UserError, match="'sciq' cannot ask its documents .*found the columns question, answer"
-    ) as caught:
-        built(configured(model, own, other), "sciq")
+    other = "benchmarks.math500.dataset.files.test=gsm8k/test.jsonl"
+    message = "'hendrycks_math500' cannot ask its documents .*'problem'.*found the columns question, answer"
+    with pytest.raises(UserError, match=message) as caught:
+        built(configured(model, own, other), "math500")
     assert "\n" not in str(caught.value)
 
 
