@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -234,13 +235,18 @@ class Runner:
         return {s: load_task(task_manager(), self.plan.config, task, s, prompt) for s in task.subtasks}
 
 
-def check_inputs(plan: Plan) -> None:
-    """Everything that the missing cells read, but for the vectors: found wrong here, nothing has been written.
+def check_inputs(plan: Plan, vectors: bool) -> None:
+    """Everything that the missing cells read: found wrong here, nothing has been written.
+
+    `vectors`: these too; they are not there yet if the stage 'extract' is still to come.
 
     Raises:
-        UserError: for a checkpoint, tokenizer, task or document that a cell could not be computed with.
+        UserError: for a checkpoint, tokenizer, task, document or vector that a cell could not be computed with.
     """
     missing = plan.missing()
+    if vectors:
+        for cell in {(c.family.name, c.condition): c for c in missing}.values():
+            plan.terms(cell.family, cell.condition)
     for cell in {(c.family.name, c.condition.weights): c for c in missing}.values():
         checkpoint = cell.family.checkpoint(cell.condition.weights)
         check_compatible(cell.family.target, checkpoint, checkpoint)
@@ -249,7 +255,7 @@ def check_inputs(plan: Plan) -> None:
     for task in {c.task.name: c.task for c in missing}.values():
         for subtask in task.subtasks:
             loaded = load_task(task_manager(), plan.config, task, subtask, PromptConfig())
-            _check_documents(loaded, task)
+            _check_task(loaded, task)
 
 
 def load_tokenizer(where: str, revision: str | None = None) -> Any:
@@ -292,10 +298,22 @@ def _check_tokenizer(family: Family, engine: EngineConfig) -> None:
             raise UserError(f"{target.source}: its chat template leaves the user's turn out; mend it")
 
 
-def _check_documents(loaded: Any, task: Task) -> None:
-    """Every document must have what its prompt, target and options are made of."""
+def _check_task(loaded: Any, task: Task) -> None:
+    """Answers must be greedy, filters must be, and every document must have what it is asked with."""
     from jinja2 import TemplateError
 
+    where, name = f"benchmarks.{task.benchmark}", loaded.config.task
+    kwargs = loaded.config.generation_kwargs or {}
+    if kwargs.get("do_sample", bool(kwargs.get("temperature"))):
+        raise UserError(
+            f"{where}: '{name}' samples; set do_sample: false in the generation_kwargs of its changes"
+        )
+    try:
+        for ensemble in loaded._filters:
+            for make in ensemble.filters:
+                make()
+    except (re.error, TypeError, ValueError) as e:
+        raise UserError(f"{where}: a filter of '{name}' cannot be made ({e}); mend it") from e
     for number, doc in enumerate(islice(loaded.eval_docs, task.limit)):
         given = {key: value for key, value in doc.items() if value is not None}  # it would be asked as "None"
         try:
@@ -306,7 +324,7 @@ def _check_documents(loaded: Any, task: Task) -> None:
                 code.check(given)
         except (TemplateError, LookupError, TypeError, ValueError, AttributeError, UserError) as e:
             raise UserError(
-                f"benchmarks.{task.benchmark}: document {number} of '{loaded.config.task}' has not what is asked"
+                f"{where}: document {number} of '{name}' has not what is asked"
                 f" ({type(e).__name__}: {' '.join(str(e).split())[:160]}); mend it, or leave it out"
             ) from e
 

@@ -30,6 +30,7 @@ from pipeline.config import (
     Config,
     FamilyConfig,
     Weights,
+    nearest,
 )
 from pipeline.errors import UserError
 from pipeline.records import SCHEMA, digest, is_done

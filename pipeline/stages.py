@@ -123,7 +123,7 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
     if Stage.evaluate in stages and plan.missing():
         from pipeline.evaluate import check_inputs
 
-        check_inputs(plan)
+        check_inputs(plan, vectors=Stage.extract not in stages)
 
 
 def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
