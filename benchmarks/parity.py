@@ -1,7 +1,7 @@
 """Do our cells equal the stock `lm_eval` command, document by document?
 
     python -m benchmarks.parity model=MODEL_FOLDER data=DATA_FOLDER [tasks=gsm8k,sciq] [limit=200]
-                                [subtasks=navigate,snarks] [work=FOLDER]
+                                [subtasks=navigate,snarks] [num_fewshot=0] [max_gen_toks=160] [threads=1] [work=FOLDER]
 
 Runs `lm_eval --model vllm` on stock tasks, with nothing changed but where the documents come from, and our pipeline
 on the same model, prompts and settings: benchmarks of conf/benchmark as lm-eval has them, that is with its number of
@@ -32,7 +32,8 @@ from pipeline.records import read_record
 from pipeline.stages import prepare
 
 TASKS = "gsm8k,gsm8k_cot_zeroshot,sciq,bbh,bbh_cot_fewshot"  # bbh is bbh_cot_zeroshot
-OPTIONS = ("model", "data", "tasks", "limit", "subtasks", "work")
+OPTIONS = ("model", "data", "tasks", "limit", "subtasks", "num_fewshot", "max_gen_toks", "threads", "work")
+STOCK = {"rv_humaneval": "humaneval_instruct"}  # tasks that we restate
 LENGTH = 4096
 Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in order
 
@@ -55,21 +56,24 @@ def main(arguments: list[str]) -> int:
             f"tasks=[{options.get('tasks', TASKS)}]",
             f"results={work / 'results'}",
             f"engine.max_model_len={LENGTH}",
+            f"engine.threads={options.get('threads', 1)}",
         ]
     )
+    changed = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
     index = task_manager().task_index
     for name in config.tasks or []:
         b = config.benchmarks[name]
         if b.subtasks and "subtasks" in options:
             b.subtasks = options["subtasks"].split(",")
         b.limit = math.ceil(limit / max(1, len(b.subtasks)))
-        stock = b.task.format(subtask=next(iter(b.subtasks), None))
-        if b.changes or b.runs_code or stock not in index:
+        stock = stock_name(b.task.format(subtask=next(iter(b.subtasks), None)))
+        if b.changes or stock not in index or (b.runs_code and b.task not in STOCK):
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
-        b.num_fewshot, b.max_gen_toks = (index[stock].cfg or {}).get("num_fewshot") or 0, None
+        examples = (index[stock].cfg or {}).get("num_fewshot") or 0
+        b.num_fewshot, b.max_gen_toks = changed.get("num_fewshot", examples), changed.get("max_gen_toks")
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.tasks, index, model, data, work)
+    theirs = stock_rows(plan.tasks, index, model, data, work, changed)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:
@@ -78,7 +82,7 @@ def main(arguments: list[str]) -> int:
         ours: Rows = {}
         for sample in record.samples():
             ours.setdefault(cell.task.config.task.format(subtask=sample["subtask"]), []).append(sample)
-        differing += sum(compare(task, samples, theirs[task]) for task, samples in ours.items())
+        differing += sum(compare(task, rows, theirs[stock_name(task)]) for task, rows in ours.items())
     print("every prompt and score is equal" if differing == 0 else f"{differing} documents differ")
     return 1 if differing else 0
 
@@ -101,7 +105,14 @@ def compare(task: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
     return len(unequal)
 
 
-def stock_rows(tasks: list[Task], index: dict[str, Any], model: Path, data: Path, work: Path) -> Rows:
+def stock_name(task: str) -> str:
+    """The stock task that one of ours is, or restates."""
+    return STOCK.get(task, task)
+
+
+def stock_rows(
+    tasks: list[Task], index: dict[str, Any], model: Path, data: Path, work: Path, changed: dict[str, int]
+) -> Rows:
     """Prompt, scores and answer of each document by the `lm_eval` command; one run for each limit."""
     definitions = work / "tasks"
     definitions.mkdir(parents=True, exist_ok=True)
@@ -109,7 +120,7 @@ def stock_rows(tasks: list[Task], index: dict[str, Any], model: Path, data: Path
     kept = {}
     for task in tasks:
         for subtask in task.subtasks:
-            name = task.config.task.format(subtask=subtask)
+            name = stock_name(task.config.task.format(subtask=subtask))
             names.setdefault(task.limit or 0, []).append(name)
             kept[name] = [task.config.metric, *task.config.also]
             definition = local_task(task, subtask, name, index[name].yaml_path, data)
@@ -122,9 +133,16 @@ def stock_rows(tasks: list[Task], index: dict[str, Any], model: Path, data: Path
             *("--batch_size", "auto", "--apply_chat_template", "--log_samples"),
             *("--output_path", str(work / "stock")),
         ]
+        if "num_fewshot" in changed:
+            command += ["--num_fewshot", str(changed["num_fewshot"])]
+        if "max_gen_toks" in changed:
+            command += ["--gen_kwargs", f"max_gen_toks={changed['max_gen_toks']}"]
+        if set(group) & set(STOCK.values()):
+            command.append("--confirm_run_unsafe_code")
         print("$", " ".join(command), flush=True)
         path = f"{os.environ.get('PYTHONPATH', '')}:{ROOT}"
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+        env = os.environ | {"PYTHONPATH": path, "HF_ALLOW_CODE_EVAL": "1"}
+        subprocess.run(command, check=True, env=env, cwd=ROOT / "benchmarks")
     return {name: read_rows(work / "stock", name, metrics) for name, metrics in kept.items()}
 
 
