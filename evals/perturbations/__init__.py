@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from evals.perturbations import bbh, gsm8k, humaneval, sciq  # noqa: F401 - each registers what it defines
-from evals.perturbations.common import REGISTRY, Context, Document, Perturbation
+from evals.perturbations.common import REGISTRY, Document, Perturbation
 from pipeline.errors import UserError
 
 T = TypeVar("T")
@@ -53,15 +53,13 @@ def perturb(
 
     Each has the fields of its original with the same types, and ``source_doc``, the index of the original.
     What a document becomes depends on the seed, the perturbation's id, the subtask and the document's index,
-    not on other documents; the one exception says so in its docstring. Raises UserError for an unknown form
-    or name.
+    not on other documents. Raises UserError for an unknown form or name.
     """
     chosen = get(form, name)
-    context = Context(documents, subtask)
     result = []
     for index, document in enumerate(documents):
         rng = random.Random(f"{seed}/{form}/{chosen.id}/{subtask}/{index}")
-        changed = chosen.function(dict(document), rng, context)
+        changed = chosen.function(dict(document), rng, subtask)
         if changed is not None and changed != document:
             result.append({**changed, "source_doc": index})
     return result

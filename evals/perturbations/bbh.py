@@ -7,13 +7,13 @@ order (arXiv:2309.03882), irrelevant context (arXiv:2302.00093) and prompt forma
 import random
 import re
 
-from evals.perturbations.common import Context, Document, irrelevant_facts, perturbation
+from evals.perturbations.common import Document, irrelevant_facts, perturbation
 
 OPTION = re.compile(r"^(\([A-Z]\)|-) (.*)$", re.MULTILINE)
 
 
 @perturbation("bbh", version=1)
-def irrelevant_preamble(document: Document, rng: random.Random, context: Context) -> Document | None:
+def irrelevant_preamble(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Two sentences without numbers stand in a paragraph of their own before the input.
 
     Must stay true: every character of the input, and the target; the new sentences share no content word with
@@ -30,7 +30,7 @@ NO_OPTIONS = (*NO_LISTS, "object_counting", "web_of_lies", "word_sorting")
 
 
 @perturbation("bbh", version=1, without=NO_OPTIONS)
-def option_order(document: Document, rng: random.Random, context: Context) -> Document | None:
+def option_order(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The options stand in another order, and the target is the letter that the right one now has.
 
     Changes: the texts behind the letters (the letters stay in order), or the order of "- Yes" lines that have
@@ -102,7 +102,7 @@ def bulleted_body(text: str, subtask: str) -> str:
 
 
 @perturbation("bbh", version=1, without=NO_LISTS)
-def reformatted_lists(document: Document, rng: random.Random, context: Context) -> Document | None:
+def reformatted_lists(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Lists stand on bullets: the options, and the items, steps or statements in the body of the tasks that
     have them.
 
@@ -110,5 +110,5 @@ def reformatted_lists(document: Document, rng: random.Random, context: Context) 
     answer is extracted by them. Must stay true: every word in its order, and the target. Left out: documents
     without a list. Source: arXiv:2310.11324 (spurious features of the prompt's format).
     """
-    changed = bulleted_options(bulleted_body(document["input"], context.subtask or ""))
+    changed = bulleted_options(bulleted_body(document["input"], subtask or ""))
     return {**document, "input": changed} if changed != document["input"] else None

@@ -16,15 +16,7 @@ from typing import Any
 Document = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a perturbation may look at besides its own document."""
-
-    documents: Sequence[Document]
-    subtask: str | None
-
-
-Function = Callable[[Document, random.Random, Context], Document | None]
+Function = Callable[[Document, random.Random, str | None], Document | None]  # document, generator, subtask
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from fractions import Fraction
 
 from evals.perturbations.common import (
     REFERS_BACK,
-    Context,
     Document,
     exact,
     irrelevant_facts,
@@ -339,7 +338,7 @@ def larger(value: Fraction, rng: random.Random) -> Fraction:
 
 
 @perturbation("gsm8k", version=2)
-def larger_numbers(document: Document, rng: random.Random, context: Context) -> Document | None:
+def larger_numbers(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Quantities of the question grow two to five times; the answer is replayed with them.
 
     Changes: numbers in digits that are amounts (not times, ages, percentages, measures of people, names or
@@ -381,7 +380,7 @@ OPERATIONS = (
 
 
 @perturbation("gsm8k", version=1)
-def more_steps(document: Document, rng: random.Random, context: Context) -> Document | None:
+def more_steps(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The question goes on: two further operations on its result, whose outcome is asked for.
 
     Changes: two sentences are added to the question and two annotated lines to the answer. Must stay true:
@@ -416,7 +415,7 @@ def more_steps(document: Document, rng: random.Random, context: Context) -> Docu
 
 
 @perturbation("gsm8k", version=1)
-def irrelevant_sentences(document: Document, rng: random.Random, context: Context) -> Document | None:
+def irrelevant_sentences(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Two sentences, each with a number, about things that the problem does not ask for.
 
     Changes: the sentences are put before sentences that do not refer back, never after the question. Must
@@ -439,7 +438,7 @@ def irrelevant_sentences(document: Document, rng: random.Random, context: Contex
 
 
 @perturbation("gsm8k", version=2)
-def typing_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
+def typing_noise(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Typing errors in about a sixth of the plain words of the question.
 
     Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more. Must stay
@@ -481,7 +480,7 @@ def stands_alone(sentence: str, earlier: str) -> bool:
 
 
 @perturbation("gsm8k", version=2)
-def sentence_order(document: Document, rng: random.Random, context: Context) -> Document | None:
+def sentence_order(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The premises stand in another order, the question last.
 
     Changes: sentences that read the same anywhere change places; the first one stays first if others refer to
@@ -553,7 +552,7 @@ def _decimal_words(number: str) -> str:
 
 
 @perturbation("gsm8k", version=1)
-def digits_as_words(document: Document, rng: random.Random, context: Context) -> Document | None:
+def digits_as_words(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Every number of the question is written in words, with its dollar or percent sign.
 
     Changes: the question only; "$2.74" becomes "two dollars and seventy-four cents", "20%" "twenty percent",
@@ -679,7 +678,7 @@ COINS = re.compile(
 
 
 @perturbation("gsm8k", version=1)
-def units_and_names(document: Document, rng: random.Random, context: Context) -> Document | None:
+def units_and_names(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """People get other names of the same gender; miles, pounds, gallons and dollars become other units.
 
     Changes: each known first name throughout question and answer, and each of these units throughout, unless

@@ -12,7 +12,7 @@ import re
 import tokenize
 from dataclasses import dataclass
 
-from evals.perturbations.common import Context, Document, mistype_text, perturbation
+from evals.perturbations.common import Document, mistype_text, perturbation
 
 NAMES = ("run_task", "compute_result", "process_input", "task_function", "get_answer", "work_out")
 
@@ -122,7 +122,7 @@ def rename_prose(text: str, name: str, new: str) -> str:
 
 
 @perturbation("humaneval", version=1)
-def renamed(document: Document, rng: random.Random, context: Context) -> Document | None:
+def renamed(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The function gets a neutral name and its arguments get other names, in prompt, solution and tests.
 
     Changes: the entry function's name wherever it is called or defined; its arguments in its signature, body
@@ -235,7 +235,7 @@ def replace_docstring(document: Document, program: Program, lines: list[str]) ->
 
 
 @perturbation("humaneval", version=1)
-def no_examples(document: Document, rng: random.Random, context: Context) -> Document | None:
+def no_examples(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The examples are removed from the docstring.
 
     Changes: doctests, and what stands under "Examples:" or calls the function and states its result. Examples
@@ -262,7 +262,7 @@ def no_examples(document: Document, rng: random.Random, context: Context) -> Doc
 
 
 @perturbation("humaneval", version=2)
-def docstring_noise(document: Document, rng: random.Random, context: Context) -> Document | None:
+def docstring_noise(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Typing errors in about a sixth of the plain words of the docstring's description.
 
     Changes: two inner letters swapped or one doubled, in lower-case words of four letters or more outside
@@ -307,7 +307,7 @@ class BuiltinGenerics(ast.NodeTransformer):
 
 
 @perturbation("humaneval", version=1)
-def reworded_signature(document: Document, rng: random.Random, context: Context) -> Document | None:
+def reworded_signature(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The same signature otherwise written: one parameter a line, generics of ``typing`` as built-in ones.
 
     Changes: the lines from ``def`` to its colon. Must stay true: the function's name, its parameters, their

@@ -12,7 +12,6 @@ import re
 
 from evals.perturbations.common import (
     REFERS_BACK,
-    Context,
     Document,
     irrelevant_facts,
     perturbation,
@@ -23,7 +22,7 @@ OPTIONS = ("distractor1", "distractor2", "distractor3", "correct_answer")
 
 
 @perturbation("sciq", version=2)
-def irrelevant_support(document: Document, rng: random.Random, context: Context) -> Document | None:
+def irrelevant_support(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """Three sentences about other things are put into the support, at its end or before sentences that do not
     refer back.
 
@@ -48,7 +47,7 @@ def irrelevant_support(document: Document, rng: random.Random, context: Context)
 
 
 @perturbation("sciq", version=1)
-def no_support(document: Document, rng: random.Random, context: Context) -> Document | None:
+def no_support(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The support is removed.
 
     Must stay true: question, options and answer. A question about the real world can still be answered from
@@ -59,7 +58,7 @@ def no_support(document: Document, rng: random.Random, context: Context) -> Docu
 
 
 @perturbation("sciq", version=1)
-def choice_order(document: Document, rng: random.Random, context: Context) -> Document | None:
+def choice_order(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The question lists its four options, in a random order.
 
     Changes: ``question`` gets a line "Options:" and a line for each option. lm-eval's sciq keeps the options
@@ -183,7 +182,7 @@ def openings(text: str) -> set[str]:
 
 
 @perturbation("sciq", version=2)
-def close_distractor(document: Document, rng: random.Random, context: Context) -> Document | None:
+def close_distractor(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The distractor least like the answer in spelling gives way to a counterpart of the answer.
 
     Changes: one distractor. The new one is the answer with one term replaced by another of its kind, such as
