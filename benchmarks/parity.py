@@ -1,15 +1,18 @@
 """Do our cells equal the stock `lm_eval` command, document by document?
 
     python -m benchmarks.parity model=MODEL_FOLDER data=DATA_FOLDER [tasks=gsm8k,sciq] [limit=200]
-                                [subtasks=navigate,snarks] [num_fewshot=0] [max_gen_toks=160] [threads=1] [work=FOLDER]
+                                [subtasks=navigate,snarks] [num_fewshot=0] [max_gen_toks=160] [work=FOLDER]
+                                [dtype=float32] [threads=1]
 
 Runs `lm_eval --model vllm` on stock tasks, with nothing changed but where the documents come from, and our pipeline
 on the same model, prompts and settings: benchmarks of conf/benchmark as lm-eval has them, that is with its number of
 examples and its token limit (float32, so that batching cannot move a greedy answer). Then compares the prompt and the
 score of every document and, where they differ, shows both answers. `limit` is the number of documents of each task,
 shared out evenly among its subtasks and rounded up (BBH: 8 of each of the 27). DATA_FOLDER is laid out as
-`data.folder`. Needs an engine that holds a prompt with its examples: 4096 tokens. Ends with status 1 if any document
-differs.
+`data.folder`. Needs an engine that holds a prompt with its examples: 4096 tokens. `num_fewshot` and `max_gen_toks` change
+both sides (`--num_fewshot`, `--gen_kwargs`). Cells that are in FOLDER/results already are compared as they are, α = 0 of a
+steered run among them. HumanEval's programs are judged by our sandbox on both sides (benchmarks/code_eval). Ends with
+status 1 if any document differs.
 """
 
 import json
@@ -32,7 +35,18 @@ from pipeline.records import read_record
 from pipeline.stages import prepare
 
 TASKS = "gsm8k,gsm8k_cot_zeroshot,sciq,bbh,bbh_cot_fewshot"  # bbh is bbh_cot_zeroshot
-OPTIONS = ("model", "data", "tasks", "limit", "subtasks", "num_fewshot", "max_gen_toks", "threads", "work")
+OPTIONS = (
+    "model",
+    "data",
+    "tasks",
+    "limit",
+    "subtasks",
+    "num_fewshot",
+    "max_gen_toks",
+    "dtype",
+    "threads",
+    "work",
+)
 STOCK = {"rv_humaneval": "humaneval_instruct"}  # tasks that we restate
 LENGTH = 4096
 Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in order
@@ -40,9 +54,9 @@ Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in orde
 
 def main(arguments: list[str]) -> int:
     """Run both, print one line a task, and return 0 if every prompt and every score is equal, else 1."""
-    options = dict(a.split("=", 1) for a in arguments)
-    unknown = [name for name in options if name not in OPTIONS]
-    if unknown or not {"model", "data"} <= options.keys():
+    options = {name: value for name, _, value in (a.partition("=") for a in arguments)}
+    known = {"model", "data"} <= options.keys() <= set(OPTIONS)
+    if not known or not options.get("limit", "1").isdigit():
         raise UserError(f"expected model=… data=… and of {', '.join(OPTIONS)}, found {' '.join(arguments)}")
     model, data = Path(options["model"]).resolve(), Path(options["data"]).resolve()
     work = Path(options.get("work") or tempfile.mkdtemp(prefix="parity-")).resolve()
@@ -56,6 +70,7 @@ def main(arguments: list[str]) -> int:
             f"tasks=[{options.get('tasks', TASKS)}]",
             f"results={work / 'results'}",
             f"engine.max_model_len={LENGTH}",
+            f"engine.dtype={options.get('dtype', 'float32')}",
             f"engine.threads={options.get('threads', 1)}",
         ]
     )
@@ -73,7 +88,7 @@ def main(arguments: list[str]) -> int:
         b.num_fewshot, b.max_gen_toks = changed.get("num_fewshot", examples), changed.get("max_gen_toks")
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.tasks, index, model, data, work, changed)
+    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, changed)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:
@@ -111,7 +126,13 @@ def stock_name(task: str) -> str:
 
 
 def stock_rows(
-    tasks: list[Task], index: dict[str, Any], model: Path, data: Path, work: Path, changed: dict[str, int]
+    tasks: list[Task],
+    index: dict[str, Any],
+    model: Path,
+    data: Path,
+    work: Path,
+    dtype: str,
+    changed: dict[str, int],
 ) -> Rows:
     """Prompt, scores and answer of each document by the `lm_eval` command; one run for each limit."""
     definitions = work / "tasks"
@@ -128,7 +149,7 @@ def stock_rows(
     for limit, group in names.items():
         command = [
             *(str(Path(sys.executable).parent / "lm_eval"), "--model", "vllm"),
-            *("--model_args", f"pretrained={model},dtype=float32,max_model_len={LENGTH},enforce_eager=True"),
+            *("--model_args", f"pretrained={model},dtype={dtype},max_model_len={LENGTH},enforce_eager=True"),
             *("--tasks", ",".join(group), "--include_path", str(definitions), "--limit", str(limit)),
             *("--batch_size", "auto", "--apply_chat_template", "--log_samples"),
             *("--output_path", str(work / "stock")),
