@@ -107,6 +107,7 @@ def check_device(device: Device) -> None:
 def prepare_environment(config: EngineConfig) -> None:
     """Settings that vLLM and its libraries read from the environment at import."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if config.in_process else "1"
+    os.environ["RV_ENGINE_OF"] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -9,6 +9,9 @@ embedding, as it was. So the head is packed again, and `pipeline.certificate` co
 streamed. The prefix cache is not touched here: the engine empties it.
 """
 
+import ctypes
+import os
+import signal
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,16 @@ from pipeline.certificate import Certificate
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+def _end_with_the_run() -> None:
+    """End this process when the one that started the engine is killed: vLLM's would wait for it, and keep its memory."""
+    pr_set_pdeathsig = 1
+    if os.environ.get("RV_ENGINE_OF") == str(os.getppid()):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+_end_with_the_run()  # vLLM imports this module first thing in its worker
 
 
 class SteeringExtension:

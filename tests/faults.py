@@ -1,6 +1,9 @@
-"""A worker extension in which a swap goes wrong on purpose."""
+"""Worker extensions in which something goes wrong on purpose: a swap, or the engine's process."""
 
+import os
+import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,3 +46,20 @@ class FaultyExtension(SteeringExtension):
     def _pack_tied_head(self, model: Any) -> None:
         if self.fault != FAULTS[3]:
             super()._pack_tied_head(model)
+
+
+class DyingExtension(SteeringExtension):
+    """Its process ends at α = −1 always, and at α = 0.5 once, in the middle of the answers.
+
+    The file named by the variable DIED_ONCE remembers that.
+    """
+
+    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> list[str]:
+        wrong, died = super().steer(target, terms), Path(os.environ["DIED_ONCE"])
+        alphas = [alpha for _, alpha, _ in terms]
+        if -1.0 in alphas:
+            os._exit(1)
+        if 0.5 in alphas and not died.exists():
+            died.touch()
+            threading.Timer(0.05, os._exit, (1,)).start()
+        return wrong

@@ -3,22 +3,36 @@
 Each ends with one line that names the thing and the remedy, or with an honest record; nothing that was whole is lost.
 """
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline import hub
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import ROOT
 from pipeline.errors import UserError
-from pipeline.records import DamagedRecord, is_done, move_away, read_manifest, write_manifest, write_record
+from pipeline.records import (
+    DamagedRecord,
+    Record,
+    is_done,
+    move_away,
+    read_manifest,
+    read_record,
+    write_manifest,
+    write_record,
+)
 from pipeline.vector import Term, apply, extract
 from tests import synthetic, tiny
 from tests.hub import Hub, Repository
+from tests.processes import CELLS, Run, command, finished
 
 SAMPLES = [{"doc_id": i, "score": 1.0, "output": "four"} for i in range(4)]
 
@@ -226,3 +240,156 @@ def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert ran.returncode == 130 and ran.stdout == "writing\n"
     (left,) = (tmp_path / "cells").iterdir()
     assert left.name.startswith(".tmp-")
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.parametrize("in_process", ["true", "false"])
+def test_ctrl_c_in_the_middle_of_the_cells_leaves_whole_records_and_no_process(
+    in_process: str, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, "limit=null", f"engine.in_process={in_process}")
+    assert run.wait_for(lambda run: "[  1/" in run.output()), run.output()[-2000:]
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
+    assert run.ends() == 130, run.output()[-2000:]
+    assert run.alive() == [] and not list(tmp_path.rglob(".tmp-*"))
+    assert "the same command goes on from there" in run.output() and "Traceback" not in run.output()
+    done = finished(tmp_path)
+    assert 1 <= len(done) < CELLS and all(is_done(tmp_path / "results", p.parent.name) for p in done)
+
+
+# --- engines
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_an_engine_ends_when_its_run_is_killed(tmp_path: Path) -> None:
+    run = Run(tmp_path, "limit=null", "engine.in_process=false")
+    assert run.wait_for(lambda run: "[  1/" in run.output()), run.output()[-2000:]
+    assert run.engines()
+    os.kill(run.process.pid, signal.SIGKILL)  # the driver alone, as the kernel does for want of memory
+    run.ends()
+    try:
+        while run.alive():  # the test's own limit of time is the only one here
+            time.sleep(0.1)
+    finally:
+        run.kill()
+
+
+DYING = """
+import sys
+from pipeline import __main__
+from pipeline.engine import Engine
+Engine.extension = "tests.faults.DyingExtension"
+if __name__ == "__main__":
+    sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_cell_whose_engine_died_is_tried_again_once_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIED_ONCE", str(tmp_path / "died"))
+    (tmp_path / "dying.py").write_text(DYING)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = ["tasks=[gsm8k]", "limit=null", "engine.in_process=false", "stages=[extract,evaluate]"]
+    run = Run(
+        tmp_path, arguments=[sys.executable, str(tmp_path / "dying.py"), *command(tmp_path, *options)[3:]]
+    )
+    assert run.ends() == 2, run.output()[-3000:]
+    output = run.output()
+    assert output.count("α = 0.5 · gsm8k; it is tried again") == 1
+    assert output.count("α = −1 · gsm8k; it is tried again") == 1
+    assert output.count("α = −1 · gsm8k; given up after 2 such deaths") == 1
+    assert output.rstrip().splitlines()[-1].startswith("error: given up after 2 engines died on each: micro")
+    assert "pipeline/" not in output.rstrip().splitlines()[-1]
+    assert len(finished(tmp_path)) == 3 and run.alive() == []
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_too_little_memory_at_the_start_names_what_to_lower(tmp_path: Path) -> None:
+    run = Run(tmp_path, "engine.kv_cache_gb=100000", "stages=[extract,evaluate]")
+    assert run.ends() == 2, run.output()[-3000:]
+    last = run.output().rstrip().splitlines()[-1]
+    assert last.startswith("error: ") and "engine.kv_cache_gb" in last, run.output()[-3000:]
+    assert run.alive() == []
+
+
+# --- the clock, and models that answer nothing of use
+
+BACKWARDS = """
+import sys, time
+from datetime import datetime
+began = time.time()
+time.time = lambda: began - 1000 * time.monotonic()
+from pipeline import __main__, evaluate
+class Clock(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.fromtimestamp(time.time(), tz)
+evaluate.datetime = Clock
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+SAYS = {"nothing": "<|im_end|>", "stop tokens": "<|endoftext|>", "half characters": "ÿ", "one letter": "A"}
+
+
+@pytest.fixture(scope="module")
+def degenerate(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Record]:
+    """Records of models that say one token for ever, made while the clock ran backwards: (what it says, task)."""
+    root = tmp_path_factory.mktemp("degenerate")
+    options = ["tasks=[gsm8k,humaneval,sciq]", "alpha=[]", "limit=4", "stages=[evaluate,render]"]
+    for name, token in SAYS.items():
+        folder = root / name
+        shutil.copytree(ROOT / "models" / "micro" / "target", folder)
+        state = load_file(folder / "model.safetensors")
+        ids = Checkpoint.open(str(folder)).token_ids
+        for key, tensor in state.items():
+            if "o_proj" in key or "down_proj" in key:
+                tensor.zero_()
+        state["model.norm.weight"].fill_(1.0)
+        embedding = state["model.embed_tokens.weight"]
+        embedding.zero_()[:, 0] = (
+            1.0  # every token leads to the same state, whose largest logit is that token's
+        )
+        embedding[ids[token], 0] = 2.0
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        family = name.replace(" ", "_")
+        options += [f"+family@families.{family}=model", f"families.{family}.target.id='{folder}'"]
+    options.append(f"sizes=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
+    run = Run(root, arguments=[sys.executable, "-c", BACKWARDS, *command(root, *options)[3:]])
+    assert run.ends() == 0, run.output()[-3000:]
+    found = {}
+    for cell in read_manifest(root / "results" / "runs" / "micro.json")["cells"]:
+        made = read_record(root / "results", cell["key"])
+        assert made is not None
+        found[cell["family"].replace("_", " "), cell["benchmark"]] = made
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+@pytest.mark.parametrize("task", ["gsm8k", "humaneval"])
+@pytest.mark.parametrize("says", SAYS)
+def test_a_model_that_says_nothing_of_use_gets_an_honest_record(
+    says: str, task: str, degenerate: dict[tuple[str, str], Record]
+) -> None:
+    made = degenerate[says, task]
+    assert made.metrics["score"] == 0.0 and made.metrics["n"] == 4
+    assert made.metrics["share_truncated"] == (0.0 if says == "nothing" else 1.0)
+    assert task != "gsm8k" or made.metrics["share_not_extracted"] == 1.0
+    for sample in made.samples():
+        expected = {"half characters": "\ufffd", "one letter": "A"}.get(says, "")
+        assert set(sample["output"]) == set(expected)
+        assert sample["finish"] == ("stop" if says == "nothing" else "length")
+        assert sample["tokens"] <= 1 if says == "nothing" else sample["tokens"] > 90
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_clock_that_runs_backwards_moves_no_duration(degenerate: dict[tuple[str, str], Record]) -> None:
+    assert all(0 < made.cost["seconds"] < 900 for made in degenerate.values())
+    started = [made.provenance["started"] for made in degenerate.values()]
+    assert started == sorted(started, reverse=True) and len(set(started)) > 1
