@@ -34,6 +34,9 @@ demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in min
 plan: .venv/.done ## print the cells of an experiment, what is done and what is left: make plan ARGS="experiment=paper"
 	@$(BIN)/python -m pipeline plan $(ARGS)
 
+doctor: .venv/.done ## check this machine before a long run: make doctor ARGS="experiment=paper"
+	@$(BIN)/python -m pipeline doctor $(ARGS)
+
 show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS="experiment=micro task=gsm8k condition=vector_think document=3"
 	@$(BIN)/python -m pipeline prompt $(ARGS)
 
@@ -97,6 +100,9 @@ test-slow: .venv/.done ## the slow tier of the tests
 test-kill: .venv/.done ## kill runs 51 times, at random moments of every stage, and compare with an undisturbed one (half an hour)
 	$(BIN)/python -m pytest -s tests/test_kill.py $(ARGS)
 
+fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes each: FUZZ_SECONDS=60 for less
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
+
 lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -108,4 +114,4 @@ lock: .venv/.done ## resolve requirements/cpu.txt again
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill lint lock clean
+.PHONY: help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint lock clean

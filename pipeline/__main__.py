@@ -3,6 +3,7 @@
     python -m pipeline experiment=micro                          run everything
     python -m pipeline experiment=micro stages=[extract,render]  run a part
     python -m pipeline plan experiment=paper                     print the cells, run nothing
+    python -m pipeline doctor experiment=paper                   check this machine before a long run
     python -m pipeline config experiment=micro                   print the composed configuration
     python -m pipeline prompt experiment=micro task=gsm8k condition=vector_think document=3
                                                                  print what the model is asked; starts nothing
@@ -25,11 +26,11 @@ SHOWN = {
     "apply": "pipeline.publish",
     "dashboard": "pipeline.dashboard",
 }  # have options of their own
-VERBS = ("run", "plan", "config", *SHOWN)
+VERBS = ("run", "plan", "config", "doctor", *SHOWN)
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command and return the exit status: 0, 2 for a user's mistake, 130 or 143 when interrupted."""
+    """Run one command and return the exit status: 0, 1 for a machine that fails `doctor`, 2 for a user's mistake, 130 or 143 when interrupted."""
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return 0
@@ -64,6 +65,10 @@ def _run(verb: str, overrides: list[str]) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.structured(config)))
         return 0
+    if verb == "doctor":
+        from pipeline import doctor
+
+        return doctor.check(config, print)
     from pipeline import stages
 
     def report(line: str) -> None:
