@@ -13,6 +13,7 @@ from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
+from benchmarks import parity
 from evals import data as documents
 from pipeline import plan as planning
 from pipeline import prompts
@@ -470,3 +471,43 @@ def test_the_key_of_a_task_moves_with_the_file_that_it_includes(
     monkeypatch.setattr(planning, "TASKS", tmp_path)
     assert (key() != before) == moves
     planning._task_definition.cache_clear()
+
+
+def test_parity_counts_each_document_that_differs_in_prompt_or_score(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    theirs = [{"prompt": f"{n}?", "scores": {"acc,none": 1.0}, "output": "yes"} for n in range(4)]
+    ours = [row | {"score": 1.0, "source_doc": n} for n, row in enumerate(theirs)]
+    assert parity.compare("same", ours, theirs) == 0
+    ours[1] = ours[1] | {"prompt": "other"}
+    ours[2] = ours[2] | {"scores": {"acc,none": 0.0}, "output": "no"}
+    assert parity.compare("different", ours, theirs) == 2
+    printed = capsys.readouterr().out
+    assert "1 prompts differ, 1 generated texts differ, 1 scores differ" in printed
+    assert "document 2: ours {'acc,none': 0.0} 'no'" in printed
+    with pytest.raises(ValueError):
+        parity.compare("one side has fewer", ours[:3], theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=a"], "expected model="),
+        (["model=a", "data=b", "limt=3"], "limt=3"),
+        (["model=a", "data=b", "limit"], "expected model="),
+        (["model=a", "data=b", "limit=x"], "limit=x"),
+        (["model={model}", "data={own}", "tasks=math500"], "tasks=math500: not a stock task"),
+    ],
+)
+def test_a_mistake_in_asking_for_parity_is_one_line(
+    arguments: list[str],
+    message: str,
+    model: Path,
+    own: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    manager: TaskManager,
+) -> None:
+    monkeypatch.setattr(parity, "task_manager", lambda: manager)
+    with pytest.raises(UserError, match=message) as caught:
+        parity.main([a.format(model=model, own=own) for a in arguments])
+    assert "\n" not in str(caught.value)
