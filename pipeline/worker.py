@@ -9,9 +9,11 @@ embedding, as it was. So the head is packed again, and `pipeline.certificate` co
 streamed. The prefix cache is not touched here: the engine empties it.
 """
 
-import ctypes
+import contextlib
 import os
+import select
 import signal
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,22 @@ if TYPE_CHECKING:
 
 
 def _end_with_the_run() -> None:
-    """End this process when the one that started the engine is killed: vLLM's would wait for it, and keep its memory."""
-    pr_set_pdeathsig = 1
-    if os.environ.get("RV_ENGINE_OF") == str(os.getppid()):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    """End this worker, and the engine's core above it, when the process that started the engine is killed.
+
+    vLLM's own processes would wait for it for ever, and keep their memory.
+    """
+    run, core = int(os.environ.get("RV_ENGINE_OF", "0")), os.getppid()
+    if run in (0, os.getpid()):
+        return
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(run)], [], [])
+        if core not in (1, run) and os.getppid() == core:
+            os.kill(core, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _end_with_the_run()  # vLLM imports this module first thing in its worker
