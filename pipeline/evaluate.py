@@ -541,9 +541,17 @@ def _provenance(
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),
         "started": started.isoformat(timespec="seconds"),
-        "command": " ".join(["python -m pipeline", *sys.argv[1:]]),
+        "command": without_secrets(" ".join(["python -m pipeline", *sys.argv[1:]])),
         "git": _git_commit(),
     }
+
+
+def without_secrets(text: str) -> str:
+    """Text without the keys and tokens that the environment holds, hub tokens and passwords in addresses."""
+    for name, value in os.environ.items():
+        if re.search("KEY|TOKEN|SECRET|PASSWORD", name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return re.sub(r"\bhf_\w{16,}|(?<=[/=])[^/@=\s]+:[^/@\s]+(?=@)", "***", text)
 
 
 def _git_commit() -> str | None:
