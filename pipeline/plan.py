@@ -575,5 +575,6 @@ def _perturbation(form: str, name: str | None, seed: int) -> Any:
     if name is None:
         return None
     folder = ROOT / "evals" / "perturbations"
-    code = {f.name: code_fingerprint(f) for f in sorted(folder.glob("*.py")) if f.stem in (form, "common")}
+    shared = ("__init__", "common")
+    code = {f.name: code_fingerprint(f) for f in sorted(folder.glob("*.py")) if f.stem in (form, *shared)}
     return {"id": perturbations.get(form, name).id, "seed": seed, "code": code}
