@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -62,7 +63,7 @@ models:
 """
 
 
-def settings(layers: int) -> dict[str, object]:
+def settings(layers: int) -> dict[str, Any]:
     """Qwen2.5-1.5B's configuration, with that many layers."""
     from tests import tiny
 
@@ -78,15 +79,16 @@ def settings(layers: int) -> dict[str, object]:
     )
 
 
-def generate(folder: Path, layers: int) -> None:
+def generate(folder: Path, config: dict[str, Any]) -> None:
     """Writes target, sft and grpo (bf16); grpo differs from sft by a few units in the last place in a share of entries."""
     import torch
 
     from pipeline.checkpoint import PIECE, encode_header, raw_bytes
     from tests import tiny
 
-    config = settings(layers)
     shapes = tiny.shapes(config)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     layout = {name: ("BF16", shape, 2 * torch.Size(shape).numel()) for name, shape in shapes.items()}
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -108,7 +110,7 @@ def generate(folder: Path, layers: int) -> None:
         (folder / role).mkdir(parents=True)
         (folder / role / "config.json").write_text(json.dumps(config))
         (folder / role / "generation_config.json").write_text("{}")
-        tiny.write_tokenizer(folder / role, TOKENS)
+        tiny.write_tokenizer(folder / role, min(TOKENS, config["vocab_size"]))
     with ExitStack() as stack:
         streams = [stack.enter_context(open(folder / role / "model.safetensors", "wb")) for role in roles]
         for stream in streams:
@@ -162,7 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.dir.resolve()
     if arguments.only_generate:
-        generate(folder, arguments.layers)
+        generate(folder, settings(arguments.layers))
         return
     folder.mkdir(parents=True)
     try:

@@ -85,7 +85,8 @@ def main(arguments: list[str]) -> int:
         if b.changes or stock not in index or (b.runs_code and b.task not in STOCK):
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
         examples = (index[stock].cfg or {}).get("num_fewshot") or 0
-        b.num_fewshot, b.max_gen_toks = changed.get("num_fewshot", examples), changed.get("max_gen_toks")
+        b.num_fewshot = changed.get("num_fewshot", examples)
+        b.max_gen_toks = None if b.metric.startswith("acc") else changed.get("max_gen_toks")
     prepare_environment(config.engine)
     plan = prepare(config)
     theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, changed)

@@ -9,6 +9,7 @@ twice in turn; the better time counts.
 
 import json
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -27,10 +28,19 @@ SWAPS = 10
 
 
 def main(overrides: list[str]) -> None:
+    print(json.dumps(measure(overrides), indent=1))
+
+
+def measure(overrides: list[str]) -> dict[str, Any]:
+    """Seconds of each stage and of a swap, tokens per second of both sides, and memory; overrides of experiment=micro."""
     with tempfile.TemporaryDirectory() as work:
         fixed = ["experiment=micro", TASKS, f"results={work}/results", "alpha=[]", *overrides]
+        started = time.perf_counter()
         plan = prepare(compose(fixed))
+        planned = time.perf_counter() - started
+        started = time.perf_counter()
         extract(plan, lambda line: None)
+        extracted = time.perf_counter() - started
         cells = [c for c in plan.cells if c.condition.name == "baseline" and c.task.perturbation is None]
         started = time.perf_counter()
         runner = Runner(plan)
@@ -48,7 +58,9 @@ def main(overrides: list[str]) -> None:
             ours.append(seconds)
             tokens = sum(r["cost"]["generated_tokens"] for r in records)
             bare.append(timed_bare(engine.lm, plan.results, cells))
-        found = {
+        found: dict[str, Any] = {
+            "plan_s": round(planned, 2),  # fingerprints of every checkpoint, read for the first time
+            "extract_s": round(extracted, 2),  # with the geometry
             "engine_start_s": round(start, 2),
             "swap_s": round(swap, 4),
             "swap_share_of_start": round(swap / start, 5),
@@ -58,9 +70,22 @@ def main(overrides: list[str]) -> None:
             "ratio": round(min(bare) / min(ours), 3),
             "versions": versions(),
             "machine": f"{platform.machine()}, {platform.system()}",
+            "memory_gb": memory(),
         }
-        print(json.dumps(found, indent=1))
         runner.close()
+        return found
+
+
+def memory() -> dict[str, float]:
+    """Peak of the host's memory in this process and the largest of its children; what is taken of each GPU now (10⁹ bytes)."""
+    import torch
+
+    kinds = {"host": resource.RUSAGE_SELF, "host_child": resource.RUSAGE_CHILDREN}
+    taken = {name: resource.getrusage(kind).ru_maxrss * 1024 / 1e9 for name, kind in kinds.items()}
+    for gpu in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(gpu)
+        taken[f"gpu{gpu}"] = (total - free) / 1e9
+    return {name: round(size, 2) for name, size in taken.items()}
 
 
 def timed_cells(runner: Runner, cells: list[Cell]) -> tuple[float, list[Any]]:

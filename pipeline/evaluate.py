@@ -401,6 +401,8 @@ def load_task(
         if metric not in metrics:
             raise UserError(f"{where}: '{name}' has no metric '{metric}'; it has {' and '.join(metrics)}")
     if b.max_gen_toks is not None:
+        if loaded.OUTPUT_TYPE != "generate_until":
+            raise UserError(f"{where}.max_gen_toks: '{name}' scores options and generates nothing; remove it")
         loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
     if prompt.prefix:
         stock = loaded.doc_to_text

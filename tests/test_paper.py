@@ -97,7 +97,8 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
 def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
     override: str, message: str, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
-    overrides = ["experiment=paper", "engine=cpu", "conditions={}", "alpha=[1]", override]
+    only_sweep = ["conditions=baseline", "~conditions.baseline"]
+    overrides = ["experiment=paper", "engine=cpu", *only_sweep, "alpha=[1]", override]
     ran = pipeline(tmp_path, offline(root), "plan", *overrides)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert message in ran.stderr
