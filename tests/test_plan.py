@@ -1,5 +1,6 @@
 """Cells and their keys: whatever can change an answer changes the key, and nothing else does."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from evals.perturbations import common
+from pipeline import plan as planning
 from pipeline.config import ROOT, compose
 from pipeline.plan import Plan, code_fingerprint
 from pipeline.stages import prepare
@@ -59,6 +62,15 @@ CHANGES = {
     "the limit": ["limit=1"],
     "dtype": ["engine.dtype=bfloat16"],
     "the chat template being off": ["families.micro.chat=false"],
+    "further metrics": ["benchmarks.gsm8k.also=[]"],
+    "another task": ["benchmarks.gsm8k.task=gsm8k_cot_zeroshot"],
+    "the split": [
+        "benchmarks.gsm8k.dataset.split=train",
+        "benchmarks.gsm8k.dataset.files.train=gsm8k/test.jsonl",
+    ],
+    "what documents are made from": ["benchmarks.gsm8k.dataset.source_field=question"],
+    "the device": ["engine.device=gpu"],
+    "other donors": ["families.micro.sft.id={models}/base"],
 }
 SAME = {
     "another results folder": ["results={tmp}/elsewhere"],
@@ -68,13 +80,29 @@ SAME = {
     "the room for prompts": ["engine.max_model_len=2048"],
     "the label": ["benchmarks.gsm8k.label=Sums", "conditions.vector.label=Plus"],
     "fewer conditions": ["alpha=[]"],
+    "the batch size, with batch invariance in bfloat16": ["engine.max_num_seqs=16"],
+    "threads, cache and process": [
+        *("engine.threads=2", "engine.kv_cache_gb=2", "engine.in_process=false"),
+        *("engine.gpu_memory_utilization=0.5", "engine.seed=3"),
+    ],
+    "where cells are computed": ["launcher=ray", "launcher.workers=3"],
+    "W&B being off": ["tracking=disabled"],
+    "leave to run programs unsandboxed": ["allow_unsandboxed=true"],
+    "what is perturbed besides": ["benchmarks.gsm8k.variants=[]", "variant_limit=1", "perturbation_seed=3"],
+    "estimates for the plan": ["benchmarks.gsm8k.dataset.documents=9", "families.micro.tokens_per_second=5"],
+    "the name": ["name=other"],
+    "the level of chance and the published name": [
+        "benchmarks.gsm8k.chance=0.1",
+        "benchmarks.gsm8k.published=X",
+    ],
     "the stages": ["stages=[evaluate]"],
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_can_change_an_answer_changes_the_key(what: str, models: Path, data: Path) -> None:
-    assert key(plan(models, data)) != key(plan(models, data, *CHANGES[what]))
+    overrides = [o.format(models=models) for o in CHANGES[what]]
+    assert key(plan(models, data)) != key(plan(models, data, *overrides))
 
 
 @pytest.mark.parametrize("what", SAME)
@@ -86,7 +114,117 @@ def test_what_cannot_change_an_answer_does_not(what: str, models: Path, data: Pa
         fixed = ["tasks=[gsm8k]", f"data.folder={data}", "data.generator=null"]
         assert key(plan(models, data)) == key(prepare(compose([*fixed, *family, *overrides])))
         return
-    assert key(plan(models, data)) == key(plan(models, data, *overrides))
+    fixed = ["engine.dtype=bfloat16", "engine.batch_invariant=true"] if "bfloat16" in what else []
+    assert key(plan(models, data, *fixed)) == key(plan(models, data, *fixed, *overrides))
+
+
+def edited(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def flip(path: Path) -> None:
+    """Change the lowest bit of the last byte, and leave size and time as they are."""
+    raw, stat = bytearray(path.read_bytes()), path.stat()
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+ROW = {"question": "Ann has 4 nuts and buys 2. How many?", "answer": "<<4+2=6>>6\n#### 6"}
+FILES = {
+    "one bit of the target": lambda models, data: flip(models / "target" / "model.safetensors"),
+    "one bit of a donor": lambda models, data: flip(models / "grpo" / "model.safetensors"),
+    "a value of the configuration": lambda models, data: edited(
+        models / "target" / "config.json", rms_norm_eps=1e-5
+    ),
+    "a stop token": lambda models, data: edited(
+        models / "target" / "generation_config.json", eos_token_id=[0, 1]
+    ),
+    "the end token": lambda models, data: edited(
+        models / "target" / "tokenizer_config.json", eos_token="<|im_start|>"
+    ),
+    "a further document": lambda models, data: (data / "gsm8k" / "test.jsonl").write_text(
+        (data / "gsm8k" / "test.jsonl").read_text() + json.dumps(ROW)
+    ),
+}
+OTHER_FILES = {
+    "what the configuration says of its origin": lambda models, data: edited(
+        models / "target" / "config.json", transformers_version="0", _name_or_path="x"
+    ),
+    "a README beside the model": lambda models, data: (models / "target" / "README.md").write_text("x"),
+    "examples that are not asked": lambda models, data: (data / "gsm8k" / "train.jsonl").write_text("{}"),
+    "documents of another benchmark": lambda models, data: (data / "other.jsonl").write_text("{}"),
+    "the time of a file": lambda models, data: os.utime(data / "gsm8k" / "test.jsonl", (1, 1)),
+    "the base": lambda models, data: flip(models / "base" / "model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("what", [*FILES, *OTHER_FILES])
+def test_a_changed_file_changes_the_key_where_it_can_change_an_answer(
+    what: str, models: Path, data: Path
+) -> None:
+    from evals import data as documents
+
+    before = key(plan(models, data))
+    (FILES | OTHER_FILES)[what](models, data)
+    documents._sha256.cache_clear()  # a run reads a file once
+    assert (key(plan(models, data)) != before) == (what in FILES)
+
+
+@pytest.mark.parametrize("package", ["vllm", "lm_eval", "torch", "transformers"])
+def test_another_version_of_what_makes_answers_changes_the_key(
+    package: str, models: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = key(plan(models, data))
+    other = planning.versions() | {package: "0.0.1"}
+    monkeypatch.setattr(planning, "versions", lambda: other)
+    assert key(plan(models, data)) != before
+
+
+def test_a_perturbation_changes_the_key_by_its_version_its_code_and_its_seed(
+    models: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*overrides: str) -> tuple[str, str]:
+        planning._perturbation.cache_clear()
+        made = plan(models, data, *overrides)
+        return key(made, task="gsm8k@larger_numbers"), key(made)
+
+    before = found()
+    seed = found("perturbation_seed=1")
+    forms = common.REGISTRY["gsm8k"]
+    monkeypatch.setitem(forms, "larger_numbers", dataclasses.replace(forms["larger_numbers"], version=99))
+    version = found()
+    monkeypatch.undo()
+    monkeypatch.setattr(planning, "code_fingerprint", lambda path: f"changed {path.name}")
+    code = found()
+    planning._perturbation.cache_clear()
+    assert len({before[0], seed[0], version[0], code[0]}) == 4
+    assert len({before[1], seed[1], version[1], code[1]}) == 1  # plain documents are the same
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "moves"),
+    [
+        ("evals/code.py", ("results[0] == ", "results[0] != "), True),
+        ("evals/sandbox.py", ("cpu_seconds: int = 10", "cpu_seconds: int = 11"), True),
+        ("evals/sandbox_child.py", ("import json", "import json, string"), True),
+        ("evals/tasks/humaneval.yaml", ("task: ", "# A comment.\ntask: "), False),
+        ("evals/code.py", ("INVALID = ", "# A comment.\nINVALID = "), False),
+    ],
+)
+def test_a_scorer_changes_the_key_by_what_it_does(
+    file: str, change: tuple[str, str], moves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "evals", tmp_path / "evals")
+    monkeypatch.setattr(planning, "ROOT", tmp_path)
+    monkeypatch.setattr(planning, "TASKS", tmp_path / "evals" / "tasks")
+    task = compose(["experiment=micro"]).benchmarks["humaneval"].task
+    define = planning._task_definition.__wrapped__
+    before = define((task,), True)
+    text = (tmp_path / file).read_text()
+    assert change[0] in text
+    (tmp_path / file).write_text(text.replace(*change, 1))
+    assert before and (define((task,), True) != before) == moves
 
 
 def test_with_batches_that_move_answers_the_batch_size_changes_the_key(models: Path, data: Path) -> None:

@@ -97,3 +97,65 @@ def test_a_damaged_record_is_set_aside_and_written_again(tmp_path: Path, file: s
     away = set_aside(tmp_path, key)
     assert away is not None and len(list(away.iterdir())) == 1  # the file that was left
     assert written(tmp_path) == key and is_done(tmp_path, key)
+
+
+OLD_KEY = "4b054768440d18b6171416f62f7287cdbfb0a466fcd6c663bf52ba9ae4bcc6f5"
+OLD_RECORD = """{
+ "schema": 1,
+ "key": "4b054768440d18b6171416f62f7287cdbfb0a466fcd6c663bf52ba9ae4bcc6f5",
+ "inputs": {"alpha": 0.1, "weights": {"checkpoint": "0f"}},
+ "metrics": {"score": 1.0, "n": 1},
+ "cost": {"seconds": 0.5},
+ "provenance": {"host": "here"},
+ "samples": {
+  "file": "samples.jsonl", "sha256": "bb4a5a2f88ddc0c604dda8127e4516b3a08f130552cdf96b0b4251be1833bf1b", "rows": 1
+ },
+ "sha256": "12b67471cb668f8cf2659cef474823975a2f957bc95c1a29261d3a5b593b0550"
+}
+"""
+OLD_SAMPLES = (
+    '{"doc_id": 0, "subtask": null, "source_doc": 0, "prompt": "1 + 1?", "target": "2", "output": "2 ü",'
+    ' "extracted": {"strict-match": "2"}, "scores": {"exact_match,strict-match": 1.0}, "score": 1.0,'
+    ' "prompt_tokens": 4, "tokens": 2, "finish": "stop"}\n'
+)
+
+
+def old(tmp_path: Path, **changes: object) -> Path:
+    """A record as the first version of this module wrote it; with `changes`, sealed again."""
+    folder = cell_folder(tmp_path, OLD_KEY)
+    folder.mkdir(parents=True)
+    content = json.loads(OLD_RECORD) | changes
+    if changes:
+        content = {name: value for name, value in content.items() if value is not None and name != "sha256"}
+        content["sha256"] = digest(content)
+    (folder / "record.json").write_text(json.dumps(content))
+    (folder / "samples.jsonl").write_text(OLD_SAMPLES, encoding="utf-8")
+    return folder
+
+
+def test_a_record_of_the_first_version_is_read(tmp_path: Path) -> None:
+    old(tmp_path)
+    record = read_record(tmp_path, OLD_KEY)
+    assert record is not None and is_done(tmp_path, OLD_KEY)
+    assert (record.metrics["score"], record.samples()[0]["output"]) == (1.0, "2 ü")
+    assert digest(record.inputs) == OLD_KEY
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema": 2}, "written in format 2, this version reads 1; run again"),
+        ({"schema": None}, "written in format None"),
+        ({"metrics": None}, "has no 'metrics', which this version reads; run again"),
+        ({"samples": "samples.jsonl"}, "which this version reads; run again"),
+    ],
+)
+def test_a_record_of_another_version_is_refused_with_the_reason_and_kept_aside(
+    changes: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    old(tmp_path, **changes)
+    with pytest.raises(DamagedRecord) as caught:
+        read_record(tmp_path, OLD_KEY)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    away = set_aside(tmp_path, OLD_KEY)
+    assert away is not None and len(list(away.iterdir())) == 2
