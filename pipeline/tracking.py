@@ -190,10 +190,8 @@ class _Logger:
 
     def __init__(self, config: Config, grid: Grid) -> None:
         self.config, self.grid, self.results = config, grid, Path(config.results)
-        self.vectors: dict[str, dict[str, Any] | None] = {}  # family → what `_vector` found
-        self.entries: dict[
-            str, Any
-        ] = {}  # family → the reference to its vector's file, whose checksum is known
+        self.geometries: dict[str, dict[str, Any]] = {}  # by the key of a vector
+        self.entries: dict[str, Any] = {}  # references to vectors' files, whose checksums are known
 
     def log(self, run: Run) -> None:
         import wandb
@@ -231,7 +229,7 @@ class _Logger:
                 logged.log(comparisons(self.grid) | self._rendered() | {"alpha_sweep": self._sweep_table()})
             else:
                 logged.log(self._metrics(run) | self._geometry(run))
-                self._refer_to_vector(logged, run)
+                self._refer_to_vectors(logged, run)
         finally:
             logged.finish()
 
@@ -240,7 +238,6 @@ class _Logger:
             return {}
         condition = self.grid.conditions[run["condition"]]
         cell = next(self.grid.cells[run["family"], run["condition"], b] for b in run["cells"])
-        vector = self._vector(run)
         return {
             "condition": run["condition"],
             "role": condition["role"],
@@ -251,7 +248,7 @@ class _Logger:
             "engine": cell.inputs["engine"],
             "versions": cell.provenance["versions"],
             "checkpoints": cell.provenance["family"],
-            "vector": vector and {"key": vector["key"], "fingerprint": vector["geometry"]["vector"]},
+            "vectors": self._vectors(run),
             "keys": run["cells"],
         }
 
@@ -274,59 +271,51 @@ class _Logger:
             data[f"{name}/samples"] = wandb.Table(columns=["document", *TEXTS, "score", "tokens"], data=rows)
         return data
 
-    def _vector(self, run: Run) -> dict[str, Any] | None:
-        """Key, folder and geometry of the vector that a condition's weights are made with."""
-        condition = self.grid.conditions[run["condition"]]
-        if not condition["alpha"] or condition["weights"] not in ("vector", "random"):
-            return None
-        family = run["family"]
-        if family not in self.vectors:
-            named = self.grid.families[family]["geometry"]
-            folder = self.results / "vectors" / Path(named).parent.name if named else None
+    def _vectors(self, run: Run) -> list[str]:
+        """Keys of the vectors that a condition's weights are made with, as its records name them."""
+        cell = self.grid.cells[run["family"], run["condition"], next(iter(run["cells"]))]
+        weights = cell.inputs["weights"]
+        return [*filter(None, [weights.get("vector")]), *(key for key, _ in weights.get("plus", []))]
+
+    def _geometry_of(self, key: str) -> dict[str, Any]:
+        """geometry.json of a vector; nothing where it is not beside the records."""
+        if key not in self.geometries:
             try:
-                text = (folder / "geometry.json").read_text() if folder else ""
-                self.vectors[family] = (
-                    {"key": folder.name, "folder": folder, "geometry": json.loads(text)} if folder else None
-                )
+                text = (self.results / "vectors" / key / "geometry.json").read_text()
+                self.geometries[key] = json.loads(text)
             except (OSError, ValueError):
-                self.vectors[family] = None  # the record is complete without it
-        return self.vectors[family]
+                self.geometries[key] = {}
+        return self.geometries[key]
 
     def _geometry(self, run: Run) -> dict[str, Any]:
         """Norms and sparsity of the condition's vector: in all, and as tables by module and by layer."""
         import wandb
 
-        vector = self._vector(run)
-        if vector is None:
+        geometry = self._geometry_of(vectors[0]) if (vectors := self._vectors(run)) else {}
+        if not geometry:
             return {}
         facts = ("norm", "relative_norm", "sparsity")
-        data: dict[str, Any] = {f"geometry/{fact}": vector["geometry"]["total"][fact] for fact in facts}
+        data: dict[str, Any] = {f"geometry/{fact}": geometry["total"][fact] for fact in facts}
         for level, place in (("modules", "module"), ("layers", "layer")):
-            rows: list[Any] = [
-                [row[k] for k in (place, "entries", *facts)] for row in vector["geometry"][level]
-            ]
+            rows: list[Any] = [[row[k] for k in (place, "entries", *facts)] for row in geometry[level]]
             data[f"geometry/{level}"] = wandb.Table(columns=[place, "entries", *facts], data=rows)
         return data
 
-    def _refer_to_vector(self, logged: Any, run: Run) -> None:
-        """Log the vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
+    def _refer_to_vectors(self, logged: Any, run: Run) -> None:
+        """Log each vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
         import wandb
 
-        vector = self._vector(run)
-        file = vector["folder"] / "vector.safetensors" if vector else None
-        if vector is None or file is None or not file.is_file():
-            return
-        metadata = {"key": vector["key"], "fingerprint": vector["geometry"]["vector"]}
-        artifact = wandb.Artifact(
-            f"vector-{self.config.name}-{run['family']}",
-            type="vector",
-            metadata=metadata | vector["geometry"]["total"],
-        )
-        if run["family"] in self.entries:  # one pass over the file is enough for all conditions
-            artifact.manifest.add_entry(self.entries[run["family"]])
-        else:
-            (self.entries[run["family"]],) = artifact.add_reference(file.resolve().as_uri())
-        logged.log_artifact(artifact)
+        for key in self._vectors(run):
+            file, geometry = self.results / "vectors" / key / "vector.safetensors", self._geometry_of(key)
+            if not file.is_file():
+                continue
+            about = {"key": key, "fingerprint": geometry.get("vector")} | geometry.get("total", {})
+            artifact = wandb.Artifact(f"vector-{key[:16]}", type="vector", metadata=about)
+            if key in self.entries:  # one pass over the file is enough for all conditions
+                artifact.manifest.add_entry(self.entries[key])
+            else:
+                (self.entries[key],) = artifact.add_reference(file.resolve().as_uri())
+            logged.log_artifact(artifact)
 
     def _rendered(self) -> dict[str, Any]:
         """The rendered tables and figures."""

@@ -122,15 +122,16 @@ def write_run(
                     continue
                 noise = 0.1 * rng.standard_normal(n)
                 right = difficulty + noise < chance_of(name, benchmark)
-                weights = "target" if not condition["alpha"] else condition["weights"]
-                if condition["alpha"] is None:
-                    weights = condition["weights"]
+                weights: dict[str, Any] = {"checkpoint": f"{family} {condition['weights']}"}
+                if condition["alpha"] is not None:  # as in plan._inputs
+                    weights = {"checkpoint": f"{family} target"}
+                if condition["alpha"]:
+                    seed_of_noise = condition["seed"]
+                    weights |= {"vector": "v", "alpha": condition["alpha"], "random_seed": seed_of_noise}
                 identity = {
                     "family": family,
                     "benchmark": benchmark,
                     "weights": weights,
-                    "alpha": condition["alpha"] or None,
-                    "seed": condition["seed"],
                     "prompt": condition["prompt"],
                     **inputs,
                 }
