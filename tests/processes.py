@@ -50,6 +50,7 @@ class Run:
     def __init__(self, root: Path, *more: str, arguments: list[str] | None = None) -> None:
         self.root, self.token = root, uuid.uuid4().hex
         self.log = root / f"{self.token}.log"
+        self.before = set(root.rglob("*"))
         self.temporary = root / "tmp"
         self.temporary.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "RV_"))}
@@ -68,6 +69,10 @@ class Run:
 
     def output(self) -> str:
         return self.log.read_text()
+
+    def new(self, pattern: str) -> list[Path]:
+        """Paths under root that were not there before this run."""
+        return [path for path in self.root.glob(pattern) if path not in self.before]
 
     def wait_for(self, happened: Callable[["Run"], bool]) -> bool:
         """Wait until `happened`, or the process has ended; returns whether it happened."""
@@ -93,6 +98,10 @@ class Run:
             except OSError:  # it has just ended
                 continue
         return found
+
+    def names(self) -> str:
+        """The command lines of its processes."""
+        return " ".join(map(_name, self.alive()))
 
     def engines(self) -> list[int]:
         """Those of them that are engines in a process apart."""

@@ -1,10 +1,10 @@
 """Runs killed with SIGKILL, process tree and all, at random moments of every stage: nothing is lost, nothing doubled.
 
-    make test-kill                        51 kills; a seed of its own for the moments: KILL_SEED=7 make test-kill
+    make test-kill                        51 kills; other moments: KILL_SEED=7 make test-kill
 
-A moment is chosen by what has just appeared on the disk or in the output, and a random time after that. What the kill hit
-is told from what is there afterwards, counted, and printed. The report (report.html) and the table of costs are left out
-of the comparison: they tell times.
+A moment is a random time after something has appeared on the disk or in the output. What the kill hit is told from what
+is there at that moment, counted, and printed. Compared with an undisturbed run are vectors, records, tables and figures
+byte by byte, but for times, costs and provenance (and so the table of costs and report.html, which hold them).
 """
 
 import collections
@@ -13,7 +13,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,80 +22,99 @@ import pytest
 from pipeline.checkpoint import Checkpoint
 from pipeline.records import read_record
 from pipeline.vector import Term, apply, extract
-from tests import tiny
+from tests import synthetic, tiny
 from tests.processes import CELLS, Run, finished
 
-pytestmark = [pytest.mark.kill, pytest.mark.engine, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.kill, pytest.mark.timeout(3600)]
 SEED = int(os.environ.get("KILL_SEED", "0"))
-APPLY = """
-import sys
-from pathlib import Path
-from pipeline.checkpoint import Checkpoint
-from pipeline.vector import Term, apply
-apply(Checkpoint.open(sys.argv[1]), [Term(sys.argv[2], 0.5)], Path(sys.argv[3]))
-"""
+STARTING = "starting the engine"
 Event = Callable[[Run], bool]
 
 
-def left(root: Path, where: str = "**") -> list[Path]:
-    """What is being written, or was."""
-    return list(root.glob(f"{where}/.tmp-*"))
+def written(pattern: str) -> Event:
+    """Whether something of that name is there that an earlier run did not leave."""
+    return lambda run: bool(run.new(pattern))
+
+
+def says(text: str) -> Event:
+    return lambda run: text in run.output()
 
 
 def rendering(run: Run) -> bool:
-    return (run.root / "tables" / "micro" / ".lock").exists()
-
-
-def logging(run: Run) -> bool:
-    """Whether a W&B run is there that is not marked as logged."""
-    folder = run.root / "results" / "wandb"
-    marked = {path.name.split(".")[0] for path in folder.glob("logged/*")}
-    return any(path.name.rsplit("-", 1)[1] not in marked for path in folder.glob("offline-run-*"))
-
-
-def one_more_cell(run: Run) -> bool:
-    return "starting the engine" in run.output() and "[  1/" in run.output()
-
-
-STAGES: dict[str, tuple[int, Event, float]] = {  # kills, what to wait for, and at most how many seconds more
-    "start and plan": (8, lambda run: True, 4.0),
-    "extract": (6, lambda run: bool(left(run.root, "results/vectors")), 0.02),
-    "engine start": (6, lambda run: "starting the engine" in run.output(), 10.0),
-    "generation and scoring": (9, one_more_cell, 1.0),
-    "record writing": (5, lambda run: bool(left(run.root, "results/cells")), 0.0),
-    "rendering": (6, rendering, 1.5),
-    "W&B logging": (5, logging, 0.5),
-}
-APPLIED = 6
+    try:
+        return f"pid {run.process.pid} " in next(run.root.glob("tables/*/.lock")).read_text()
+    except (OSError, StopIteration):
+        return False
 
 
 def hit(run: Run) -> str:
     """What a run is at, told from its output, its processes and what lies on the disk."""
-    output, names = run.output(), " ".join(_name(pid) for pid in run.alive())
-    if left(run.root, "results/vectors"):
+    output = run.output()
+    if run.new("results/vectors/.tmp-*"):
         return "extract"
-    if left(run.root, "results/cells"):
+    if run.new("results/cells/.tmp-*"):
         return "record writing"
     if rendering(run):
         return "rendering"
-    if "report:" in output:
+    if run.new("results/wandb/offline-run-*") or "report: " in output:
         return "W&B logging"
-    if "starting the engine" not in output:
+    if STARTING not in output:
         return "start and plan"
-    if "bwrap" in names:
+    if "bwrap" in run.names():
         return "scoring"
     return "generation" if "[  1/" in output else "engine start"
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
+class Kills:
+    """Kills runs, counts what was hit, and checks after each that every record that was there still is, untouched."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.root, self.options = root, options
+        self.chance, self.counts = random.Random(SEED), collections.Counter[str]()
+        self.records: dict[Path, tuple[int, int]] = {}
+
+    def kill(self, times: int, event: Event, at_most: float) -> None:
+        """Kill as many runs, each up to `at_most` seconds after `event`; a run that ends before it does not count."""
+        wanted = sum(self.counts.values()) + times
+        while sum(self.counts.values()) < wanted:
+            run = Run(self.root, *self.options)
+            happened = run.wait_for(event)
+            time.sleep(self.chance.uniform(0, at_most))
+            at = hit(run)
+            ended = run.process.poll()
+            run.kill()
+            assert run.alive() == []
+            if ended is not None:
+                assert ended == 0, run.output()[-3000:]
+                assert happened, f"the moment never came: {run.output()[-2000:]}"
+                shutil.rmtree(self.root / "results" / "wandb", ignore_errors=True)  # all is logged: once more
+                continue
+            self.counts[at] += 1
+            for path in finished(self.root):
+                self.records.setdefault(path, identity(path))
+            self.check()
+
+    def check(self) -> None:
+        assert {path: identity(path) for path in self.records} == self.records, "computed more than once"
+        answers(self.root)
+
+    def finish(self) -> Run:
+        """The same command, to its end; nothing is left of all the others."""
+        last = Run(self.root, *self.options)
+        assert last.ends() == 0, last.output()[-3000:]
+        print(f"\nkills by what they hit: {dict(self.counts)}", file=sys.stderr)
+        assert last.alive() == []
+        assert list(self.root.rglob(".tmp-*")) == [] and list(self.root.rglob(".lock")) == []
+        self.check()
+        return last
+
+
+def identity(path: Path) -> tuple[int, int]:
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def answers(root: Path) -> dict[str, Any]:
-    """Everything in the records but times, cost and provenance, and the bytes of the samples."""
+    """Everything in the records but times, cost and provenance, and the bytes of the samples; each must be whole."""
     found: dict[str, Any] = {}
     for path in finished(root):
         record = read_record(root / "results", path.parent.name)
@@ -108,107 +127,105 @@ def answers(root: Path) -> dict[str, Any]:
     return found
 
 
-def rendered(root: Path) -> dict[str, bytes]:
-    folder = root / "tables" / "micro"
-    files = [p for p in folder.iterdir() if p.stem not in ("cost", "report")]
-    return {path.name: path.read_bytes() for path in files}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all runs are; `reference` in it is a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("kill")
-    run = Run(root / "work")
-    assert run.ends() == 0, run.output()[-3000:]
-    assert len(finished(root / "work")) == CELLS
-    (root / "work").rename(root / "reference")
-    yield root
-    shutil.rmtree(root, ignore_errors=True)
-
-
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(root: Path) -> None:
-    chance, counts = random.Random(SEED), collections.Counter[str]()
-    work, written = root / "work", dict[Path, tuple[int, int]]()
-    for stage, (kills, event, at_most) in STAGES.items():
-        done = 0
-        while done < kills:
-            run = Run(work)
-            happened = run.wait_for(event)
-            if happened:
-                time.sleep(chance.uniform(0, at_most))
-            if run.process.poll() is not None:
-                assert run.process.returncode == 0, run.output()[-3000:]
-                assert stage in ("rendering", "W&B logging"), (
-                    f"the run ended before '{stage}' came: {run.output()[-2000:]}"
-                )
-                shutil.rmtree(work / "results" / "wandb")  # there is nothing left to log
-                continue
-            found = hit(run)
-            run.kill()
-            assert run.alive() == []
-            counts[found] += 1
-            done += 1
-            print(f"kill {sum(counts.values())}: {found}", file=sys.stderr, flush=True)
-            for path in finished(work):
-                stat = path.stat()
-                assert written.setdefault(path, (stat.st_ino, stat.st_mtime_ns)) == (
-                    stat.st_ino,
-                    stat.st_mtime_ns,
-                )
-            assert all(path.is_file() for path in written), "a record is gone"
-            answers(work)  # every record that is there is whole
-    last = Run(work)
-    assert last.ends() == 0, last.output()[-3000:]
-    assert last.alive() == []
-    print(f"kills by what they hit: {dict(counts)}, {sum(counts.values())} in all", file=sys.stderr)
-    assert set(counts) == {
-        "start and plan",
-        "extract",
-        "engine start",
-        "generation",
-        "scoring",
-        "record writing",
-        "rendering",
-        "W&B logging",
+def files(folder: Path) -> dict[str, bytes]:
+    names = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in names
+        if p.name != "report.html" and p.stem != "cost"
     }
-    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in written} == written
-    assert answers(work) == answers(root / "reference")
-    assert rendered(work) == rendered(root / "reference")
-    assert left(work) == [] and list(work.rglob(".lock")) == []
-    runs = [path.name.rsplit("-", 1)[1] for path in (work / "results" / "wandb").glob("offline-run-*")]
-    logged = [path.name.split(".")[0] for path in (work / "results" / "wandb" / "logged").iterdir()]
-    assert sorted(runs) == sorted(logged), "a W&B run is there twice, or without being whole"
-    ours = {path.name for path in (work / "tmp").iterdir()}
-    print(f"in TMPDIR: {sorted(ours)[:40]}", file=sys.stderr)
 
 
-def test_a_killed_apply_leaves_nothing_or_the_whole_checkpoint(root: Path) -> None:
+def test_killed_while_it_plans_and_extracts(tmp_path: Path) -> None:
+    kills = Kills(tmp_path / "work", "stages=[extract]")
+    began, run = time.monotonic(), Run(kills.root, *kills.options)
+    run.wait_for(says(" to do"))
+    took = time.monotonic() - began
+    assert run.ends() == 0
+    vectors, data = files(kills.root / "results" / "vectors"), files(kills.root / "results" / "data")
+    shutil.rmtree(kills.root)
+    kills.kill(8, lambda run: True, took)
+    kills.kill(6, written("results/vectors/.tmp-*"), 0.02)
+    kills.finish()
+    assert set(kills.counts) == {"start and plan", "extract"} and min(kills.counts.values()) >= 4
+    assert files(kills.root / "results" / "vectors") == vectors
+    assert files(kills.root / "results" / "data") == data
+
+
+@pytest.mark.engine
+def test_killed_while_it_evaluates(tmp_path: Path) -> None:
+    kills = Kills(tmp_path / "work", "tracking=disabled")
+    run = Run(kills.root, *kills.options)
+    run.wait_for(says(STARTING))
+    starting = time.monotonic()
+    run.wait_for(says("[  1/"))
+    took = time.monotonic() - starting
+    assert run.ends() == 0, run.output()[-3000:]
+    assert len(finished(kills.root)) == CELLS
+    kills.root.rename(tmp_path / "reference")
+    kills.kill(6, says(STARTING), took)
+    kills.kill(9, says("[  1/"), 1.5)
+    kills.kill(5, written("results/cells/.tmp-*"), 0.0)
+    kills.finish()
+    assert set(kills.counts) >= {"engine start", "generation", "scoring", "record writing"}
+    assert answers(kills.root) == answers(tmp_path / "reference")
+    assert files(kills.root / "tables") == files(tmp_path / "reference" / "tables")
+
+
+def test_killed_while_it_renders_and_logs(tmp_path: Path) -> None:
+    kills = Kills(tmp_path / "work", "name=synthetic", "stages=[render,track]")
+    synthetic.write_run(kills.root / "results", documents=20, engine={"dtype": "float32"})
+    run = Run(kills.root, *kills.options)
+    assert run.ends() == 0, run.output()[-3000:]
+    tables = kills.root / "tables"
+    rendered = files(tables)
+    logged = sorted(path.name for path in (kills.root / "results" / "wandb" / "logged").iterdir())
+    shutil.rmtree(tables)
+    shutil.rmtree(kills.root / "results" / "wandb")
+    kills.kill(6, rendering, 1.5)
+    kills.kill(5, written("results/wandb/offline-run-*"), 0.5)
+    kills.finish()
+    assert set(kills.counts) >= {"rendering", "W&B logging"}
+    assert files(tables) == rendered
+    wandb = kills.root / "results" / "wandb"
+    assert sorted(path.name for path in (wandb / "logged").iterdir()) == logged
+    runs = [path.name.rsplit("-", 1)[1] for path in wandb.glob("offline-run-*")]
+    assert sorted(runs) == sorted(name.split(".")[0] for name in logged), "logged twice, or half"
+
+
+APPLY = """
+import sys
+from pathlib import Path
+from pipeline.checkpoint import Checkpoint
+from pipeline.vector import Term, apply
+apply(Checkpoint.open(sys.argv[1]), [Term(sys.argv[2], 0.5)], Path(sys.argv[3]))
+"""
+
+
+def test_killed_while_it_applies(tmp_path: Path) -> None:
     chance, counts = random.Random(SEED), collections.Counter[str]()
     settings = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "rows": 8192}
     state = tiny.weights(tiny.config(**settings), seed=1)
-    where = root / "apply"
-    folders = [tiny.write(where / "target", state, **settings)]
-    folders += [tiny.write(where / n, tiny.moved(state, s), **settings) for n, s in (("sft", 2), ("grpo", 3))]
+    folders = [tiny.write(tmp_path / "target", state, **settings)]
+    for name, seed in (("sft", 2), ("grpo", 3)):
+        folders.append(tiny.write(tmp_path / name, tiny.moved(state, seed), **settings))
     target, sft, grpo = (Checkpoint.open(str(folder)) for folder in folders)
-    vector = extract(grpo, sft, where / "vector")
-    apply(target, [Term(str(vector), 0.5)], where / "reference")
-    whole = {path.name: path.read_bytes() for path in (where / "reference").iterdir()}
-    out = where / "out"
+    vector = extract(grpo, sft, tmp_path / "vector")
+    whole = files(apply(target, [Term(str(vector), 0.5)], tmp_path / "reference"))
+    out = tmp_path / "out"
     arguments = [sys.executable, "-c", APPLY, str(folders[0]), str(vector), str(out)]
-    while sum(counts.values()) < APPLIED:
-        run = Run(where, arguments=arguments)
-        run.wait_for(lambda run: bool(left(where, ".")))
-        time.sleep(chance.uniform(0, 0.15))
+    while sum(counts.values()) < 6:
+        run = Run(tmp_path, arguments=arguments)
+        run.wait_for(written(".tmp-out.*"))
+        time.sleep(chance.uniform(0, 0.1))
         if run.process.poll() is None:
-            counts["apply"] += bool(left(where, "."))
-            counts["apply, after the rename"] += not left(where, ".")
+            counts["apply" if run.new(".tmp-out.*") else "after apply"] += 1
         run.kill()
         if out.exists():
-            assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+            assert files(out) == whole
             shutil.rmtree(out)
-    print(f"kills by what they hit: {dict(counts)}", file=sys.stderr)
-    assert counts["apply"] >= APPLIED // 2
-    run = Run(where, arguments=arguments)
+    print(f"\nkills by what they hit: {dict(counts)}", file=sys.stderr)
+    assert counts["apply"] >= 3
+    run = Run(tmp_path, arguments=arguments)
     assert run.ends() == 0, run.output()
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
-    assert left(where, ".") == []
+    assert files(out) == whole and list(tmp_path.glob(".tmp-*")) == []
