@@ -180,7 +180,7 @@ def length(grid: Grid) -> Figure | None:
                 value = mean_interval(cell.score, cell.clusters)
                 style: Any = {"color": colours[i % len(colours)], "marker": MARKERS[i % len(MARKERS)]}
                 style |= {"markersize": 5, "linewidth": 0.7, "linestyle": "none", "label": row.label}
-                across = [[spread.value - spread.low], [spread.high - spread.value]]
+                across = [[max(end, 0.0)] for end in (spread.value - spread.low, spread.high - spread.value)]
                 ax.errorbar(spread.value, 100 * value.value, xerr=across, yerr=_arms(value), **style)
         ax.set_title(_name(grid, family, benchmark))
         ax.set_xlabel("mean answer length, tokens")
@@ -313,8 +313,9 @@ def _legend(figure: Figure, axes: list[Axes]) -> None:
 
 
 def _arms(estimate: Estimate) -> list[list[float]]:
-    """Distances to the interval's ends, in points, as matplotlib wants them."""
-    return [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]
+    """Distances to the interval's ends, in points, as matplotlib wants them; rounding can make one of them −1e-16."""
+    ends = (estimate.value - estimate.low, estimate.high - estimate.value)
+    return [[max(100 * end, 0.0)] for end in ends]
 
 
 def _bar(ax: Axes, x: float, estimate: Estimate, *, color: str, marker: str, label: str) -> None:

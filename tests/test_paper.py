@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import figures, tables
 from pipeline.config import ROOT, compose
 from pipeline.estimate import describe
 from pipeline.records import read_record
@@ -165,6 +166,20 @@ def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
     assert "50.0" in (tmp_path / "tables" / "micro" / "main.md").read_text()
     other = subprocess.run([*command, "alpha=[0.25]"], capture_output=True, text=True, cwd=ROOT, env=env)
     assert "conditions are not those of this configuration" in other.stdout, other.stderr
+
+
+def test_a_target_whose_donors_are_to_come_is_rendered_with_dashes(tmp_path: Path) -> None:
+    """Its cells are the Baseline's, with Think, and the sweep's α = 0."""
+    families = {"small": {"label": "1.5B", "published_size": "1.5B"}, "large": {"label": "7B"}}
+    run = synthetic.write_run(tmp_path, families=families, documents=12)
+    kept = ("baseline", "baseline_think", "alpha=0.0")
+    run["cells"] = [c for c in run["cells"] if c["family"] == "small" or c["condition"] in kept]
+    out = tmp_path / "tables"
+    assert figures.render(run, tmp_path, out) and tables.render(run, tmp_path, out)
+    assert tables.problems(run, tmp_path) == []
+    _, large = tables.terminal(run, tmp_path).split("7B", 1)
+    rows = {line[:14].strip(): line[21:].split() for line in large.splitlines()[1:11]}
+    assert "±" in rows["Baseline"] and set(rows["+Vector"]) == {"–"}
 
 
 LOAD = """
