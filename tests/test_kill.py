@@ -147,7 +147,7 @@ def test_killed_while_it_plans_and_extracts(tmp_path: Path) -> None:
     kills.kill(8, lambda run: True, took)
     kills.kill(6, written("results/vectors/.tmp-*"), 0.02)
     kills.finish()
-    assert set(kills.counts) == {"start and plan", "extract"} and min(kills.counts.values()) >= 4
+    assert set(kills.counts) == {"start and plan", "extract"} and min(kills.counts.values()) >= 3
     assert files(kills.root / "results" / "vectors") == vectors
     assert files(kills.root / "results" / "data") == data
 
@@ -204,7 +204,7 @@ apply(Checkpoint.open(sys.argv[1]), [Term(sys.argv[2], 0.5)], Path(sys.argv[3]))
 
 def test_killed_while_it_applies(tmp_path: Path) -> None:
     chance, counts = random.Random(SEED), collections.Counter[str]()
-    settings = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "rows": 8192}
+    settings = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "rows": 8192}
     state = tiny.weights(tiny.config(**settings), seed=1)
     folders = [tiny.write(tmp_path / "target", state, **settings)]
     for name, seed in (("sft", 2), ("grpo", 3)):
@@ -217,7 +217,7 @@ def test_killed_while_it_applies(tmp_path: Path) -> None:
     while sum(counts.values()) < 6:
         run = Run(tmp_path, arguments=arguments)
         run.wait_for(written(".tmp-out.*"))
-        time.sleep(chance.uniform(0, 0.1))
+        time.sleep(chance.uniform(0, 0.08))
         if run.process.poll() is None:
             counts["apply" if run.new(".tmp-out.*") else "after apply"] += 1
         run.kill()
