@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -468,6 +469,18 @@ def _unreadable(folders: list[Path]) -> str:
         except (yaml.YAMLError, UnicodeDecodeError):
             return str(path)
     return "an override"
+
+
+def flag(options: Mapping[str, str], name: str) -> bool:
+    """An option of a command that is true or false, and false where it is not given.
+
+    Raises:
+        UserError: for any other value.
+    """
+    text = options.get(name, "false").lower()
+    if text not in ("true", "false"):
+        raise UserError(f"{name}={text}: expected true or false")
+    return text == "true"
 
 
 def nearest(name: str, known: list[str]) -> str:

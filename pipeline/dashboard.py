@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
-from pipeline.config import Config
+from pipeline.config import Config, flag
 from pipeline.errors import UserError
 from pipeline.grid import Grid
 from pipeline.records import manifest_path, read_manifest, write_file
@@ -33,7 +33,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     """
     results = Path(config.results)
     grid = Grid(read_manifest(manifest_path(results, config.name)), results)
-    if options.get("dry_run", "false").lower() == "true":
+    if flag(options, "dry_run"):
         return json.dumps(specification(workspace(config, grid, config.tracking.entity or "")), indent=1)
     if problem := tracking.silence():
         raise UserError(f"{problem}; check the connection, or add dry_run=true")

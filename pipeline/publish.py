@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline import geometry, stages
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Config, Weights, nearest
+from pipeline.config import Config, Weights, flag, nearest
 from pipeline.errors import UserError
 from pipeline.formats import Table, Text, markdown
 from pipeline.grid import REFERENCE, Grid
@@ -43,7 +43,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     name, alpha = options.get("family", known[0]), _number(options.get("alpha", "1"))
     if name not in known:
         raise UserError(f"family={name}: no such family{nearest(name, known)}")
-    dry_run = options.get("dry_run", "false").lower() == "true"
+    dry_run = flag(options, "dry_run")
     config.sizes = [name]
     plan = stages.prepare(config)
     if plan.families[name].vector_key is None:

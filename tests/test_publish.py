@@ -175,7 +175,11 @@ def test_a_hub_that_refuses_is_one_line_and_the_checkpoint_stays(results: Path, 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("family=micr", "did you mean 'micro'?"), ("alpha=much", "alpha=much: expected a number")],
+    [
+        ("family=micr", "did you mean 'micro'?"),
+        ("alpha=much", "alpha=much: expected a number"),
+        ("dry_run=yes", "dry_run=yes: expected true or false"),
+    ],
 )
 def test_a_mistake_is_one_line(
     argument: str, message: str, results: Path, capsys: pytest.CaptureFixture[str]
