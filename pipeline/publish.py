@@ -45,11 +45,11 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         raise UserError(f"family={name}: no such family{nearest(name, known)}")
     dry_run = flag(options, "dry_run")
     config.sizes = [name]
-    plan = stages.prepare(config)
+    plan = stages.prepare(config, print)
     if plan.families[name].vector_key is None:
         raise UserError(f"families.{name}: no donors to make a vector of; set sft.id and grpo.id")
     if not dry_run:
-        stages.extract(plan, lambda line: None)
+        stages.extract(plan, print)
     family = plan.families[name]
     terms = [Term(str(plan.vector(family)), alpha)]
     out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-alpha{alpha:g}")
