@@ -23,13 +23,13 @@ SMALL = [
     "experiment=micro",
     "tasks=[gsm8k,humaneval,sciq]",
     "conditions=baseline",
-    "alpha=[-1,0.5,1]",
+    "alpha=[-1,-0.5,0.25,0.5,0.75,1,1.5]",
     "limit=30",
     "benchmarks.gsm8k.variants=[]",
     "benchmarks.humaneval.variants=[]",
     "benchmarks.sciq.variants=[]",
 ]
-CELLS = 12
+CELLS = 24
 TOKEN = "PIPELINE_TEST_TOKEN"
 
 

@@ -294,7 +294,7 @@ def test_a_cell_whose_engine_died_is_tried_again_once_and_the_others_are_kept(
     monkeypatch.setenv("DIED_ONCE", str(tmp_path / "died"))
     (tmp_path / "dying.py").write_text(DYING)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    options = ["tasks=[gsm8k]", "limit=null", "engine.in_process=false", "stages=[extract,evaluate]"]
+    options = ["tasks=[gsm8k]", "alpha=[-1,0.5,1]", "limit=null", "engine.in_process=false"]
     run = Run(
         tmp_path, arguments=[sys.executable, str(tmp_path / "dying.py"), *command(tmp_path, *options)[3:]]
     )
