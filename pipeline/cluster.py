@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import socket
 import sys
 import time
@@ -109,6 +110,7 @@ def connected(launcher: LauncherConfig) -> Iterator[None]:
         import ray
     except ImportError:
         raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'") from None
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         host, _, port = (launcher.address or "").rpartition(":")
         if port.isdigit():  # Ray itself would go on trying for many minutes
@@ -119,6 +121,7 @@ def connected(launcher: LauncherConfig) -> Iterator[None]:
             f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(e).split())[:160]}); start"
             " one with `ray start --head`, or leave the address out"
         ) from None
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
     try:
         yield
     finally:
