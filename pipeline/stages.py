@@ -10,6 +10,7 @@ track     W&B runs, from records alone                          → the W&B serv
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,8 @@ def run(config: Config, report: Report = print) -> None:
         from pipeline.engine import check_device
 
         check_device(config.engine.device)
-    with held(Path(config.results), config.name, report):
+    only_reads = stages == [Stage.render] and manifest_path(Path(config.results), config.name).exists()
+    with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         _run(config, stages, report)
     report(f"done in {time.monotonic() - started:.0f} s")
 

@@ -112,6 +112,16 @@ def test_results_in_a_read_only_folder_are_one_line(tmp_path: Path) -> None:
         assert str(results) in ran.stderr and "Read-only" in ran.stderr
 
 
+def test_results_in_a_read_only_folder_are_rendered_elsewhere(tmp_path: Path) -> None:
+    for results in mounted(tmp_path / "results", "size=8m"):
+        synthetic.write_run(results, documents=4)
+        subprocess.run(["mount", "-o", "remount,ro", str(results)], check=True)
+        places = [f"results={results}", f"tables={tmp_path / 'tables'}"]
+        ran = pipeline("experiment=micro", "name=synthetic", "stages=[render]", *places)
+        assert ran.returncode == 0, ran.stderr
+        assert (tmp_path / "tables" / "synthetic" / "main.md").is_file()
+
+
 # --- damage
 
 
