@@ -7,11 +7,11 @@ Covers safetensors headers, vectors (dense and compact), records and manifests, 
 cut out of answers as a program. What a long run has found stands here as an `@example`.
 """
 
+import functools
 import json
 import os
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,28 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 BATCH = 1000 if SECONDS else 60
 
 
-def fuzz(property: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def fuzz(property: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a property on one batch of examples, or on batches until FUZZ_SECONDS are over."""
-    quiet = settings(
+    judge, examples = property.hypothesis.inner_test, 0
+
+    @functools.wraps(judge)
+    def counted(*args: Any, **kwargs: Any) -> None:
+        nonlocal examples
+        examples += 1
+        judge(*args, **kwargs)
+
+    property.hypothesis.inner_test = counted
+    run = settings(
         max_examples=BATCH,
         deadline=None,
         database=None,
         derandomize=not SECONDS,
         suppress_health_check=list(HealthCheck),
-    )
-    end, examples = time.monotonic() + SECONDS, 0
-    while True:
-        quiet(property)()
-        examples += BATCH
-        if time.monotonic() >= end:
-            break
+    )(property)
+    end = time.monotonic() + SECONDS
+    run()
+    while time.monotonic() < end:
+        run()
     if SECONDS:
         with capsys.disabled():
             print(f"\n{property.__name__}: {examples:,} examples in {SECONDS:g} s")
@@ -310,12 +317,21 @@ def test_a_problem_is_changed_soundly_or_left_out(capsys: pytest.CaptureFixture[
     @example({"question": "", "answer": ""}, "sentence_order", 0)
     @example({"question": " ", "answer": ""}, "irrelevant_sentences", 0)
     def a_problem_is_changed_soundly_or_left_out(problem: dict[str, str], variant: str, seed: int) -> None:
-        was = replay(problem["answer"])
-        for document in perturb("gsm8k", variant, [problem, problem], seed=seed):
+        try:
+            was = replay(problem["answer"])
+            made = perturb("gsm8k", variant, [problem, problem], seed=seed)
+        except ValueError as e:  # evals.data makes one line of it
+            assert "4300 digits" in str(e)
+            return
+        for document in made:
+            now = replay(document["answer"])
             assert document["question"] != problem["question"]
-            if document["answer"] != problem["answer"]:
-                now = replay(document["answer"])
-                assert was is not None and now is not None and now[-1] != was[-1]
+            if variant == "larger_numbers":
+                assert was is not None and now is not None and len(now) == len(was) and now[-1] != was[-1]
+            elif variant == "more_steps":
+                assert was is not None and now is not None and now[:-2] == was
+            else:
+                assert now == was
 
     fuzz(a_problem_is_changed_soundly_or_left_out, capsys)
 
