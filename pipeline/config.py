@@ -454,11 +454,9 @@ def _check_duplicates(config: Config) -> None:
 
 def _config_folders(overrides: list[str]) -> list[Path]:
     """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
-    added = re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))
-    return [
-        CONF,
-        *(Path(folder.strip().removeprefix("file://")) for found in added for folder in found.split(",")),
-    ]
+    added = ",".join(re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))).split(",")
+    named = [folder.strip().strip("'\"") for folder in added]
+    return [CONF, *(Path(f.removeprefix("file://")) for f in named if f and not f.startswith("pkg://"))]
 
 
 def _unreadable(folders: list[Path]) -> str:
