@@ -283,7 +283,9 @@ def _check_tokenizer(family: Family, engine: EngineConfig) -> None:
             f" {rows} rows; copy the tokenizer that the model was trained with into it"
         )
     positions = target.config.get("max_position_embeddings")
-    if positions and not target.config.get("rope_scaling") and engine.max_model_len > positions:
+    rope = target.config.get("rope_scaling") or target.config.get("rope_parameters") or {}
+    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+    if positions and not scaled and engine.max_model_len > positions:
         raise UserError(
             f"engine.max_model_len={engine.max_model_len}: {target.source} has {positions} positions; lower it"
         )
