@@ -4,10 +4,11 @@
     run.wait_for(lambda r: "vector written" in r.output())
     run.kill()                         # SIGKILL to the whole tree
 
-A process belongs to a run if it has the run's token in its environment, which children inherit, whatever session or
-parent they have by then.
+A process belongs to a run if it has the run's token in its environment, is in the run's session, or was started by such a
+process: vLLM's rename themselves over their environment, and the sandbox clears it.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -88,16 +89,20 @@ class Run:
 
     def alive(self) -> list[int]:
         """Processes of this run that live, zombies aside."""
-        found = []
+        found, parents = set(), {}
         for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and f"{TOKEN}={self.token}".encode() in (
-                    entry / "environ"
-                ).read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:  # it has just ended
-                continue
-        return found
+            with contextlib.suppress(OSError, ValueError):  # it has just ended, or is none
+                pid = int(entry.name)
+                state, parent, _, session = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+                token = f"{TOKEN}={self.token}".encode()
+                if state == "Z":
+                    continue
+                parents[pid] = int(parent)
+                if int(session) == self.process.pid or token in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(pid)
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
 
     def names(self) -> str:
         """The command lines of its processes."""

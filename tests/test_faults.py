@@ -276,10 +276,10 @@ def test_ctrl_c_in_the_middle_of_the_cells_leaves_whole_records_and_no_process(
 def test_an_engine_ends_when_its_run_is_killed(tmp_path: Path) -> None:
     run = Run(tmp_path, "limit=null", "engine.in_process=false")
     assert run.wait_for(lambda run: "[  1/" in run.output()), run.output()[-2000:]
-    assert run.engines()
-    os.kill(run.process.pid, signal.SIGKILL)  # the driver alone, as the kernel does for want of memory
-    run.ends()
     try:
+        assert run.engines()
+        os.kill(run.process.pid, signal.SIGKILL)  # the driver alone, as the kernel does for want of memory
+        run.ends()
         while run.alive():  # the test's own limit of time is the only one here
             time.sleep(0.1)
     finally:
