@@ -1,6 +1,6 @@
 """The same run twice gives the same records, and neither the batch nor the order of documents moves an answer.
 
-Measured on the embedded family in float32 on the CPU, over four benchmarks, the target and a sweep's α.
+On the embedded family in float32 on the CPU, over four benchmarks, with the target and one α of the sweep.
 """
 
 import json
