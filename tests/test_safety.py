@@ -106,6 +106,42 @@ def everything(root: Path) -> dict[str, bytes]:
     return found
 
 
+def run_with_canaries(tmp_path: Path, *overrides: str) -> dict[str, bytes]:
+    """Run the pipeline with canaries in the environment and the command; what was written, by file."""
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "pipeline", "experiment=micro", "tracking.mode=offline"),
+            f"launcher.address=me:{ON_THE_COMMAND_LINE}@host:1",
+            *(f"results={tmp_path / 'results'}", f"tables={tmp_path / 'tables'}", *overrides),
+        ],
+        capture_output=True,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | CANARIES | {"HOME": str(tmp_path / "home"), "TMPDIR": str(folder(tmp_path / "tmp"))},
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return everything(tmp_path) | {"stdout": ran.stdout, "stderr": ran.stderr}
+
+
+def assert_no_canary(written: dict[str, bytes], *parts: str) -> None:
+    names = " ".join(written)
+    for part in parts:
+        assert part in names, part
+    for name, raw in written.items():
+        for secret in (*CANARIES.values(), ON_THE_COMMAND_LINE):
+            assert secret.encode() not in raw, name
+
+
+def test_no_secret_is_in_what_rendering_and_tracking_write(tmp_path: Path) -> None:
+    few = {name: synthetic.CONDITIONS[name] for name in ("baseline", "vector")}
+    numerics = {"device": "cpu", "dtype": "float32"}
+    synthetic.write_run(
+        tmp_path / "results", experiment="micro", conditions=few, documents=5, engine=numerics
+    )
+    written = run_with_canaries(tmp_path, "stages=[render,track]")
+    assert_no_canary(written, "offline-run-", ".wandb", "report.html", "main.md")
+
+
 @pytest.mark.slow
 @pytest.mark.engine
 def test_no_secret_is_in_anything_that_a_run_writes_and_no_planted_pickle_or_code_runs(
@@ -115,37 +151,16 @@ def test_no_secret_is_in_anything_that_a_run_writes_and_no_planted_pickle_or_cod
     marker = tmp_path / "opened"
     for part in ("target", "sft", "grpo"):
         plant(family / part, marker)
-    ran = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "pipeline",
-                "experiment=micro",
-                "limit=3",
-                "variant_limit=2",
-                "alpha=[0.5]",
-            ),
-            *("tasks=[gsm8k,humaneval,sciq]", "conditions.random.seeds=[0]", "tracking.mode=offline"),
-            "conditions.minus_random.seeds=[0]",
-            *(f"families.micro.{part}.id={family / part}" for part in ("target", "sft", "grpo")),
-            f"launcher.address=me:{ON_THE_COMMAND_LINE}@host:1",
-            *(f"results={tmp_path / 'results'}", f"tables={tmp_path / 'tables'}"),
-        ],
-        capture_output=True,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | CANARIES | {"HOME": str(tmp_path / "home"), "TMPDIR": str(folder(tmp_path / "tmp"))},
+    written = run_with_canaries(
+        tmp_path,
+        *("limit=3", "variant_limit=2", "alpha=[0.5]", "tasks=[gsm8k,humaneval,sciq]"),
+        *("conditions.random.seeds=[0]", "conditions.minus_random.seeds=[0]"),
+        *(f"families.micro.{part}.id={family / part}" for part in ("target", "sft", "grpo")),
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
     assert not marker.exists()
-    written = everything(tmp_path) | {"stdout": ran.stdout, "stderr": ran.stderr}
-    names = " ".join(written)
-    for part in ("record.json", "samples.jsonl", "offline-run-", ".wandb", "report.html", "main.md"):
-        assert part in names, part
-    for name, raw in written.items():
-        for secret in (*CANARIES.values(), ON_THE_COMMAND_LINE):
-            assert secret.encode() not in raw, name
+    assert_no_canary(
+        written, "record.json", "samples.jsonl", "offline-run-", ".wandb", "report.html", "main.md"
+    )
 
 
 def folder(path: Path) -> Path:
