@@ -8,6 +8,7 @@ A process belongs to a run if it has the run's token in its environment, is in t
 process: vLLM's rename themselves over their environment, and the sandbox clears it.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -67,6 +68,7 @@ class Run:
                 env=environment,
                 start_new_session=True,
             )
+        atexit.register(self.kill)  # a test that fails leaves nothing running
 
     def output(self) -> str:
         return self.log.read_text()
