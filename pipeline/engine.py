@@ -113,6 +113,8 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.device is Device.cpu and config.kv_cache_gb is not None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gb)))
+    if config.device is Device.cpu and config.tensor_parallel_size > 1:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cores_of_workers(config.tensor_parallel_size))
     if config.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
         if config.in_process:
@@ -122,6 +124,17 @@ def prepare_environment(config: EngineConfig) -> None:
     if config.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     _alias_cpu_build()
+
+
+def _cores_of_workers(workers: int) -> str:
+    """An equal share of the cores for each tensor-parallel worker: vLLM finds one by itself only on several sockets."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < workers:
+        raise UserError(
+            f"engine.tensor_parallel_size={workers}: expected a core for each worker, found {len(cores)}; lower it"
+        )
+    share = len(cores) // workers
+    return "|".join(",".join(map(str, cores[i * share : (i + 1) * share])) for i in range(workers))
 
 
 def _alias_cpu_build() -> None:
