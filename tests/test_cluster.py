@@ -16,7 +16,7 @@ import pytest
 from pipeline import cluster
 from pipeline.config import ROOT, Config, EngineConfig, LauncherConfig, compose
 from pipeline.errors import UserError
-from tests.hub import Hub, environment, fill, write_repositories
+from tests.hub import Hub, environment, fill, trained, write_repositories
 
 ray = pytest.importorskip("ray")
 
@@ -163,14 +163,14 @@ def test_where_no_cluster_answers_one_line_says_so() -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A filled cache of the hub, and the donors of a local run beside it."""
     root = tmp_path_factory.mktemp("cluster")
-    config = compose([*OVERRIDES, f"results={root / 'local'}"])
+    config = compose([*OVERRIDES, *trained(root / "local")])
     with Hub(write_repositories(root / "hub", config)) as hub:
         fill(root / "cache", hub, config)
     return root
 
 
 def start(root: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
-    donors = [f"families.qwen7b.{p}.id={root}/local/donors/qwen2.5-7b/{p}" for p in ("sft", "grpo")]
+    donors = trained(root / "local")
     paths = [f"results={root / name}", f"tables={root / name / 'tables'}"]
     command = [sys.executable, "-m", "pipeline", *OVERRIDES, *donors, *paths, *arguments]
     env = environment(root / "cache", HF_HUB_OFFLINE="1")
