@@ -28,12 +28,13 @@ def documents(folder: Path, backwards: bool) -> Path:
     for path in folder.rglob("*.*"):
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode()
-        if text.startswith('{"examples"'):
-            whole = json.loads(text)
-            whole["examples"] = turned(whole["examples"], backwards)
-            text = json.dumps(whole)
-        elif text.startswith("["):
-            text = json.dumps(turned(json.loads(text), backwards))
+        if path.suffix == ".json":
+            rows = json.loads(text)
+            if isinstance(rows, dict):  # BBH
+                rows["examples"] = turned(rows["examples"], backwards)
+            else:
+                rows = turned(rows, backwards)
+            text = json.dumps(rows)
         else:
             text = "".join(turned(text.splitlines(keepends=True), backwards))
         path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
