@@ -116,16 +116,34 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
 
 def _check(plan: Plan, stages: list[Stage]) -> None:
     """Find what is wrong with checkpoints, tasks and documents before anything is written."""
-    from pipeline.vector import check_compatible
-
-    for family in plan.families.values():
-        if Stage.extract in stages and family.vector_key is not None and plan.needs_vector():
-            assert family.sft is not None and family.grpo is not None
-            check_compatible(family.target, family.sft, family.grpo)
+    if Stage.extract in stages and plan.needs_vector():
+        for family in plan.families.values():
+            if family.vector_key is not None:
+                _check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
         from pipeline.evaluate import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
+
+
+def _check_vectors(plan: Plan, family: Family) -> list[str]:
+    """Notes on a family's vector and on those that conditions add to it, each of which must fit its target."""
+    from pipeline.vector import check_compatible, check_mask
+
+    others = {name for condition in plan.conditions for name, _ in condition.plus} - {family.name}
+    notes = []
+    for of in (family, *(plan.families[name] for name in sorted(others))):
+        assert of.sft is not None and of.grpo is not None
+        notes += check_compatible(family.target, of.sft, of.grpo)
+    assert family.grpo is not None
+    for variant in _variants(plan):
+        check_mask(variant, family.grpo.tensors, family.grpo.source)
+    return notes
+
+
+def _variants(plan: Plan) -> list["Variant"]:
+    """The parts of a vector that conditions add."""
+    return list(dict.fromkeys(c.variant for c in plan.conditions if c.variant is not None))
 
 
 def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
@@ -151,24 +169,21 @@ def summary(plan: Plan) -> str:
 
 def extract(plan: Plan, report: Report) -> None:
     """The vector of every family, and the variants of it that conditions ask for."""
-    from pipeline.vector import Vector, check_compatible, derive
+    from pipeline.vector import Vector, derive
     from pipeline.vector import extract as extract_vector
 
-    others = {name for condition in plan.conditions for name, _ in condition.plus}
     for family in plan.families.values():
         if family.vector_key is None or not plan.needs_vector():
             continue
         assert family.sft is not None and family.grpo is not None
-        notes = check_compatible(family.target, family.sft, family.grpo)
-        for name in others - {family.name}:
-            other = plan.families[name]
-            assert other.sft is not None and other.grpo is not None
-            notes += check_compatible(family.target, other.sft, other.grpo)
+        notes = _check_vectors(plan, family)
         for note in notes:
             report(f"{family.name}: {note}")
         whole = plan.vector_folder(family)
-        _new_vector(plan, family, None, notes, report, partial(extract_vector, family.grpo, family.sft))
-        for variant in dict.fromkeys(c.variant for c in plan.conditions if c.variant is not None):
+        _new_vector(
+            plan, family, None, notes, report, partial(extract_vector, family.grpo, family.sft, compact=True)
+        )
+        for variant in _variants(plan):
             make = partial(derive, Vector.open(whole), variant)
             _new_vector(plan, family, variant, notes, report, make)
 
