@@ -55,7 +55,7 @@ def _run(verb: str, overrides: list[str]) -> int:
 
     if verb in SHOWN:
         shown = importlib.import_module(SHOWN[verb])
-        chosen = [a for a in overrides if a.split("=")[0] in shown.OPTIONS]
+        chosen = [a for a in overrides if "=" in a and a.split("=")[0] in shown.OPTIONS]
         config = compose([a for a in overrides if a not in chosen])
         print(shown.show(config, dict(a.split("=", 1) for a in chosen)))
         return 0

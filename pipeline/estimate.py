@@ -121,7 +121,8 @@ def _cells(
     """The task of each cell of one family; conditions that come to the same thing count once."""
     found: dict[Any, Task] = {}
     for c in conditions:
-        weights = (c.weights, c.alpha, c.seed) if c.alpha != 0 else (Weights.target, None, None)
+        own = (c.weights, c.alpha, c.seed, c.variant) if c.alpha != 0 else (Weights.target, None, None, None)
+        weights = (*own, c.plus)
         found |= {(weights, c.prompt, task.name): task for task in tasks if wanted(config, family, c, task)}
     return list(found.values())
 

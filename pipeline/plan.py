@@ -164,6 +164,8 @@ class Plan:
             UserError: if it is not there, or is not what was extracted.
         """
         folder = self.vector_folder(family, variant)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no vector there; run the stage 'extract'")
         try:
             extracted = json.loads((folder / "fingerprint.json").read_text())
         except (OSError, ValueError):

@@ -12,9 +12,11 @@ yet is extracted first, but not by a dry run.
 """
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from pipeline import geometry, stages
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config, Weights, flag, nearest
 from pipeline.errors import UserError
+from pipeline.evaluate import without_secrets
 from pipeline.formats import Table, Text, markdown
 from pipeline.grid import REFERENCE, Grid
 from pipeline.plan import Family, Plan
+from pipeline.records import held
 from pipeline.tables import interval, plus_minus
-from pipeline.vector import RECIPE, Term, apply, card, recipe
+from pipeline.vector import RECIPE, Term, Vector, apply, card, recipe
 
 OPTIONS = ("family", "alpha", "out", "push", "dry_run")
 CARD = "README.md"
@@ -45,19 +49,20 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         raise UserError(f"family={name}: no such family{nearest(name, known)}")
     dry_run = flag(options, "dry_run")
     config.sizes = [name]
-    plan = stages.prepare(config, print)
-    if plan.families[name].vector_key is None:
-        raise UserError(f"families.{name}: no donors to make a vector of; set sft.id and grpo.id")
-    if not dry_run:
-        stages.extract(plan, print)
-    family = plan.families[name]
-    terms = [Term(str(plan.vector(family)), alpha)]
-    out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-alpha{alpha:g}")
-    about = measured(plan, family, alpha)
-    push = options.get("push")
-    if dry_run:
-        return _preview(plan, family, terms, out, push, about)
-    apply(family.target, terms, out, about)
+    config.conditions = {of: c for of, c in config.conditions.items() if not c.plus}  # need other families
+    with nullcontext() if dry_run else held(Path(config.results), f"apply {config.name}", print):
+        plan = stages.prepare(config, print)
+        family = plan.families[name]
+        if family.vector_key is None:
+            raise UserError(f"families.{name}: no donors to make a vector of; set sft.id and grpo.id")
+        if not dry_run:
+            stages.extract(plan, print)
+        terms = [Term(str(plan.vector(family)), alpha)]
+        out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-alpha{alpha:g}")
+        about, push = measured(plan, family, alpha), options.get("push")
+        if dry_run:
+            return _preview(plan, family, terms, out, push, about)
+        apply(family.target, terms, out, about)
     lines = [f"{name} + {alpha:g}·v written to {out}"]
     if push:
         lines += _push(plan, family, out, push)
@@ -66,9 +71,12 @@ def show(config: Config, options: Mapping[str, str]) -> str:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise UserError(f"alpha={text}: expected a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"alpha={text}: expected a finite number")
+    return number
 
 
 def measured(plan: Plan, family: Family, alpha: float) -> str:
@@ -99,7 +107,7 @@ def measured(plan: Plan, family: Family, alpha: float) -> str:
             prompt = grid.conditions[condition]["prompt"]
             rows[label, prompt] = [Text(t) for t in (label, prompt, str(len(cell.docs)), *entries)]
             commands[cell.provenance["command"]] = None
-    apply_command = "python -m pipeline " + shlex.join(sys.argv[1:])
+    apply_command = without_secrets("python -m pipeline " + shlex.join(sys.argv[1:]))
     if not rows:
         return f"\n# Measured\n\nNothing yet at α = {alpha:g}.\n\nMade by `{apply_command}`.\n"
     table.blocks.append(("", list(rows.values())))
@@ -114,8 +122,11 @@ def measured(plan: Plan, family: Family, alpha: float) -> str:
 def vector_card(plan: Plan, family: Family) -> str:
     """The card of the vector's own repository: its donors and its geometry."""
     folder = plan.vector_folder(family)
-    donors = [getattr(family, part) for part in ("grpo", "sft")]
-    named = [f"{donor.source}{f'@{donor.revision}' if donor.revision else ''}" for donor in donors]
+    donors = Vector.open(folder).description["donors"]
+    named = [
+        " @ ".join(filter(None, [donors[part]["source"], donors[part]["revision"]]))
+        for part in ("grpo", "sft")
+    ]
     lines = ["---", "tags: [task-arithmetic, task-vector]", "---", "# A reasoning vector", ""]
     lines += [f"v = θ({named[0]}) − θ({named[1]}), in fp32 (arXiv 2509.01363).", ""]
     lines.append(geometry.table(json.loads((folder / "geometry.json").read_text())))

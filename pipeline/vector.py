@@ -561,15 +561,24 @@ def layer_of(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
+def check_mask(variant: Variant, names: Iterable[str], where: str) -> None:
+    """Raises UserError when the mask names a module that no tensor belongs to, or keeps no tensor."""
+    split = [name.split(".") for name in names]
+    modules = {part for parts in split for part in parts[:-1] if not part.isdigit()} - {"model", "layers"}
+    its = f"of {where}; its modules are {', '.join(sorted(modules))}"
+    for module in variant.modules or ():
+        if not any(module in parts for parts in split):
+            raise UserError(f"{variant}: '{module}' keeps no tensor {its}")
+    if not any(variant.keeps(".".join(parts)) for parts in split):
+        raise UserError(f"{variant} keeps no tensor {its}")
+
+
 def derive(source: Vector, variant: Variant, out: Path, compact: bool = True) -> Path:
     """Writes a variant of a vector, itself a vector, to `out`/vector.safetensors and returns that path.
 
     Raises UserError when the mask keeps no tensor.
     """
-    if not any(variant.keeps(name) for name in source.shapes):
-        raise UserError(
-            f"{variant} keeps no tensor of {source.path}; its modules are {', '.join(_modules(source))}"
-        )
+    check_mask(variant, source.shapes, str(source.path))
     used = {key: value for key, value in asdict(variant).items() if value is not None}
     description = {**source.description, "variants": [*source.description["variants"], used]}
 
@@ -619,10 +628,3 @@ def _kth_bin(histogram: torch.Tensor, k: int) -> tuple[int, int]:
     from_top = min(int(torch.searchsorted(above, k)), len(histogram) - 1)
     before = int(above[from_top - 1]) if from_top else 0
     return len(histogram) - 1 - from_top, k - before
-
-
-def _modules(source: Vector) -> list[str]:
-    return sorted(
-        {part for name in source.shapes for part in name.split(".")[:-1] if not part.isdigit()}
-        - {"model", "layers"}
-    )

@@ -207,8 +207,10 @@ def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root:
     assert first == "40" and second.startswith("refused: openai/gsm8k at"), ran.stderr
 
 
-def test_the_estimate_counts_the_cells_of_the_plan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("conditions", ["paper", "variants"])
+def test_the_estimate_counts_the_cells_of_the_plan(conditions: str, tmp_path: Path) -> None:
     overrides = ["experiment=micro", "engine.device=gpu", f"results={tmp_path}", "limit=3"]
+    overrides.append(f"conditions={conditions}")
     text = describe(compose(overrides))
     cells = len(prepare(compose(overrides)).unique())
     assert f" = {cells} cells;" in text

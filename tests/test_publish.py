@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import records
 from pipeline.__main__ import main
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import ROOT, compose
@@ -18,6 +19,7 @@ from pipeline.stages import extract, prepare
 from pipeline.vector import Term, steered_tensors
 from tests import synthetic
 from tests.hub import environment
+from tests.test_two_at_once import another
 
 OVERRIDES = ["experiment=micro", "tasks=[gsm8k]", "benchmarks.gsm8k.variants=[]", "limit=40"]
 OVERRIDES += ["tracking=disabled"]
@@ -167,6 +169,27 @@ def test_checkpoint_and_vector_are_pushed_whole(results: Path, tmp_path: Path, u
     assert "‖v‖" in pushed["README.md"].decode()
 
 
+def test_a_card_tells_no_secret_and_no_folder_of_this_machine(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["push=me/steered", "dry_run=true", "tracking.entity=wandb-key-0123"]
+    monkeypatch.setenv("WANDB_API_KEY", "wandb-key-0123")
+    monkeypatch.setattr("sys.argv", ["pipeline", *arguments(results, *own)])
+    assert main(arguments(results, *own)) == 0
+    shown = capsys.readouterr().out
+    assert "v = θ(grpo) − θ(sft)" in shown and str(ROOT) not in shown
+    assert "tracking.entity=***" in shown and "wandb-key-0123" not in shown
+
+
+def test_apply_waits_for_a_run_that_holds_the_results(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with another(results) as other:
+        monkeypatch.setattr(records.time, "sleep", lambda seconds: other.communicate("x"))
+        assert main(arguments(results, f"out={tmp_path / 'steered'}")) == 0
+    assert "waiting for the run 'other'" in capsys.readouterr().out
+
+
 def test_a_hub_that_refuses_is_one_line_and_the_checkpoint_stays(results: Path, tmp_path: Path) -> None:
     ran = push(results, tmp_path / "steered", "http://127.0.0.1:9")
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1 and "was not pushed" in ran.stderr, ran.stderr
@@ -177,8 +200,10 @@ def test_a_hub_that_refuses_is_one_line_and_the_checkpoint_stays(results: Path, 
     ("argument", "message"),
     [
         ("family=micr", "did you mean 'micro'?"),
-        ("alpha=much", "alpha=much: expected a number"),
+        ("alpha=much", "alpha=much: expected a finite number"),
+        ("alpha=nan", "alpha=nan: expected a finite number"),
         ("dry_run=yes", "dry_run=yes: expected true or false"),
+        ("dry_run", "override not understood (expected key=value)"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -13,7 +13,7 @@ from pipeline.plan import Plan
 from pipeline.stages import prepare, run
 from pipeline.vector import Vector
 
-VECTOR = {"label": "+Vector", "weights": "vector", "alpha": 1.0}
+VECTOR = {"weights": "vector", "alpha": 1.0}
 
 
 def planned(tmp_path: Path, conditions: dict[str, Any], *overrides: str) -> Plan:
@@ -28,8 +28,8 @@ def planned(tmp_path: Path, conditions: dict[str, Any], *overrides: str) -> Plan
         ],
         "name": "variants",
         "alpha": [],
-        "conditions": conditions,
-        "families": {"other": {"grpo": {"id": "models/micro/target"}}},
+        "conditions": {name: {"label": name} | condition for name, condition in conditions.items()},
+        "families": {"other": {"label": "other", "grpo": {"id": "models/micro/target"}}},
     }
     (tmp_path / "conf" / "experiment" / "variants.yaml").write_text(
         "# @package _global_\n" + yaml.safe_dump(experiment)
@@ -80,7 +80,7 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
             "whole": VECTOR,
             "attention": VECTOR | {"variant": {"modules": ["self_attn"]}},
             "half": VECTOR | {"variant": {"dare": 0.5}},
-            "another half": VECTOR | {"variant": {"dare": 0.5, "seed": 1}},
+            "other_half": VECTOR | {"variant": {"dare": 0.5, "seed": 1}},
             "trimmed": VECTOR | {"variant": {"trim": 0.2}},
             "sum": VECTOR | {"plus": {"other": 1.0}},
             "difference": VECTOR | {"plus": {"other": -1.0}},
@@ -95,7 +95,9 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
     [
         ({"plus": {"another": 1.0}}, "'another' is no family of this run"),
         ({"variant": {"layers": [1]}}, "expected the first and the last layer"),
-        ({"variant": {"modules": ["moe"]}}, "keeps no tensor"),
+        ({"variant": {"modules": ["moe"]}}, "'moe' keeps no tensor of .* mlp"),
+        ({"variant": {"modules": ["self_attn", "mpl"]}}, "'mpl' keeps no tensor"),
+        ({"variant": {"layers": [2, 1]}}, "keeps no tensor"),
         ({"variant": {"trim": 1.5}}, "expected the share of entries to keep"),
         ({"plus": {"other": float("nan")}}, "expected a finite number"),
     ],
@@ -106,3 +108,5 @@ def test_a_part_or_vector_that_does_not_exist_is_refused(
     with pytest.raises(UserError, match=said) as refused:
         planned(tmp_path, {"wrong": VECTOR | condition})
     assert "\n" not in str(refused.value)
+    written = {path.parent.name for path in (tmp_path / "results").glob("*/*")}
+    assert written <= {".cache", "data"}, "a mistake is told before anything is written"
