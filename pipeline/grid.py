@@ -121,7 +121,14 @@ class Grid:
         grouped: dict[tuple[Any, ...], list[str]] = {}
         for name, condition in self.conditions.items():
             if condition["role"] in roles:
-                seeds = (condition["weights"], condition["alpha"], condition["prompt"], condition["role"])
+                stem = condition["label"].partition(" (seed")[0]
+                seeds = (
+                    stem,
+                    condition["weights"],
+                    condition["alpha"],
+                    condition["prompt"],
+                    condition["role"],
+                )
                 grouped.setdefault(seeds if condition["seed"] is not None else (name,), []).append(name)
         rows = []
         for names in grouped.values():
@@ -131,23 +138,29 @@ class Grid:
             rows.append(Row(names[0], label, tuple(names)))
         return rows
 
+    def _is_whole(self, condition: str) -> bool:
+        """Whether its weights have no part of a vector in them, and no sum of several."""
+        return bool(self.conditions[condition].get("whole", True))
+
     def row(self, weights: str, alpha_sign: int = 0, prompt: str = "plain") -> Row | None:
-        """The main or control row with these weights, this sign of α (0: any) and this prompt."""
+        """The main or control row with these weights, this sign of α (0: any) and this prompt; of whole vectors."""
         for row in self.rows("main", "control"):
             condition = self.conditions[row.name]
             sign = int(np.sign(condition["alpha"] or 0))
-            if condition["weights"] == weights and condition["prompt"] == prompt and alpha_sign in (0, sign):
+            fits = self._is_whole(row.name) and alpha_sign in (0, sign)
+            if fits and condition["weights"] == weights and condition["prompt"] == prompt:
                 return row
         return None
 
     def sweep(self) -> list[tuple[float, str]]:
-        """(α, condition) of target + α·v, ascending; without a sweep condition the bare target is α = 0."""
+        """(α, condition) of target + α·v, v whole, ascending; without a sweep condition the bare target is α = 0."""
         swept = [c for c in self.conditions.values() if c["role"] == "sweep"]
         if not swept:
             return []
         found: dict[float, str] = {}
         for name, condition in sorted(self.conditions.items(), key=lambda item: item[1]["role"] != "sweep"):
-            if condition["weights"] in ("vector", "target") and condition["prompt"] == swept[0]["prompt"]:
+            own = condition["weights"] in ("vector", "target") and self._is_whole(name)
+            if own and condition["prompt"] == swept[0]["prompt"]:
                 found.setdefault(float(condition["alpha"] or 0), name)
         return sorted(found.items())
 

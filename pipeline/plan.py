@@ -246,6 +246,7 @@ def grid_of(config: Config) -> dict[str, Any]:
                 "prompt": c.prompt,
                 "role": c.role,
             }
+            | ({"whole": False} if c.variant is not None or c.plus else {})
             for c in conditions_of(config)
         },
     }

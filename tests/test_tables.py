@@ -232,6 +232,23 @@ def test_sweep_is_ordered_and_alpha_zero_is_its_own_reference(tmp_path: Path) ->
     assert by_alpha[-1.0]["difference_value"] == main["minus_vector"]["difference_value"]
 
 
+def test_a_part_of_the_vector_is_a_row_and_never_stands_for_the_whole(tmp_path: Path) -> None:
+    part = {"weights": "vector", "prompt": "plain", "role": "main", "whole": False}
+    noise = {"label": "+Noise (seed 0)", "weights": "random", "alpha": 1.0, "seed": 0, "role": "control"}
+    conditions = {
+        "mlp": part | {"label": "+Vector (MLP)", "alpha": 1.0},
+        "mlp3": part | {"label": "3 MLP", "alpha": 3.0},
+        "noise-s0": noise | {"prompt": "plain", "whole": False},
+    }
+    run = synthetic.write_run(tmp_path, benchmarks=ONE, conditions=conditions | synthetic.CONDITIONS)
+    held = grid.load(run, tmp_path)
+    vector, random = held.row("vector", 1), held.row("random", 1)
+    assert vector is not None and vector.name == "vector"
+    assert random is not None and random.members == ("random-s0", "random-s1", "random-s2")
+    assert all(name.startswith("alpha=") for _, name in held.sweep())
+    assert {"mlp", "mlp3", "noise-s0"} <= {row.name for row in held.rows("main", "control")}
+
+
 def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> None:
     plain, variant = {"label": "P"}, {"label": "V", "variant_of": "p", "cluster": "source_doc"}
     old, new = np.arange(60) % 2 == 0, np.ones(60, dtype=bool)

@@ -88,6 +88,8 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
     )
     keys = [c.key for c in plan.cells if c.family.name == "micro" and c.task.perturbation is None]
     assert len(keys) == 8 == len(set(keys))
+    parts = {name for name, c in plan.manifest()["conditions"].items() if not c.get("whole", True)}
+    assert parts == {"attention", "half", "other_half", "trimmed", "sum", "difference"}
 
 
 @pytest.mark.parametrize(
