@@ -258,7 +258,7 @@ def held(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[Non
         who = f"the run '{name}' of pid {os.getpid()} on {platform.node()} since {since}"
         os.ftruncate(lock, 0)
         os.pwrite(lock, who.encode(), 0)
-        for left in [*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*")]:
+        for left in [*folder.glob(".tmp-*"), *folder.glob("*/.tmp-*"), *folder.glob("vectors/*/.tmp-*")]:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield
     finally:

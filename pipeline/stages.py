@@ -7,10 +7,11 @@ render    tables, figures and the report, from records alone    → paper_tables
 track     W&B runs, from records alone                          → the W&B server, or results/wandb/
 """
 
+import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,23 +198,43 @@ def _new_vector(
     make: Callable[[Path], Path],
 ) -> None:
     """Write a vector with its geometry and fingerprint, or check the one that is there."""
-    from pipeline import geometry
     from pipeline.vector import Vector
 
     folder = plan.vector_folder(family, variant)
     if folder.is_dir():
         try:
             plan.vector(family, variant)
+            _write_geometry(plan, family, variant, notes, folder)
             return
         except UserError:
             report(f"{family.name}: a damaged vector was moved to {move_away(plan.results, folder)}")
     with new_folder(folder) as temporary:
-        vector = Vector.open(make(temporary))
-        alphas = sorted({c.alpha for c in plan.conditions if c.alpha and c.variant == variant})
-        data = geometry.report(vector, family.target, alphas, sft=family.sft, base=family.base)
-        write_json(temporary / "geometry.json", data | {"notes": notes})
-        write_json(temporary / "fingerprint.json", vector.fingerprint)
+        write_json(temporary / "fingerprint.json", Vector.open(make(temporary)).fingerprint)
+        _write_geometry(plan, family, variant, notes, temporary)
     report(f"{family.name}: {'vector' if variant is None else variant} written to {folder}")
+
+
+def _write_geometry(
+    plan: Plan, family: Family, variant: "Variant | None", notes: list[str], folder: Path
+) -> None:
+    """geometry.json beside a vector, unless it tells of this target, its base and every α already."""
+    from pipeline import geometry
+    from pipeline.vector import Vector
+
+    path = folder / "geometry.json"
+    alphas = {c.alpha for c in plan.conditions if c.alpha and c.variant == variant}
+    with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
+        known = json.loads(path.read_text())
+        if known["target"] == family.target.fingerprint:
+            measured = {row["alpha"] for row in known["total"]["alphas"]}
+            has_base = "target-base" in known["total"]["directions"]
+            if alphas <= measured and (has_base or family.base is None):
+                return
+            alphas |= measured
+    data = geometry.report(
+        Vector.open(folder), family.target, sorted(alphas), sft=family.sft, base=family.base
+    )
+    write_json(path, data | {"notes": notes})
 
 
 def evaluate(plan: Plan, report: Report) -> None:

@@ -1,5 +1,6 @@
 """Conditions that add a part of a vector, or several vectors, as configuration says."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from pipeline.config import Stage, compose
 from pipeline.errors import UserError
 from pipeline.plan import Plan
-from pipeline.stages import prepare, run
+from pipeline.stages import extract, prepare, run
 from pipeline.vector import Vector
 
 VECTOR = {"weights": "vector", "alpha": 1.0}
@@ -63,6 +64,24 @@ def test_a_condition_adds_the_part_of_the_vector_that_its_variant_keeps(tmp_path
             expected = torch.zeros_like(expected)
         assert torch.equal(part_vector.read(name), expected), name
     assert (part_vector.path.parent / "geometry.json").is_file()
+
+
+def test_the_geometry_is_measured_again_for_another_target_and_for_further_alphas(tmp_path: Path) -> None:
+    def measured(*overrides: str) -> tuple[str, list[float], float]:
+        config = compose(["experiment=micro", "tasks=[gsm8k]", f"results={tmp_path}/results", *overrides])
+        plan = prepare(config)
+        extract(plan, lambda line: None)
+        (path,) = (tmp_path / "results" / "vectors").glob("*/geometry.json")
+        found = json.loads(path.read_text())
+        assert found["vector"] == Vector.open(path.parent).fingerprint
+        total = found["total"]
+        return found["target"], [row["alpha"] for row in total["alphas"]], total["relative_norm"]
+
+    target, alphas, norm = measured("alpha=[]")
+    assert measured("alpha=[]") == (target, alphas, norm)
+    assert measured("alpha=[0.5]") == (target, sorted([*alphas, 0.5]), norm)
+    other_target, _, other_norm = measured("alpha=[]", "families.micro.target.id=models/micro/base")
+    assert other_target != target and other_norm != norm
 
 
 def test_a_condition_adds_several_vectors_each_with_its_sign(tmp_path: Path) -> None:
