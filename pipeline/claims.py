@@ -184,4 +184,6 @@ def _compare(grid: Grid, family: str, test: _Test, p_holm: float) -> Comparison:
 def _row(grid: Grid, name: str) -> Row | None:
     if name in ("random", "minus_random"):
         return grid.row("random", 1 if name == "random" else -1)
-    return Row(name, grid.conditions[name]["label"], (name,)) if name in grid.conditions else None
+    if name not in grid.conditions or not grid.is_whole(name):
+        return None
+    return Row(name, grid.conditions[name]["label"], (name,))

@@ -171,7 +171,9 @@ class ConditionConfig:
     weights: Weights = MISSING
     prompt: str = "plain"
     alpha: float | None = None
-    variant: VariantConfig | None = None  # null: the whole vector, as in the paper
+    variant: VariantConfig | None = field(
+        default_factory=VariantConfig
+    )  # None once composed, if it is the whole vector, as in the paper
     plus: dict[str, float] = field(
         default_factory=dict
     )  # further vectors, by their family: a sum, or an analogy
@@ -282,12 +284,19 @@ def compose(overrides: list[str]) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         where = _unreadable(_config_folders(overrides))
         raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
+    except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
+        raise UserError(
+            f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
+        ) from None
     except ValueError as e:  # Hydra's, for a group that is no name
         raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
     for part in ("families", "benchmarks", "conditions", "prompts"):
         for name, value in getattr(config, part).items():
             if value is None:
                 raise UserError(f"{part}.{name}: a value is required, found null; leave it out of its group")
+    for condition in config.conditions.values():
+        if condition.variant == VariantConfig():
+            condition.variant = None
     for family in config.families.values():
         for part in ("sft", "grpo", "base"):
             if (source := getattr(family, part)) is not None and not source.id:

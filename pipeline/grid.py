@@ -138,7 +138,7 @@ class Grid:
             rows.append(Row(names[0], label, tuple(names)))
         return rows
 
-    def _is_whole(self, condition: str) -> bool:
+    def is_whole(self, condition: str) -> bool:
         """Whether its weights have no part of a vector in them, and no sum of several."""
         return bool(self.conditions[condition].get("whole", True))
 
@@ -147,7 +147,7 @@ class Grid:
         for row in self.rows("main", "control"):
             condition = self.conditions[row.name]
             sign = int(np.sign(condition["alpha"] or 0))
-            fits = self._is_whole(row.name) and alpha_sign in (0, sign)
+            fits = self.is_whole(row.name) and alpha_sign in (0, sign)
             if fits and condition["weights"] == weights and condition["prompt"] == prompt:
                 return row
         return None
@@ -159,7 +159,7 @@ class Grid:
             return []
         found: dict[float, str] = {}
         for name, condition in sorted(self.conditions.items(), key=lambda item: item[1]["role"] != "sweep"):
-            own = condition["weights"] in ("vector", "target") and self._is_whole(name)
+            own = condition["weights"] in ("vector", "target") and self.is_whole(name)
             if own and condition["prompt"] == swept[0]["prompt"]:
                 found.setdefault(float(condition["alpha"] or 0), name)
         return sorted(found.items())

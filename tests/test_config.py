@@ -56,6 +56,9 @@ def test_every_option_says_what_it_is(group: str) -> None:
         (["conditions.baseline.alpha=1"], "weights 'target' take no alpha"),
         (["conditions.vector.seeds=[1]"], "seeds go with weights 'random'"),
         (["conditions.vector.weights=vectr"], "Invalid value 'vectr'"),
+        (["conditions.baseline.variant.trim=0.1"], "variant and plus belong to weights 'vector'"),
+        (["conditions.vector=null"], "'conditions.vector' is not Optional"),
+        (["families.micro.base=null", "families.micro.base.id=x"], "a key below a value that is null"),
         (["conditions.vector.prompt=thnk"], "'thnk' is unknown; did you mean 'think'?"),
         (["sizes=[2b]"], "sizes: '2b' is unknown; known: micro"),
         (["tasks=[gsm]"], "tasks: 'gsm' is unknown; did you mean 'gsm8k'?"),
@@ -92,3 +95,13 @@ def test_one_override_away(tmp_path: Path) -> None:
         ["gsm8k"],
         5,
     )
+
+
+@pytest.mark.parametrize(
+    "form", ["conditions.vector.variant.modules=[mlp]", "conditions.vector.variant={modules:[mlp]}"]
+)
+def test_a_part_of_the_vector_can_be_given_on_the_command_line(form: str) -> None:
+    conditions = compose(["experiment=micro", form]).conditions
+    part = conditions["vector"].variant
+    assert part is not None and part.modules == ["mlp"]
+    assert conditions["vector_think"].variant is None, "the whole vector where nothing is said"
