@@ -86,6 +86,14 @@ class Engine:
                 "the prefix cache could not be emptied after a swap; no request may be running"
             )
 
+    def alive(self) -> bool:
+        """Whether every worker still answers."""
+        try:
+            self.lm.model.collective_rpc("check_health", timeout=60)
+        except Exception:  # noqa: BLE001  whatever a dead one says
+            return False
+        return True
+
     def close(self) -> None:
         """End the engine and its processes."""
         engine_core = self.lm.model.llm_engine.engine_core

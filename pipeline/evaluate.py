@@ -157,11 +157,11 @@ class Runner:
         """
         for attempt in range(1, ATTEMPTS + 1):
             engine = self._engine(cell.family)
-            from vllm.v1.engine.exceptions import EngineDeadError
-
             try:
                 return self._run(engine, cell)
-            except EngineDeadError:
+            except Exception:  # vLLM tells of a dead worker in several ways, by the call that was under way
+                if engine.alive():
+                    raise
                 self.close()
                 again = (
                     "it is tried again" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} such deaths"

@@ -89,6 +89,12 @@ class Run:
         """The exit status, once it has ended."""
         return self.process.wait()
 
+    def is_gone(self) -> bool:
+        """True, once all its processes have ended; a test's own limit of time is the only one."""
+        while self.alive():
+            time.sleep(0.05)
+        return True
+
     def alive(self) -> list[int]:
         """Processes of this run that live, zombies aside."""
         found, parents = set(), {}

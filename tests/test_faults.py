@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -262,7 +261,7 @@ def test_ctrl_c_in_the_middle_of_the_cells_leaves_whole_records_and_no_process(
     assert run.wait_for(lambda run: "[  1/" in run.output()), run.output()[-2000:]
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     assert run.ends() == 130, run.output()[-2000:]
-    assert run.alive() == [] and not list(tmp_path.rglob(".tmp-*"))
+    assert run.is_gone() and not list(tmp_path.rglob(".tmp-*"))
     assert "the same command goes on from there" in run.output() and "Traceback" not in run.output()
     done = finished(tmp_path)
     assert 1 <= len(done) < CELLS and all(is_done(tmp_path / "results", p.parent.name) for p in done)
@@ -280,8 +279,7 @@ def test_an_engine_ends_when_its_run_is_killed(tmp_path: Path) -> None:
         assert run.engines()
         os.kill(run.process.pid, signal.SIGKILL)  # the driver alone, as the kernel does for want of memory
         run.ends()
-        while run.alive():  # the test's own limit of time is the only one here
-            time.sleep(0.1)
+        assert run.is_gone()
     finally:
         run.kill()
 
@@ -315,7 +313,7 @@ def test_a_cell_whose_engine_died_is_tried_again_once_and_the_others_are_kept(
     assert output.count("α = −1 · gsm8k; given up after 2 such deaths") == 1
     assert output.rstrip().splitlines()[-1].startswith("error: given up after 2 engines died on each: micro")
     assert "pipeline/" not in output.rstrip().splitlines()[-1]
-    assert len(finished(tmp_path)) == 3 and run.alive() == []
+    assert len(finished(tmp_path)) == 3 and run.is_gone()
 
 
 @pytest.mark.slow
@@ -325,7 +323,7 @@ def test_too_little_memory_at_the_start_names_what_to_lower(tmp_path: Path) -> N
     assert run.ends() == 2, run.output()[-3000:]
     last = run.output().rstrip().splitlines()[-1]
     assert last.startswith("error: ") and "engine.kv_cache_gb" in last, run.output()[-3000:]
-    assert run.alive() == []
+    assert run.is_gone()
 
 
 # --- the clock, and models that answer nothing of use
@@ -392,8 +390,9 @@ def test_a_model_that_says_nothing_of_use_gets_an_honest_record(
     assert made.metrics["share_truncated"] == (0.0 if says == "nothing" else 1.0)
     assert task != "gsm8k" or made.metrics["share_not_extracted"] == 1.0
     for sample in made.samples():
-        expected = {"half characters": "\ufffd", "one letter": "A"}.get(says, "")
-        assert set(sample["output"]) == set(expected)
+        expected = {"stop tokens": "<|endoftext|>", "one letter": "A"}.get(says, "")  # half a character is none
+        assert sample["output"] == expected * (len(sample["output"]) // max(1, len(expected)))
+        assert bool(sample["output"]) == bool(expected)
         assert sample["finish"] == ("stop" if says == "nothing" else "length")
         assert sample["tokens"] <= 1 if says == "nothing" else sample["tokens"] > 90
 
