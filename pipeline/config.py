@@ -329,6 +329,9 @@ def _check(config: Config) -> None:
     for name, family in config.families.items():
         if not family.target.id:
             raise UserError(f"families.{name}.target.id: a value is required; set it")
+    for where, chosen_names in (("sizes", config.sizes), ("tasks", config.tasks)):
+        if chosen_names == []:
+            raise UserError(f"nothing to run: {where} is empty; name one, or unset it for all")
     if config.sizes is not None:
         of_size: dict[str, list[str]] = {}
         for name, family in config.families.items():

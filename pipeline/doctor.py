@@ -234,6 +234,9 @@ def folders(config: Config) -> Iterator[Finding]:
                 f"{what} cannot be written: {folder} ({e.strerror}); mend its permissions, or choose another"
             )
             yield Finding("fail", "folder", text)
+    if config.data.folder is not None and not Path(config.data.folder).is_dir():
+        text = f"data.folder={config.data.folder} is not there; make it, or unset it to use the hub"
+        yield Finding("fail", "folder", text)
 
 
 # --- what the checks share
@@ -261,7 +264,7 @@ def _checkpoints(config: Config) -> list[CheckpointConfig]:
 
 
 def _is_local(source: CheckpointConfig) -> bool:
-    return (ROOT / source.id).is_dir()
+    return any(folder.is_dir() for folder in (ROOT / source.id, Path(source.id)))
 
 
 def _cached(source: CheckpointConfig | DatasetConfig) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline import revisions
 from pipeline.config import Config, nearest
 from pipeline.errors import UserError
 from pipeline.evaluate import chat_template_sha, load_task, load_tokenizer, task_manager
@@ -41,6 +42,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     Raises:
         UserError: for a task, condition or document that does not exist.
     """
+    revisions.use(config)
     find_documents(config)
     task = _named("task", options, {t.name: t for t in tasks_of(config)})
     condition = _named("condition", options, {c.name: c for c in conditions_of(config)})

@@ -224,7 +224,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: if there is none, or it is not what was written.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; plan or run the experiment first")
+        raise UserError(f"{path}: no such manifest; run the experiment first")
     manifest = _read_json(path, "run the experiment again")
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != digest(manifest):
         raise DamagedRecord(f"{path}: checksum differs from its content; run the experiment again")

@@ -313,6 +313,18 @@ def test_the_last_box_is_the_answer_to_a_question_of_math500(
     assert loaded.process_results(request.doc, [extracted]) == {"exact_match": score}
 
 
+def test_the_prompt_is_that_of_the_pinned_commit(
+    model: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked = configured(model, own, f"results={tmp_path}"), []
+    config.families["model"].target.id = "me/model"
+    (tmp_path / "hub.lock.json").write_text('{"me/model": "0123abc"}')
+    tokenizer = prompts.load_tokenizer(str(model))
+    monkeypatch.setattr(prompts, "load_tokenizer", lambda *what: asked.append(what) or tokenizer)
+    assert "snarks 1?" in prompts.show(config, {"task": "bbh", "document": "4"})
+    assert asked == [("me/model", "0123abc")]
+
+
 def test_the_prompt_is_shown_with_its_target_and_limits(model: Path, own: Path) -> None:
     text = prompts.show(configured(model, own), {"task": "bbh", "document": "4"})
     assert "snarks 1?" in text  # documents are counted over the subtasks, as in samples.jsonl

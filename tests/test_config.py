@@ -60,6 +60,8 @@ def test_every_option_says_what_it_is(group: str) -> None:
         (["conditions.vector=null"], "'conditions.vector' is not Optional"),
         (["families.micro.base=null", "families.micro.base.id=x"], "a key below a value that is null"),
         (["conditions.vector.prompt=thnk"], "'thnk' is unknown; did you mean 'think'?"),
+        (["sizes=[]"], "nothing to run: sizes is empty"),
+        (["tasks=[]"], "nothing to run: tasks is empty"),
         (["sizes=[2b]"], "sizes: '2b' is unknown; known: micro"),
         (["tasks=[gsm]"], "tasks: 'gsm' is unknown; did you mean 'gsm8k'?"),
         (["sweep.benchmarks=[sciqq]"], "did you mean 'sciq'?"),

@@ -154,6 +154,12 @@ def test_a_folder_that_cannot_be_written_fails(capsys: pytest.CaptureFixture[str
     assert line.startswith("fail") and "/proc/tables" in line
 
 
+def test_documents_that_are_not_there_fail(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    overrides = ["experiment=micro", "data.generator=null", f"data.folder={tmp_path / 'none'}"]
+    status, lines = run(capsys, tmp_path, *overrides)
+    assert status == 1 and any("data.folder=" in line for line in of(lines, "folder"))
+
+
 def test_little_memory_is_a_warning(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, lines = run(
         capsys, tmp_path, "experiment=micro", "engine.kv_cache_gb=100000", "allow_unsandboxed=true"
