@@ -16,6 +16,7 @@ Kept light: vLLM's processes import it again.
 
 import importlib
 import os
+import signal
 import sys
 
 from pipeline import interrupt
@@ -30,7 +31,7 @@ VERBS = ("run", "plan", "config", "doctor", *SHOWN)
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command and return the exit status: 0, 1 for a machine that fails `doctor`, 2 for a user's mistake, 130 or 143 when interrupted."""
+    """Run one command and return the exit status: 0, 1 for a machine that fails `doctor`, 2 for a user's mistake, 130, 141 or 143 when interrupted."""
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return 0
@@ -38,11 +39,18 @@ def main(arguments: list[str]) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
-        return _run(verb, arguments)
+        status = _run(verb, arguments)
+        sys.stdout.flush()
+        return status
     except UserError as e:
         print(f"error: {'; '.join(str(e).splitlines())}", file=sys.stderr)
         return 2
     except OSError as e:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ from pipeline.plan import Condition, Task, conditions_of, locate, tasks_of, want
 ANSWER_TOKENS = 300  # assumed mean length of a generated answer
 SCORED_TOKENS = 40  # a scored document: four options of about 100 tokens, read ten times as fast as written
 UNANSWERED = "the hub does not answer"
-FP32_OVER_BF16 = 2  # a vector has four bytes an entry, a checkpoint two
+FP32_OVER_BF16 = 2  # a vector has at most four bytes an entry, a checkpoint two
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def describe(config: Config) -> str:
         lines[0] += (
             f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
         )
-    lines.append(_disk(config, sources, families))
+    parts = {None, *(c.variant for c in conditions)}
+    lines.append(_disk(config, sources, families, len(parts)))
     if config.engine.device is Device.gpu:
         lines.append(_gpu_hours(config, cells))
     return "\n".join(lines)
@@ -139,9 +140,10 @@ def _tokens(benchmark: BenchmarkConfig) -> int:
     return min(ANSWER_TOKENS, benchmark.max_gen_toks or ANSWER_TOKENS)
 
 
-def _disk(config: Config, sources: list[Source], families: list[str]) -> str:
+def _disk(config: Config, sources: list[Source], families: list[str], parts: int) -> str:
+    """`parts`: how many vectors each family has, the whole one and parts of it."""
     sizes = {s.name: s.size or 0.0 for s in sources}
-    vectors = sum(
+    vectors = parts * sum(
         FP32_OVER_BF16 * sizes[f.grpo.id]
         for name in families
         if (f := config.families[name]).grpo is not None and f.sft is not None
@@ -151,7 +153,7 @@ def _disk(config: Config, sources: list[Source], families: list[str]) -> str:
     while not there.exists():
         there = there.parent
     return (
-        f"  disk: {_gb(download)} to download and {_gb(vectors)} of vectors in float32, records aside;"
+        f"  disk: {_gb(download)} to download and at most {_gb(vectors)} of vectors, records aside;"
         f" {_gb(shutil.disk_usage(there).free / 1e9)} free for results"
     )
 

@@ -122,13 +122,19 @@ def measured(plan: Plan, family: Family, alpha: float) -> str:
 def vector_card(plan: Plan, family: Family) -> str:
     """The card of the vector's own repository: its donors and its geometry."""
     folder = plan.vector_folder(family)
-    donors = Vector.open(folder).description["donors"]
+    description = Vector.open(folder).description
+    donors = description["donors"]
     named = [
         " @ ".join(filter(None, [donors[part]["source"], donors[part]["revision"]]))
         for part in ("grpo", "sft")
     ]
     lines = ["---", "tags: [task-arithmetic, task-vector]", "---", "# A reasoning vector", ""]
     lines += [f"v = θ({named[0]}) − θ({named[1]}), in fp32 (arXiv 2509.01363).", ""]
+    if description["form"] == "compact":
+        lines += [
+            "Its bits are packed: `Vector` in pipeline/vector.py of the code that made it reads them.",
+            "",
+        ]
     lines.append(geometry.table(json.loads((folder / "geometry.json").read_text())))
     return "\n".join(lines)
 

@@ -48,6 +48,15 @@ def test_a_mistake_ends_with_one_line(arguments: list[str], message: str, tmp_pa
     assert not (tmp_path / "results" / "cells").exists()
 
 
+def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipeline", "config", "experiment=micro"]
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU here")
 def test_without_a_gpu_the_paper_stops_at_once_and_names_the_demo(tmp_path: Path) -> None:
     ran = pipeline("experiment=paper", results=tmp_path / "results")
