@@ -42,8 +42,8 @@ def command(root: Path, *more: str) -> list[str]:
 
 
 def finished(root: Path) -> list[Path]:
-    """The records that are there."""
-    return sorted((root / "results" / "cells").glob("*/record.json"))
+    """The records that are there; half a record lies in a folder of another name."""
+    return sorted((root / "results" / "cells").glob("[!.]*/record.json"))
 
 
 class Run:
