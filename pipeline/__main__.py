@@ -16,6 +16,7 @@ Kept light: vLLM's processes import it again.
 
 import importlib
 import os
+import select
 import signal
 import sys
 
@@ -46,16 +47,21 @@ def main(arguments: list[str]) -> int:
         print(f"error: {'; '.join(str(e).splitlines())}", file=sys.stderr)
         return 2
     except OSError as e:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(e, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return 128 + signal.SIGPIPE
         print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
         return interrupt.status()
+
+
+def _nobody_reads() -> bool:
+    """Whether the pipe that takes our output has been closed, as by `head`: its reader has seen enough."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(verb: str, overrides: list[str]) -> int:
