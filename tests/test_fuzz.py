@@ -316,6 +316,7 @@ def test_a_problem_is_changed_soundly_or_left_out(capsys: pytest.CaptureFixture[
     @given(problems, st.sampled_from(names("gsm8k")), st.integers(0, 3))
     @example({"question": "", "answer": ""}, "sentence_order", 0)
     @example({"question": " ", "answer": ""}, "irrelevant_sentences", 0)
+    @example({"question": "", "answer": "So 2+2 = <<2+2=4>>4 nuts.\n#### ."}, "larger_numbers", 0)
     def a_problem_is_changed_soundly_or_left_out(problem: dict[str, str], variant: str, seed: int) -> None:
         try:
             was = replay(problem["answer"])

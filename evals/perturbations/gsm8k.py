@@ -31,7 +31,7 @@ from evals.perturbations.common import (
 
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")
 ANNOTATION = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
-FINAL = re.compile(r"\n#### (-?[\d,.]+)\s*$")
+FINAL = re.compile(rf"\n#### (-?(?:{NUMBER.pattern}))\s*$")
 
 # The replay -------------------------------------------------------------------------------------------------
 
