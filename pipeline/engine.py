@@ -10,9 +10,11 @@ A swap is certified, or refused (`SteeringError`): every live parameter equals t
 """
 
 import importlib.metadata
+import multiprocessing
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 from pipeline.config import Device, EngineConfig
 from pipeline.errors import UserError
 from pipeline.vector import Term
+
+DYING = 15.0  # seconds that an engine whose worker died is given to end
 
 
 class SteeringError(UserError):
@@ -49,6 +53,7 @@ class Engine:
         options: dict[str, Any] = {}
         if config.kv_cache_gb is not None and config.device is Device.gpu:
             options["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
+        others = set(multiprocessing.active_children())
         try:
             self.lm = SteeredLM(
                 pretrained=str(model),
@@ -66,6 +71,7 @@ class Engine:
             )
         except (RuntimeError, ValueError, MemoryError) as e:
             raise UserError(_start_failure(e, config)) from e
+        self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
 
     def steer(self, target: Path, terms: Sequence[Term] = ()) -> None:
         """Replace the live weights by `target` + Σ α·v.
@@ -87,11 +93,15 @@ class Engine:
             )
 
     def alive(self) -> bool:
-        """Whether every worker still answers."""
-        try:
-            self.lm.model.collective_rpc("check_health", timeout=60)
-        except Exception:  # noqa: BLE001  whatever a dead one says
-            return False
+        """Whether none of its processes has ended, asked when a call failed: a dying one takes seconds to end.
+
+        Not by a call, which would wait for ever for the answer of one that dies now.
+        """
+        until = time.monotonic() + DYING
+        while self.processes and time.monotonic() < until:
+            if not all(process.is_alive() for process in self.processes):
+                return False
+            time.sleep(0.1)
         return True
 
     def close(self) -> None:

@@ -159,8 +159,8 @@ class Runner:
             engine = self._engine(cell.family)
             try:
                 return self._run(engine, cell)
-            except Exception:  # vLLM tells of a dead worker in several ways, by the call that was under way
-                if engine.alive():
+            except Exception as e:  # vLLM tells of a dead worker in several ways, by the call that was under way
+                if isinstance(e, UserError) or engine.alive():
                     raise
                 self.close()
                 again = (
