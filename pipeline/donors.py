@@ -116,6 +116,8 @@ def load_recipe(path: Path, **overrides: str) -> Recipe:
             raise UserError(
                 f"recipe {path}: unknown key {key!r}{f', did you mean {near[0]!r}?' if near else ''}"
             )
+        if known[key] is int and type(value) is not int:
+            raise UserError(f"recipe {path}: {key} must be a whole number, found {value!r}")
         if known[key] is float:  # yaml reads 2e-3 as a string
             try:
                 values[key] = float(value)
@@ -524,10 +526,11 @@ def main(arguments: list[str]) -> int:
     try:
         options = dict(argument.split("=", 1) for argument in arguments)
         recipe, out = Path(options.pop("recipe")), Path(options.pop("out"))
-        make_donors(load_recipe(recipe, **options), out)
     except (ValueError, KeyError):
         print(f"error: expected recipe=FILE out=FOLDER [key=value …], found {arguments}", file=sys.stderr)
         return 2
+    try:
+        make_donors(load_recipe(recipe, **options), out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

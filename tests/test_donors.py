@@ -163,6 +163,9 @@ def test_a_learning_rate_that_is_no_number_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("sft_lr: fast\n")
     with pytest.raises(UserError, match="sft_lr must be a number, found 'fast'"):
         load_recipe(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("seed: 1.5")
+    with pytest.raises(UserError, match="seed must be a whole number, found 1.5"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
