@@ -159,7 +159,7 @@ class Runner:
             engine = self._engine(cell.family)
             try:
                 return self._run(engine, cell)
-            except Exception as e:  # vLLM tells of a dead worker in several ways, by the call that was under way
+            except Exception as e:  # vLLM tells of a dead worker in several ways
                 if isinstance(e, UserError) or engine.alive():
                     raise
                 self.close()

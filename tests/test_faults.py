@@ -390,7 +390,8 @@ def test_a_model_that_says_nothing_of_use_gets_an_honest_record(
     assert made.metrics["share_truncated"] == (0.0 if says == "nothing" else 1.0)
     assert task != "gsm8k" or made.metrics["share_not_extracted"] == 1.0
     for sample in made.samples():
-        expected = {"stop tokens": "<|endoftext|>", "one letter": "A"}.get(says, "")  # half a character is none
+        # half a character is none
+        expected = {"stop tokens": "<|endoftext|>", "one letter": "A"}.get(says, "")
         assert sample["output"] == expected * (len(sample["output"]) // max(1, len(expected)))
         assert bool(sample["output"]) == bool(expected)
         assert sample["finish"] == ("stop" if says == "nothing" else "length")
