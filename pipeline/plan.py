@@ -34,7 +34,7 @@ from pipeline.config import (
 )
 from pipeline.errors import UserError
 from pipeline.records import SCHEMA, digest, is_done
-from pipeline.vector import Term, Variant, Vector
+from pipeline.vector import NOISE, VARIANTS, Term, Variant, Vector
 
 PROTOCOL = 1  # raise it when pipeline/evaluate.py or lm.py changes what an answer or a score is
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
@@ -297,7 +297,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _vector_key(family: Family, variant: Variant | None) -> str | None:
-    return family.vector_key if variant is None else digest([family.vector_key, asdict(variant)])
+    return family.vector_key if variant is None else digest([family.vector_key, asdict(variant), VARIANTS])
 
 
 def wanted(config: Config, family: FamilyConfig, condition: Condition, task: Task) -> bool:
@@ -453,6 +453,7 @@ def _inputs(
     if condition.alpha:  # α = 0 is the target, bit for bit
         vector = _vector_key(family, condition.variant)
         weights |= {"vector": vector, "alpha": condition.alpha, "random_seed": condition.seed}
+        weights |= {"noise": NOISE} if condition.seed is not None else {}
     if condition.plus:
         weights["plus"] = [[families[name].vector_key, alpha] for name, alpha in condition.plus]
     b, chat = task.config, takes_chat_template(family.config, condition.weights)
@@ -488,12 +489,15 @@ def _inputs(
 def _numerics(config: Config) -> dict[str, Any]:
     """Engine options that can move an answer. In float32 greedy answers do not move with the batch."""
     e = config.engine
-    numerics: dict[str, Any] = {"device": e.device.value, "dtype": e.dtype}
+    numerics: dict[str, Any] = {
+        "device": e.device.value,
+        "dtype": e.dtype,
+        "tensor_parallel_size": e.tensor_parallel_size,
+    }
     if e.dtype != "float32":
         numerics |= {
             "batch_invariant": e.batch_invariant,
             "max_num_seqs": None if e.batch_invariant else e.max_num_seqs,
-            "tensor_parallel_size": e.tensor_parallel_size,
             "enforce_eager": e.enforce_eager,
         }
     return numerics

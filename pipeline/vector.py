@@ -59,6 +59,8 @@ from pipeline.errors import UserError
 
 FILE = "vector.safetensors"
 RECIPE = "steering.json"
+# Versions, which keys hold: raise one when the same settings would give other numbers.
+VARIANTS, NOISE = 1, 1
 
 
 @dataclass(frozen=True)

@@ -168,3 +168,11 @@ def test_of_two_runs_that_start_together_one_computes_and_the_other_finds_it_don
     assert "starting the engine" not in waited[0] and " 0 to do" in waited[0]
     assert sum(len(re.findall(r"^\[ *\d+/", text, re.M)) for text in texts) == len(finished(tmp_path))
     assert not list(tmp_path.rglob(".tmp-*")) and not list(tmp_path.rglob(".lock"))
+
+
+def test_what_a_killed_run_left_inside_of_what_it_left_is_removed_too(tmp_path: Path) -> None:
+    inner = tmp_path / "vectors" / ".tmp-folder" / ".tmp-vector.safetensors.x"
+    inner.mkdir(parents=True)
+    (inner / "new").write_bytes(b"half")
+    with held(tmp_path, "next", lambda line: None):
+        assert not list(tmp_path.rglob(".tmp-*"))
