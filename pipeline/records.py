@@ -258,7 +258,8 @@ def held(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[Non
         who = f"the run '{name}' of pid {os.getpid()} on {platform.node()} since {since}"
         os.ftruncate(lock, 0)
         os.pwrite(lock, who.encode(), 0)
-        for pattern in (".tmp-*", "*/.tmp-*", "vectors/*/.tmp-*"):  # the outer first: they may hold inner ones
+        # The outer first: they may hold inner ones.
+        for pattern in (".tmp-*", "*/.tmp-*", "vectors/*/.tmp-*"):
             for left in list(folder.glob(pattern)):
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         yield
