@@ -521,7 +521,7 @@ def _published_line(
 ) -> list[list[Text]]:
     """The paper's numbers for a row, in families of a size that it reports; dashes where it is silent."""
     size = grid.families[family]["published_size"]
-    if size is None or row.name == REFERENCE:
+    if size is None or row.name == REFERENCE or not grid.is_whole(row.members[0]):
         return []
     entries = []
     for benchmark in benchmarks:
@@ -542,7 +542,7 @@ def _published_line(
 def _published_facts(grid: Grid, family: str, row: Row, benchmark: str) -> dict[str, Any]:
     size, name = (grid.families[family]["published_size"], grid.benchmarks[benchmark]["published"])
     facts: dict[str, Any] = {"published_difference": None, "published_score": None, "published_source": None}
-    figures = claims.published_figures(size, name, row.name)
+    figures = claims.published_figures(size, name, row.name) if grid.is_whole(row.members[0]) else []
     for figure in figures:
         facts |= {f"published_{k}": figure[k] for k in ("difference", "score") if k in figure}
     sources = dict.fromkeys(source for figure in figures for source in figure["source"])
