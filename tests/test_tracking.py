@@ -198,17 +198,19 @@ def test_online_without_a_key_is_refused(config: Config) -> None:
 
 @pytest.fixture
 def hanging() -> Iterator[Callable[[str], str]]:
-    """Starts a server that takes connections and never answers `POST`, or nothing at all; returns its address."""
+    """Starts a server that never answers `POST`, or nothing at all, or that knows no key; returns its address."""
     ended, servers = threading.Event(), []
 
     class Handler(BaseHTTPRequestHandler):
         silent: tuple[str, ...] = ()
+        status = 200
 
         def answer(self) -> None:
             if self.command in self.silent:
                 ended.wait()
                 return
-            self.send_response(200)
+            self.send_response(self.status if self.command == "POST" else 200)
+            self.send_header("Content-Length", "0")
             self.end_headers()
 
         do_GET = do_POST = answer
@@ -217,8 +219,9 @@ def hanging() -> Iterator[Callable[[str], str]]:
             pass
 
     def start(what: str) -> str:
-        silent = ("POST",) if what == "POST" else ("GET", "POST")
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Silent", (Handler,), {"silent": silent}))
+        silent = {"POST": ("POST",), "all": ("GET", "POST"), "key": ()}[what]
+        kind = type("Silent", (Handler,), {"silent": silent, "status": 401 if what == "key" else 200})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -230,14 +233,15 @@ def hanging() -> Iterator[Callable[[str], str]]:
         server.server_close()
 
 
-@pytest.mark.parametrize("server", ["refuses", "hangs", "hangs when data come"])
-def test_a_server_that_does_not_answer_costs_one_line_and_loses_nothing(
+@pytest.mark.parametrize("server", ["refuses", "hangs", "hangs when data come", "knows no such key"])
+def test_a_server_that_takes_nothing_costs_one_line_and_loses_nothing(
     server: str, config: Config, hanging: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "ANSWER_WITHIN", 0.5)
     monkeypatch.setattr(tracking, "UPLOAD_WITHIN", 2.0)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    address = {"refuses": "http://127.0.0.1:9", "hangs": hanging("all")}.get(server) or hanging("POST")
+    modes = {"hangs": "all", "hangs when data come": "POST", "knows no such key": "key"}
+    address = "http://127.0.0.1:9" if server == "refuses" else hanging(modes[server])
     monkeypatch.setenv("WANDB_BASE_URL", address)
     (line,) = track(config)
     assert "not uploaded" in line and "wandb sync" in line and "0" * 40 not in line
