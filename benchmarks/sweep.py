@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from benchmarks.parity import local_task
-from evals.micro import write_benchmarks
 from pipeline.config import ROOT, compose
 from pipeline.engine import prepare_environment
 from pipeline.evaluate import task_manager
@@ -36,18 +35,12 @@ Scores = dict[tuple[float, str], float]
 def main(overrides: list[str]) -> int:
     """Run both sides, print the ratio, and return 0 if every score is equal, else 1."""
     with tempfile.TemporaryDirectory() as work:
-        suite = compose(["experiment=micro"]).benchmarks
-        # Files of just the documents that are asked: `lm_eval --limit` is one number for all tasks.
-        limits = {name: b.limit for name, b in suite.items() if b.limit is not None}
-        write_benchmarks(Path(work) / "data", 0, limits)
         fixed = [
             "experiment=micro",
             "conditions=baseline",
             f"alpha={ALPHAS}".replace(" ", ""),
             "benchmarks.gsm8k.variants=[]",
             "tracking=disabled",
-            "data.generator=null",
-            f"data.folder={work}/data",
             f"results={work}/results",
             *overrides,
         ]

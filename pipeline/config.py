@@ -196,6 +196,9 @@ class DataConfig:
 
     folder: str | None = None
     generator: str | None = None  # "micro": the folder is written by evals.micro when it is missing
+    sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # documents that it writes, where not evals.micro.SIZES
     seed: int = 0
 
 

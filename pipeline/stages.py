@@ -69,13 +69,19 @@ def _generated(config: Config) -> Path:
     """The folder of generated documents, made unless this version of the generator has made it already."""
     if config.data.generator != "micro":
         raise UserError(f"data.generator: expected 'micro' or null, found '{config.data.generator}'")
-    from evals.micro import write_benchmarks
+    from evals.micro import SIZES, write_benchmarks
 
+    sizes = config.data.sizes
+    for name, size in sizes.items():
+        if name not in SIZES or size < 1:
+            raise UserError(
+                f"data.sizes.{name}={size}: expected a number of documents for one of {', '.join(SIZES)}"
+            )
     code = [code_fingerprint(path) for path in sorted((ROOT / "evals" / "micro").glob("*.py"))]
-    folder = Path(config.results) / "data" / f"micro-{digest([code, config.data.seed])[:12]}"
+    folder = Path(config.results) / "data" / f"micro-{digest([code, config.data.seed, SIZES | sizes])[:12]}"
     if not folder.is_dir():
         with new_folder(folder) as temporary:
-            write_benchmarks(temporary, config.data.seed)
+            write_benchmarks(temporary, config.data.seed, sizes)
     return folder
 
 

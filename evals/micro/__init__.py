@@ -22,8 +22,13 @@ from evals.micro import arithmetic, code, reading
 from evals.micro.reasoning import SUBTASKS as SUBTASKS
 
 FORMS = ("gsm8k", "humaneval", "sciq", "bbh")
-# bbh: for each subtask. The demo asks the first documents of each (conf/suite/micro.yaml), families of five seeds all.
-SIZES = {"gsm8k": 2000, "gsm8k_train": 3000, "humaneval": 500, "sciq": 500, "bbh": 125}
+SIZES = {
+    "gsm8k": 600,
+    "gsm8k_train": 3000,
+    "humaneval": 100,
+    "sciq": 300,
+    "bbh": 100,
+}  # bbh: for each subtask
 TEST_STEPS = (0.25, 0.25, 0.25, 0.25)  # share of problems with 1, 2, 3, 4 steps
 TRAIN_STEPS = (0.40, 0.34, 0.20, 0.06)  # the harder ones are rarer in training
 TEST_SHARE = 8  # one in eight possible documents is for testing
