@@ -52,7 +52,7 @@ def main(overrides: list[str]) -> int:
         theirs_seconds, theirs = stock_scores(plan, Path(work))
         differing = {
             f"α={a:g} {task}": (ours[a, task], theirs[a, task])
-            for a, task in ours
+            for a, task in theirs
             if ours[a, task] != theirs[a, task]
         }
         found = {
