@@ -146,6 +146,21 @@ def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> 
         hub.repositories["models", SFT] = served
 
 
+def test_a_data_set_without_a_revision_is_pinned_too(hub: Hub, root: Path, tmp_path: Path) -> None:
+    small = ["sizes=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
+    name, overrides = "datasets/openai/gsm8k", [*small, "benchmarks.gsm8k.dataset.revision=null"]
+    lock = tmp_path / "results" / "hub.lock.json"
+    commit = hub.repositories["datasets", "openai/gsm8k"].revision
+
+    def plan() -> str:
+        ran = pipeline(tmp_path, hub.environment(tmp_path / "cache"), "plan", "experiment=paper", *overrides)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    assert "is pinned from now on" in plan() and json.loads(lock.read_text())[name] == commit
+    assert f"{name}@{commit[:12]}" in plan().partition("pinned by")[2]
+
+
 def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
     overrides = ["experiment=micro", "tasks=[gsm8k]", "conditions=baseline", "alpha=[0.5]", "limit=3"]
     family = shutil.copytree(ROOT / "models" / "micro", tmp_path / "models")

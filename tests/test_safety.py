@@ -63,7 +63,7 @@ def test_a_candidate_that_shouts_its_environment_shouts_no_secret(monkeypatch: p
     answer = (
         "    import os\n"
         "    found = [str(dict(os.environ))]\n"
-        "    for path in ('/proc/self/environ', '/proc/1/environ', '/root/.netrc', '/root/.cache'):\n"
+        f"    for path in ('/proc/self/environ', '/proc/1/environ', '{Path.home()}/.netrc', '{Path.home()}/.cache'):\n"
         "        try:\n            found.append(open(path).read())\n"
         "        except OSError as e:\n            found.append(str(e))\n"
         "    return ' '.join(found)\n"

@@ -279,8 +279,8 @@ for path in ('/proc/1/mem', '/proc/1/environ', '/proc/1/fd/0', '/proc/self/mem',
 """,
     "token from the home folder": SHOUT
     + WRONG
-    + """
-for path in (os.path.expanduser('~/.netrc'), '/root/.bashrc', '/home', '/etc/passwd', '/etc/hostname'):
+    + f"""
+for path in (os.path.expanduser('~/.netrc'), '{Path.home()}/.bashrc', '/home', '/etc/passwd', '/etc/hostname'):
     try: shout(open(path).read())
     except OSError: pass
 """,
