@@ -131,10 +131,8 @@ def memory(config: Config) -> Iterator[Finding]:
     if config.engine.device is Device.cpu:
         needed += FP32_OVER_BF16 * max((s.size_gb or 0.0 for s in _checkpoints(config)), default=0.0)
     text = f"{available:.1f} GB free, about {needed:.1f} GB needed"
-    if available >= needed:
-        yield Finding("ok", "memory", text)
-    else:
-        yield Finding("warning", "memory", f"{text}; end other programs, or lower engine.kv_cache_gb")
+    remedy = "end other programs, or lower engine.kv_cache_gb"
+    yield _enough(available, needed, "warning", "memory", text, remedy)
 
 
 def disk(config: Config) -> Iterator[Finding]:
@@ -151,10 +149,13 @@ def disk(config: Config) -> Iterator[Finding]:
     ):
         free = shutil.disk_usage(_existing(Path(folder))).free / 1e9
         text = f"{free:.1f} GB free for the {what}, about {needed:.1f} GB needed"
-        if free >= needed:
-            yield Finding("ok", "disk", text)
-        else:
-            yield Finding("fail", "disk", f"{text}; free space, or put it on another disk")
+        yield _enough(free, needed, "fail", "disk", text, "free space, or put it on another disk")
+
+
+def _enough(
+    free: float, needed: float, otherwise: Literal["warning", "fail"], what: str, text: str, remedy: str
+) -> Finding:
+    return Finding("ok", what, text) if free >= needed else Finding(otherwise, what, f"{text}; {remedy}")
 
 
 def hub(config: Config) -> Iterator[Finding]:
@@ -183,19 +184,19 @@ def hub(config: Config) -> Iterator[Finding]:
 
 
 def wandb(config: Config) -> Iterator[Finding]:
-    from pipeline.tracking import _has_key, _server
+    from pipeline.tracking import has_key, server
 
     mode = config.tracking.mode
     if Stage.track not in config.stages or mode in (Tracking.disabled, Tracking.offline):
         yield Finding("ok", "W&B", "nothing is sent")
-    elif _has_key():
-        server = _server() if "//" in _server() else f"https://{_server()}"
-        refused = _unreachable(server)
+    elif has_key():
+        address = server() if "//" in server() else f"https://{server()}"
+        refused = _unreachable(address)
         if refused is None:
-            yield Finding("ok", "W&B", f"a key is known, {server} answers")
+            yield Finding("ok", "W&B", f"a key is known, {address} answers")
         else:
             yield Finding(
-                "warning", "W&B", f"{server}: {refused}; mend the network, or set tracking.mode=offline"
+                "warning", "W&B", f"{address}: {refused}; mend the network, or set tracking.mode=offline"
             )
     elif mode is Tracking.online:
         text = "tracking.mode=online and no key is known; run `wandb login`, or set tracking.mode=offline"

@@ -89,23 +89,23 @@ def _short(error: BaseException) -> str:
 
 def _mode(wanted: Tracking) -> str:
     if wanted is Tracking.auto:
-        return "online" if _has_key() else "offline"
-    if wanted is Tracking.online and not _has_key():
+        return "online" if has_key() else "offline"
+    if wanted is Tracking.online and not has_key():
         raise UserError(
             "tracking.mode=online: no W&B API key; run `wandb login`, or set tracking.mode=offline"
         )
     return str(wanted.value)
 
 
-def _server() -> str:
+def server() -> str:
     return os.environ.get("WANDB_BASE_URL") or SERVER
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators(_server().split("//")[-1].split("/")[0]) is not None
+        return netrc.netrc().authenticators(server().split("//")[-1].split("/")[0]) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -146,11 +146,11 @@ def _id(grid: Grid, what: str, keys: list[str]) -> str:
 def silence() -> str:
     """Why the server does not answer within seconds; nothing if it does."""
     try:
-        urllib.request.urlopen(_server(), timeout=ANSWER_WITHIN).close()
+        urllib.request.urlopen(server(), timeout=ANSWER_WITHIN).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except (OSError, ValueError, http.client.HTTPException) as e:
-        return f"{_server()} does not answer: {_short(e)}"
+        return f"{server()} does not answer: {_short(e)}"
     return ""
 
 
