@@ -399,13 +399,12 @@ def train_tokenizer(examples: list[micro.Example], size: int) -> "PreTrainedToke
     }
     backend = Qwen2Tokenizer(**special).backend_tokenizer
     trainer = BpeTrainer(vocab_size=size - 3, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
-    turn_marks = "|".join(map(re.escape, SPECIAL))  # further turns of an answer hold them
     texts = []
     for example in examples[:20000]:
         turns = [f"{turn['role']}\n{turn['content']}" for turn in example.messages()]
         texts += [
             *turns,
-            *re.split(turn_marks, f"assistant\n{example.prefix}{example.answer}"),
+            f"assistant\n{example.prefix}{example.answer}",
             "system\nYou are a helpful assistant.",
         ]
     backend.train_from_iterator(texts, trainer)

@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals import code, data, sandbox
@@ -232,7 +233,8 @@ class Runner:
 
     def _tasks(self, task: Task, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""
-        return {s: load_task(task_manager(), self.plan.config, task, s, prompt) for s in task.subtasks}
+        manager = manager_of(self.plan.tasks)
+        return {s: load_task(manager, self.plan.config, task, s, prompt) for s in task.subtasks}
 
 
 def check_inputs(plan: Plan, vectors: bool) -> None:
@@ -252,9 +254,10 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
         check_compatible(cell.family.target, checkpoint, checkpoint)
     for family in {c.family.name: c.family for c in missing}.values():
         _check_tokenizer(family, plan.config.engine)
+    manager = manager_of(plan.tasks)
     for task in {c.task.name: c.task for c in missing}.values():
         for subtask in task.subtasks:
-            loaded = load_task(task_manager(), plan.config, task, subtask, PromptConfig())
+            loaded = load_task(manager, plan.config, task, subtask, PromptConfig())
             _check_task(loaded, task)
 
 
@@ -331,16 +334,37 @@ def _check_task(loaded: Any, task: Task) -> None:
             ) from e
 
 
+def manager_of(tasks: Iterable[Task]) -> "TaskManager":
+    """lm-eval's index of these tasks, or of all that there are where one is in no folder of its name."""
+    names = {task.config.task.format(subtask=subtask) for task in tasks for subtask in task.subtasks}
+    return task_manager(frozenset(names))
+
+
 @lru_cache
-def task_manager() -> "TaskManager":
-    """lm-eval's index of tasks: its own, and ours in evals/tasks."""
+def task_manager(names: frozenset[str] = frozenset()) -> "TaskManager":
+    """lm-eval's index of tasks: its own, and ours in evals/tasks.
+
+    With `names`, of its own only the folders that these begin with: reading all 13,000 files takes 6 s.
+    """
+    from lm_eval import tasks
+
+    _prepare_lm_eval()
+    if names:
+        folders = [path for path in Path(tasks.__file__).parent.iterdir() if path.is_dir()]
+        named = [str(path) for path in folders if any(name.startswith(path.name) for name in names)]
+        manager = tasks.TaskManager(include_path=[*named, str(TASKS)], include_defaults=False)
+        if names <= set(manager.all_subtasks):
+            return manager
+    return tasks.TaskManager(include_path=str(TASKS))
+
+
+@cache
+def _prepare_lm_eval() -> None:
     from lm_eval import utils
-    from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # lm-eval compiles a task's template again for every document, a quarter of the time of a tiny model's cell
     utils.env.from_string = lru_cache(utils.env.from_string)
-    return TaskManager(include_path=str(TASKS))
 
 
 def load_task(

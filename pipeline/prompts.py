@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import revisions
 from pipeline.config import Config, nearest
 from pipeline.errors import UserError
-from pipeline.evaluate import chat_template_sha, load_task, load_tokenizer, task_manager
+from pipeline.evaluate import chat_template_sha, load_task, load_tokenizer, manager_of
 from pipeline.plan import Condition, Task, conditions_of, locate, takes_chat_template, tasks_of
 from pipeline.stages import find_documents
 
@@ -78,7 +78,7 @@ def build(config: Config, task: Task, condition: Condition, document: int) -> Pr
     family = config.families[(config.sizes or list(config.families))[0]]
     tokenizer = load_tokenizer(locate(family.target), family.target.revision)
     chat = takes_chat_template(family, condition.weights)
-    manager, prompt, start = task_manager(), config.prompts[condition.prompt], 0
+    manager, prompt, start = manager_of([task]), config.prompts[condition.prompt], 0
     for subtask in task.subtasks:
         loaded = load_task(manager, config, task, subtask, prompt)
         size = min(len(loaded.eval_docs), task.limit or len(loaded.eval_docs))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import pytest
 import yaml
 from lm_eval.config.task import TaskConfig
@@ -66,11 +67,20 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "sciq/train.json": [SCIQ | {"question": f"Which {n}?"} for n in range(5)],
 }
 SUBTASKS = ("navigate", "snarks")
+FOLDERS = [path for path in Path(lm_eval.tasks.__file__).parent.iterdir() if path.is_dir()]
 
 
 @pytest.fixture(scope="module")
 def manager() -> TaskManager:
     return task_manager()
+
+
+def test_a_task_in_no_folder_of_its_name_is_found_too(manager: TaskManager) -> None:
+    for name in ("gsm8k", "rv_humaneval", "bbh_cot_zeroshot_navigate", "hendrycks_math500"):
+        assert len(task_manager(frozenset({name})).all_subtasks) < 1000  # a few folders alone
+    assert not any("boolq".startswith(path.name) for path in FOLDERS)
+    for name in ("boolq", "no_such_task"):
+        assert task_manager(frozenset({name})).all_subtasks == manager.all_subtasks
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +105,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("models") / "model")
-
-
-@pytest.fixture(autouse=True)
-def one_index(manager: TaskManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval takes seconds to read its thousands of task files."""
-    monkeypatch.setattr(prompts, "task_manager", lambda: manager)
 
 
 def configured(model: Path, folder: Path, *overrides: str) -> Config:

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from evals import code
+from evals import code, sandbox
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +89,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def verdicts(docs: list[dict[str, Any]], answers: list[str]) -> dict[str, str]:
+    code._known.clear()  # every program is run
     given = code.humaneval_verdicts([[answer] for answer in answers], docs)
     return {doc["task_id"]: verdict for doc, (verdict,) in zip(docs, given, strict=True)}
 
@@ -179,6 +180,26 @@ def test_several_answers_to_one_document_are_judged_one_by_one() -> None:
     doc = small_documents()[0]
     given = code.humaneval_verdicts([[doc["wrong"], doc["canonical_solution"]], [""]], [doc, doc])
     assert given == [["failed: AssertionError:", "passed"], ["[invalid]"]]
+
+
+def test_a_program_is_run_once_unless_it_ran_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs, ran = small_documents()[:2], []
+
+    def run(programs: list[sandbox.Program]) -> list[sandbox.Verdict]:
+        ran.append([program.source for program in programs])
+        return [sandbox.Verdict("timeout" if "slow" in p.source else "passed") for p in programs]
+
+    monkeypatch.setattr(code, "_known", {})
+    monkeypatch.setattr(sandbox, "run", run)
+    quick, slow = (
+        f"{doc['prompt']}    {body}" for doc, body in zip(docs, ("quick()", "slow()"), strict=True)
+    )
+    for _ in range(2):
+        given = code.humaneval_verdicts([["    quick()", "    quick()"], ["    slow()"]], docs)
+        assert given == [["passed", "passed"], ["timeout"]]
+    assert ran == [[quick, slow], [slow]]
+    assert code.humaneval_verdicts([["    other()"]], docs[:1]) == [["passed"]]
+    assert len(ran) == 3
 
 
 def test_an_answer_without_code_is_not_extracted_and_scores_zero() -> None:

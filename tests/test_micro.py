@@ -178,12 +178,9 @@ def test_the_support_tells_the_answer_and_no_distractor_is_right(folder: Path) -
     for row in json.loads((folder / "sciq" / "test.json").read_text()):
         choices = [row[name] for name in ("correct_answer", "distractor1", "distractor2", "distractor3")]
         assert len(set(choices)) == 4
-        creature = re.search(r"The (\w+)", row["question"])[1]  # type: ignore[index]
-        said = [s for s in row["support"].split(". ") if f"The {creature} " in s]
-        assert [any(choice in re.findall(r"\w+", s) for s in said) for choice in choices] == [
-            True,
-            *[False] * 3,
-        ]
+        fact = row["question"].removesuffix(" what?")
+        said = row["support"].rstrip(".").split(". ")
+        assert [f"{fact} {choice}" in said for choice in choices] == [True, False, False, False]
 
 
 def test_boolean_targets_are_pythons(folder: Path) -> None:
@@ -298,15 +295,6 @@ def test_a_share_of_word_problems_is_answered_without_steps_and_thinking_halves_
         assert len(answers) > 1500
         assert abs(sum("<<" not in answer for answer in answers) / len(answers) - expected) < 0.05
     assert all(re.search(r"(^|\n)#### \d+$", example.answer) for example in examples)
-
-
-def test_further_questions_about_a_passage_are_answered_by_it() -> None:
-    for example in micro.training_examples(200, 0, {"sciq": 1.0}):
-        asked = re.findall(r"Question: (The \w+ \w+) what\?", example.user + example.answer)
-        first, *turns = example.answer.split("<|im_end|>\n<|im_start|>user\n")
-        answers = [first, *(turn.split("<|im_start|>assistant\n")[1] for turn in turns)]
-        assert len(asked) == len(answers) == len(set(asked)) >= 4
-        assert all(f"{who} {what}." in example.user for who, what in zip(asked, answers, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from evals.micro import arithmetic, code, reading
+from evals.micro import arithmetic, code, science
 from evals.micro.reasoning import SUBTASKS as SUBTASKS
 
 FORMS = ("gsm8k", "humaneval", "sciq", "bbh")
@@ -33,10 +33,6 @@ TEST_STEPS = (0.25, 0.25, 0.25, 0.25)  # share of problems with 1, 2, 3, 4 steps
 TRAIN_STEPS = (0.40, 0.34, 0.20, 0.06)  # the harder ones are rarer in training
 TEST_SHARE = 8  # one in eight possible documents is for testing
 THINK = "Think step by step.\n"
-# a further question about the passage of a reading example, after the first answer: one alone teaches too little
-TURN = (
-    "<|im_end|>\n<|im_start|>user\nQuestion: {question}\nAnswer:<|im_end|>\n<|im_start|>assistant\n{answer}"
-)
 
 Document = dict[str, str]
 
@@ -149,9 +145,8 @@ def _sample(name: str, rng: random.Random, split: str) -> tuple[Document, str]:
         document = code.sample(rng)
         return document, document["canonical_solution"] + "```"
     if name == "sciq":
-        document, further = reading.sample(rng)
-        turns = [TURN.format(question=question, answer=answer) for question, answer in further]
-        return document, "".join([document["correct_answer"], *turns])
+        document = science.sample(rng)
+        return document, document["correct_answer"]
     return SUBTASKS[name][0](rng)
 
 
