@@ -1,6 +1,6 @@
 """What a task vector looks like beside the model that it is added to: norms, sparsity, rounding, direction.
 
-`report` is data for geometry.json, `table` the same in Markdown, `heat_map` the relative norms as a figure.
+`report` is data for a geometry file, `table` the same in Markdown, `heat_map` the relative norms as a figure.
 Everything is measured in pieces, with sums in fp64, over the entries that all models have (rows of padding are
 left out). What is reported follows arXiv 2505.11711 (sparsity) and 2605.00610 (norms and sign conflicts).
 """

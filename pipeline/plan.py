@@ -181,6 +181,10 @@ class Plan:
     def vector_folder(self, family: Family, variant: Variant | None = None) -> Path:
         return self.results / "vectors" / str(_vector_key(family, variant))
 
+    def geometry_file(self, family: Family, variant: Variant | None = None) -> Path:
+        """Beside the vector; named by the target, because targets can share donors and so a vector."""
+        return self.vector_folder(family, variant) / f"geometry-{family.target.fingerprint[:12]}.json"
+
     def needs_vector(self) -> bool:
         return any(c.weights in (Weights.vector, Weights.random) for c in self.conditions)
 
@@ -194,7 +198,7 @@ class Plan:
                     "label": f.config.label,
                     "group": f.config.group,
                     "published_size": f.config.published_size,
-                    "geometry": str(self.vector_folder(f) / "geometry.json") if f.vector_key else None,
+                    "geometry": str(self.geometry_file(f)) if f.vector_key else None,
                 }
                 for f in self.families.values()
             },

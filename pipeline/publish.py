@@ -135,7 +135,11 @@ def vector_card(plan: Plan, family: Family) -> str:
             "Its bits are packed: `Vector` in pipeline/vector.py of the code that made it reads them.",
             "",
         ]
-    lines.append(geometry.table(json.loads((folder / "geometry.json").read_text())))
+    path = plan.geometry_file(family)
+    try:
+        lines.append(geometry.table(json.loads(path.read_text())))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: no whole geometry of this target there; run the stage 'extract'") from None
     return "\n".join(lines)
 
 

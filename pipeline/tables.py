@@ -465,7 +465,7 @@ def cost(grid: Grid) -> Table:
 
 
 def geometry_report(grid: Grid, family: str) -> dict[str, Any]:
-    """The geometry.json that the manifest names for a family.
+    """The geometry file that the manifest names for a family.
 
     Raises:
         UserError: when it is not named, missing or unreadable.
@@ -473,9 +473,8 @@ def geometry_report(grid: Grid, family: str) -> dict[str, Any]:
     label, name = grid.families[family]["label"], grid.families[family]["geometry"]
     if name is None:
         raise UserError(f"{label}: the manifest names no geometry report; run the extract stage to make one")
-    path = grid.results.joinpath(
-        *Path(name).parts[-3:]
-    )  # vectors/<key>/geometry.json, wherever the folder is now
+    # vectors/<key>/geometry-<target>.json, wherever the folder is now
+    path = grid.results.joinpath(*Path(name).parts[-3:])
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

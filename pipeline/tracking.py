@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ class _Logger:
 
     def __init__(self, config: Config, grid: Grid) -> None:
         self.config, self.grid, self.results = config, grid, Path(config.results)
-        self.geometries: dict[str, dict[str, Any]] = {}  # by the key of a vector
+        self.geometries: dict[tuple[str, str], dict[str, Any]] = {}  # by a vector's key and the files' name
         self.entries: dict[str, Any] = {}  # references to vectors' files, whose checksums are known
 
     def log(self, run: Run) -> None:
@@ -277,21 +278,21 @@ class _Logger:
         weights = cell.inputs["weights"]
         return [*filter(None, [weights.get("vector")]), *(key for key, _ in weights.get("plus", []))]
 
-    def _geometry_of(self, key: str) -> dict[str, Any]:
-        """geometry.json of a vector; nothing where it is not beside the records."""
-        if key not in self.geometries:
-            try:
-                text = (self.results / "vectors" / key / "geometry.json").read_text()
-                self.geometries[key] = json.loads(text)
-            except (OSError, ValueError):
-                self.geometries[key] = {}
-        return self.geometries[key]
+    def _geometry_of(self, key: str, name: str) -> dict[str, Any]:
+        """The first geometry file of that name (or pattern) beside a vector; nothing where none is beside the records."""
+        if (key, name) not in self.geometries:
+            self.geometries[key, name] = {}
+            with suppress(OSError, ValueError):
+                for path in sorted((self.results / "vectors" / key).glob(name))[:1]:
+                    self.geometries[key, name] = json.loads(path.read_text())
+        return self.geometries[key, name]
 
     def _geometry(self, run: Run) -> dict[str, Any]:
-        """Norms and sparsity of the condition's vector: in all, and as tables by module and by layer."""
+        """Norms and sparsity of the condition's vector beside its target: in all, and as tables by module and by layer."""
         import wandb
 
-        geometry = self._geometry_of(vectors[0]) if (vectors := self._vectors(run)) else {}
+        vectors, named = self._vectors(run), self.grid.families[run["family"]]["geometry"]
+        geometry = self._geometry_of(vectors[0], Path(named).name) if vectors and named else {}
         if not geometry:
             return {}
         facts = ("norm", "relative_norm", "sparsity")
@@ -306,10 +307,13 @@ class _Logger:
         import wandb
 
         for key in self._vectors(run):
-            file, geometry = self.results / "vectors" / key / "vector.safetensors", self._geometry_of(key)
+            file = self.results / "vectors" / key / "vector.safetensors"
             if not file.is_file():
                 continue
-            about = {"key": key, "fingerprint": geometry.get("vector")} | geometry.get("total", {})
+            geometry = self._geometry_of(key, "geometry-*.json")  # any target's: these facts are v's alone
+            total = geometry.get("total", {})
+            about = {"key": key, "fingerprint": geometry.get("vector")}
+            about |= {fact: total.get(fact) for fact in ("entries", "norm", "sparsity")}
             artifact = wandb.Artifact(f"vector-{key[:16]}", type="vector", metadata=about)
             if key in self.entries:  # one pass over the file is enough for all conditions
                 artifact.manifest.add_entry(self.entries[key])

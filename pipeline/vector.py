@@ -195,7 +195,9 @@ def _write(
     path = out / FILE
     if path.exists():
         Vector.open(path)  # refuses to replace what is not a vector
-    elif out.exists() and (not out.is_dir() or any(file.name != "geometry.json" for file in out.iterdir())):
+    elif out.exists() and (
+        not out.is_dir() or any(not file.match("geometry-*.json") for file in out.iterdir())
+    ):
         raise UserError(f"{out} exists and holds something else than a vector; choose another folder")
     form = "compact" if compact else "dense"
     described = {

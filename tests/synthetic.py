@@ -256,5 +256,5 @@ def write_geometry(results: Path, layers: int = 3) -> str:
             for layer in range(layers)
         ],
     }
-    write_json(results / "vectors" / "v" / "geometry.json", data)
-    return "results/vectors/v/geometry.json"
+    write_json(results / "vectors" / "v" / "geometry-t.json", data)
+    return "results/vectors/v/geometry-t.json"

@@ -147,6 +147,17 @@ def test_the_vector_is_an_artifact_that_refers_to_its_file_by_checksum(config: C
         assert not runs[name]["artifacts"] and "geometry/norm" not in runs[name]["history"]
 
 
+def test_a_run_has_the_geometry_of_its_own_target(config: Config) -> None:
+    own = Path(config.results) / "vectors" / "v" / "geometry-t.json"
+    other = json.loads(own.read_text())
+    other["total"]["relative_norm"] = 7.0
+    own.with_name("geometry-a.json").write_text(json.dumps(other))
+    track(config)
+    run = logged(config)["micro +Vector"]
+    assert run["history"]["geometry/relative_norm"] == 2.0 / 50
+    assert "relative_norm" not in json.loads(run["artifacts"][0].metadata), "it is not the vector's alone"
+
+
 def test_the_summary_has_the_curve_over_alpha_the_comparisons_and_the_tables(config: Config) -> None:
     track(config)
     summary = logged(config)["summary"]

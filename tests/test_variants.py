@@ -10,8 +10,12 @@ import yaml
 
 from pipeline.config import Stage, compose
 from pipeline.errors import UserError
+from pipeline.geometry import table as markdown
+from pipeline.grid import load
 from pipeline.plan import Plan
+from pipeline.publish import vector_card
 from pipeline.stages import extract, prepare, run
+from pipeline.tables import geometry
 from pipeline.vector import Vector
 
 VECTOR = {"weights": "vector", "alpha": 1.0}
@@ -63,25 +67,37 @@ def test_a_condition_adds_the_part_of_the_vector_that_its_variant_keeps(tmp_path
         if ".mlp." not in name or ".layers.0." not in name and ".layers.1." not in name:
             expected = torch.zeros_like(expected)
         assert torch.equal(part_vector.read(name), expected), name
-    assert (part_vector.path.parent / "geometry.json").is_file()
+    assert plan.geometry_file(family, conditions["mlp"].variant).parent == part_vector.path.parent
+    assert plan.geometry_file(family, conditions["mlp"].variant).is_file()
 
 
-def test_the_geometry_is_measured_again_for_another_target_and_for_further_alphas(tmp_path: Path) -> None:
-    def measured(*overrides: str) -> tuple[str, list[float], float]:
+def test_the_geometry_is_measured_again_for_further_alphas(tmp_path: Path) -> None:
+    def measured(*overrides: str) -> tuple[list[float], float]:
         config = compose(["experiment=micro", "tasks=[gsm8k]", f"results={tmp_path}/results", *overrides])
         plan = prepare(config)
         extract(plan, lambda line: None)
-        (path,) = (tmp_path / "results" / "vectors").glob("*/geometry.json")
+        path = plan.geometry_file(plan.families["micro"])
         found = json.loads(path.read_text())
         assert found["vector"] == Vector.open(path.parent).fingerprint
-        total = found["total"]
-        return found["target"], [row["alpha"] for row in total["alphas"]], total["relative_norm"]
+        return [row["alpha"] for row in found["total"]["alphas"]], found["total"]["relative_norm"]
 
-    target, alphas, norm = measured("alpha=[]")
-    assert measured("alpha=[]") == (target, alphas, norm)
-    assert measured("alpha=[0.5]") == (target, sorted([*alphas, 0.5]), norm)
-    other_target, _, other_norm = measured("alpha=[]", "families.micro.target.id=models/micro/base")
-    assert other_target != target and other_norm != norm
+    alphas, norm = measured("alpha=[]")
+    assert measured("alpha=[]") == (alphas, norm)
+    assert measured("alpha=[0.5]") == (sorted([*alphas, 0.5]), norm)
+
+
+def test_two_targets_of_the_same_donors_each_have_their_own_geometry(tmp_path: Path) -> None:
+    same_donors = ["families.other.target.id=models/micro/base", "families.other.grpo.id=models/micro/grpo"]
+    plan = planned(tmp_path, {"vector": VECTOR}, *same_donors)
+    micro, other = plan.families.values()
+    assert plan.vector(micro) == plan.vector(other)
+    shown = {row["family"]: row for row in geometry(load(plan.manifest(), plan.results)).data}
+    for family in (micro, other):
+        report = json.loads(plan.geometry_file(family).read_text())
+        assert report["target"] == family.target.fingerprint
+        assert shown[family.name]["relative_norm"] == report["total"]["relative_norm"]
+        assert vector_card(plan, family).endswith(markdown(report))
+    assert shown["micro"]["relative_norm"] != shown["other"]["relative_norm"]
 
 
 def test_a_condition_adds_several_vectors_each_with_its_sign(tmp_path: Path) -> None:

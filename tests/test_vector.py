@@ -600,7 +600,7 @@ def test_folders_that_are_not_ours_are_left_alone(tmp_path):
 def test_our_own_results_are_replaced(tmp_path):
     family(tmp_path)
     term = Term(extracted(tmp_path), 1.0)
-    (Path(term.vector) / "geometry.json").write_text("{}")
+    (Path(term.vector) / "geometry-t.json").write_text("{}")
     assert extracted(tmp_path) == term.vector
     for alpha in (0.5, 1.0):
         out = apply(opened(tmp_path / "target"), [Term(term.vector, alpha)], tmp_path / "out")
