@@ -113,8 +113,12 @@ def documents(folder: Path) -> Path:
 
 
 def _write_dataset(where: Path, benchmark: BenchmarkConfig, source: Path) -> None:
-    """Parquet files and a card that names configurations and splits, as data sets on the hub have them."""
+    """Parquet files and a card that names configurations and splits, as data sets on the hub have them.
+
+    The card alone, where `source` has none of the files: enough for a plan.
+    """
     dataset, card = benchmark.dataset, []
+    where.mkdir(parents=True, exist_ok=True)
     some = sorted((source / "bbh" / "bbh").glob("*.json"))[
         0
     ]  # generated documents do not cover every subtask

@@ -88,15 +88,26 @@ def test_a_mistake_is_one_line_that_names_it(overrides: list[str], message: str)
 
 
 def test_one_override_away(tmp_path: Path) -> None:
-    config = compose(
-        ["sizes=[micro]", "alpha=[-1,0,1]", "tasks=[gsm8k]", "limit=5", "suite=stock", "engine=gpu"][:4]
-    )
+    config = compose(["sizes=[micro]", "alpha=[-1,0,1]", "tasks=[gsm8k]", "limit=5"])
     assert (config.sizes, config.alpha, config.tasks, config.limit) == (
         ["micro"],
         [-1.0, 0.0, 1.0],
         ["gsm8k"],
         5,
     )
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "micro_seeds"])
+@pytest.mark.parametrize("suite", sorted(path.stem for path in (CONF / "suite").glob("*.yaml")))
+def test_a_suite_has_the_same_benchmarks_and_documents_in_every_experiment(
+    suite: str, experiment: str
+) -> None:
+    config = compose([f"experiment={experiment}", f"suite={suite}", *NEEDS.get(experiment, [])])
+    alone = compose(["experiment=model", f"suite={suite}", *NEEDS["model"]])
+    assert config.benchmarks == alone.benchmarks
+    assert config.data.generator == ("micro" if suite == "micro" else None)
+    published = [b.published for b in config.benchmarks.values() if b.published]
+    assert sorted(published) == ([] if suite == "micro" else ["BBH", "GSM8K", "HumanEval", "SciQ"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import figures, tables
-from pipeline.config import ROOT, compose
+from pipeline.config import CONF, ROOT, compose
 from pipeline.estimate import describe
 from pipeline.records import read_record
 from pipeline.stages import prepare
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(root: Path) -> Iterator[Hub]:
-    config = compose(["experiment=paper", *trained(root / "results")])
+    config = compose(["experiment=paper", "suite=extended", *trained(root / "results")])
     with Hub(write_repositories(root / "hub", config)) as served:
         fill(root / "cache", served, config)
         yield served
@@ -120,6 +120,29 @@ def test_a_part_of_the_paper_is_one_override_away(override: str, cells: int, hub
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None, ran.stderr
     assert sum(map(int, found.groups())) == cells
+
+
+@pytest.mark.parametrize(
+    ("suite", "columns"),
+    [
+        ("stock", ["gsm8k_cot_zeroshot", "sciq", "bbh", "humaneval"]),
+        ("extended", [path.stem for path in (CONF / "benchmark").glob("*.yaml")]),
+        (
+            "micro",
+            ["gsm8k", "gsm8k@larger_numbers", "gsm8k@irrelevant_sentences", "humaneval", "sciq", "bbh"],
+        ),
+    ],
+)
+def test_another_suite_takes_the_place_of_the_papers(
+    suite: str, columns: list[str], hub: Hub, root: Path
+) -> None:
+    ran = pipeline(root, offline(root), "plan", "experiment=paper", f"suite={suite}")
+    assert ran.returncode == 0, ran.stderr
+    planned = re.findall(r"^  [a-z]  (\S+)$", ran.stdout, re.MULTILINE)
+    assert sorted(planned) == sorted(2 * columns), "once for each target"
+    found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
+    plain = [name for name in columns if "@" not in name]
+    assert found is not None and sum(map(int, found.groups())) == 2 * (14 * len(columns) + 9 * len(plain))
 
 
 def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> None:
