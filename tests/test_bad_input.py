@@ -21,20 +21,9 @@ from safetensors.torch import load_file, save_file
 from pipeline import evaluate
 from pipeline.__main__ import main
 from tests import tiny
+from tests.documents import PROGRAM, SCIQ, sums
 
-SUM = {"question": "Tom has {} nuts and buys 3 more. How many?", "answer": "<<{0}+3={1}>>{1}\n#### {1}"}
-SUMS = [
-    {"question": SUM["question"].format(n), "answer": SUM["answer"].format(n, n + 3)} for n in range(4, 9)
-]
-PROGRAM = {
-    "task_id": "HumanEval/0",
-    "prompt": 'def one():\n    """One."""\n',
-    "canonical_solution": "    return 1\n",
-    "entry_point": "one",
-    "test": "def check(candidate):\n    assert candidate() == 1\n",
-}
-SCIQ = {"question": "What?", "correct_answer": "this", "support": "It is this."}
-SCIQ |= {f"distractor{n}": f"that {n}" for n in (1, 2, 3)}
+SUMS = sums(4, 5)
 BBH = {"examples": [{"input": "Is it?\nOptions:\n- Yes\n- No", "target": "No"}]}
 BENCHMARK = {
     "label": "Mine",

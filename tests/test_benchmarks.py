@@ -24,15 +24,10 @@ from pipeline.errors import UserError
 from pipeline.evaluate import load_task, task_manager
 from pipeline.plan import Task, conditions_of, make_plan, tasks_of
 from tests import tiny
+from tests.documents import PROGRAM, SCIQ, sums
 
 SHARED = Path("../shared/data")
 BENCHMARKS = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
-SUM = {"question": "Tom has {} nuts and buys 3. How many?", "answer": "<<{0}+3={1}>>{1}\n#### {1}"}
-
-
-def sums(first: int, count: int) -> list[dict[str, Any]]:
-    rows = range(first, first + count)
-    return [{"question": SUM["question"].format(n), "answer": SUM["answer"].format(n, n + 3)} for n in rows]
 
 
 def of_gsm_plus() -> list[dict[str, Any]]:
@@ -40,16 +35,7 @@ def of_gsm_plus() -> list[dict[str, Any]]:
     return [{"question": f"{s} {n}?", "solution": f"#### {n}", "seed_question": s} for s, n in made]
 
 
-PROGRAM = {
-    "task_id": "HumanEval/0",
-    "prompt": 'def one():\n    """One."""\n',
-    "canonical_solution": "    return 1\n",
-    "entry_point": "one",
-    "test": "def check(candidate):\n    assert candidate() == 1\n",
-}
 MBPP = {"text": "Write one.", "code": "def one():\n    return 1", "test_list": ["assert one() == 1"] * 3}
-SCIQ = {"question": "What?", "correct_answer": "this", "support": "It is this."}
-SCIQ |= {f"distractor{n}": f"that {n}" for n in (1, 2, 3)}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k/test.jsonl": sums(0, 4),
     "gsm8k/train.jsonl": sums(100, 40),
