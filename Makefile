@@ -83,6 +83,7 @@ family-%: .venv/.done
 
 bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides in one run (25 GB of disk, half an hour)
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python benchmarks/apply.py --dir .bench/apply --repeats 2 --mergekit .bench/mergekit
 
 .bench/mergekit:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.sweep [overrides of experiment=micro …]
 
-Ours is the whole of `python -m pipeline experiment=micro conditions=baseline stages=[extract,evaluate]`, from the start
-of the process to its end. Theirs is `apply` to a folder for each α and `lm_eval --model vllm` on it, with the same
+Ours is the whole of `python -m pipeline experiment=micro conditions=baseline stages=[extract,evaluate] launcher=ray`, from
+the start of the process to its end, with a worker of one thread for each core (`launcher=local` for a single one; vLLM gives
+the `lm_eval` command all cores). Theirs is `apply` to a folder for each α and `lm_eval --model vllm` on it, with the same
 tasks, documents, token limits, dtype and batch; the time to write the checkpoints is not counted. Ends with status 1
 if a score differs.
 """
@@ -42,6 +43,8 @@ def main(overrides: list[str]) -> int:
             "benchmarks.gsm8k.variants=[]",
             "tracking=disabled",
             f"results={work}/results",
+            "launcher=ray",
+            f"launcher.workers={len(os.sched_getaffinity(0))}",
             *overrides,
         ]
         started = time.perf_counter()

@@ -170,9 +170,11 @@ def _problems(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str,
     """The donors' training examples, and the prompts of the evaluation documents by benchmark."""
     if recipe.data is None or Path(recipe.data).is_dir():
         folder = Path(recipe.data or out / "data")
-        if recipe.data is None:
-            micro.write_benchmarks(folder, recipe.seed)
-        splits = {split: _lines(folder / "gsm8k" / f"{split}.jsonl") for split in ("train", "test")}
+        if recipe.data is None:  # trained on problems of the recipe's seed, tested on those of seed 0
+            micro.write_benchmarks(folder / "train", recipe.seed)
+            micro.write_benchmarks(folder / "test", 0, micro.TEST_SIZES)
+        where = {split: folder / split if recipe.data is None else folder for split in ("train", "test")}
+        splits = {split: _lines(path / "gsm8k" / f"{split}.jsonl") for split, path in where.items()}
     else:
         from datasets import load_dataset
 
@@ -180,9 +182,9 @@ def _problems(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str,
         splits = {split: list(hub[split]) for split in ("train", "test")}
     held_out = {"gsm8k": splits["test"]}
     if recipe.data is None:
-        held_out["sciq"] = json.loads((folder / "sciq" / "test.json").read_text())
-        held_out["humaneval"] = micro.read_functions(folder)
-        for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
+        held_out["sciq"] = json.loads((where["test"] / "sciq" / "test.json").read_text())
+        held_out["humaneval"] = micro.read_functions(where["test"])
+        for path in sorted((where["test"] / "bbh" / "bbh").glob("*.json")):
             held_out[path.stem] = json.loads(path.read_text())["examples"]
     every = round(1 / recipe.think) if recipe.think else 0
     rng = random.Random(f"direct/{recipe.seed}")
