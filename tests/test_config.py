@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evals import micro
 from pipeline.config import CONF, compose
 from pipeline.errors import UserError
 
@@ -108,6 +109,11 @@ def test_a_suite_has_the_same_benchmarks_and_documents_in_every_experiment(
     assert config.data.generator == ("micro" if suite == "micro" else None)
     published = [b.published for b in config.benchmarks.values() if b.published]
     assert sorted(published) == ([] if suite == "micro" else ["BBH", "GSM8K", "HumanEval", "SciQ"])
+
+
+def test_overlap_was_checked_against_every_document_that_the_seeds_are_asked() -> None:
+    assert compose(["experiment=micro_seeds"]).data.sizes == micro.TEST_SIZES
+    assert all(micro.SIZES[name] <= size for name, size in micro.TEST_SIZES.items())
 
 
 @pytest.mark.parametrize(
