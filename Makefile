@@ -8,6 +8,7 @@ ACCELERATOR ?= cpu
 EXPERIMENT ?= micro
 ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
+export UV_COMPILE_BYTECODE = 1  # some machines never write it (PYTHONDONTWRITEBYTECODE): every start would compile all of vLLM
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -19,8 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +92,17 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     if not cells:
         return 0
     Runner(plan, report).check(cells)
-    with connected(plan.config.launcher):
+    connect(plan.config.launcher)
+    import ray
+
+    try:
         return Queue(plan, cells, report).drain()
+    finally:
+        ray.shutdown()
 
 
-@contextmanager
-def connected(launcher: LauncherConfig) -> Iterator[None]:
-    """A connection to the configured cluster, or to one that is started on this machine for the time being.
+def connect(launcher: LauncherConfig) -> None:
+    """Connect to the configured cluster, or to one that is started on this machine for the time being; once.
 
     Raises:
         UserError: if Ray is not installed, or no cluster answers at the address.
@@ -110,6 +113,8 @@ def connected(launcher: LauncherConfig) -> Iterator[None]:
         import ray
     except ImportError:
         raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'") from None
+    if ray.is_initialized():
+        return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         host, _, port = (launcher.address or "").rpartition(":")
@@ -122,10 +127,6 @@ def connected(launcher: LauncherConfig) -> Iterator[None]:
             " one with `ray start --head`, or leave the address out"
         ) from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class Queue:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,10 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
     if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
         plan = prepare(config, report)
-        _check(plan, stages)
+        if Stage.evaluate in stages and config.launcher.kind is Launcher.ray and plan.missing():
+            _check_and_connect(plan, stages)
+        else:
+            _check(plan, stages)
         manifest = plan.manifest()
         write_manifest(plan.results, manifest)
         report(summary(plan))
@@ -131,6 +135,16 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
         from pipeline.evaluate import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
+
+
+def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
+    """Both at once: a cluster on this machine takes as long to start as the inputs to be checked."""
+    from pipeline.cluster import connect
+
+    with ThreadPoolExecutor(1) as beside:
+        checked = beside.submit(_check, plan, stages)
+        connect(plan.config.launcher)
+        checked.result()
 
 
 def _check_vectors(plan: Plan, family: Family) -> list[str]:

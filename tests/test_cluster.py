@@ -152,8 +152,8 @@ def test_a_mistake_that_a_worker_finds_is_the_users_one_line(
 
 def test_where_no_cluster_answers_one_line_says_so() -> None:
     message = "^launcher.address=127.0.0.1:1: no Ray cluster answers"
-    with pytest.raises(UserError, match=message), cluster.connected(LauncherConfig(address="127.0.0.1:1")):
-        pass
+    with pytest.raises(UserError, match=message):
+        cluster.connect(LauncherConfig(address="127.0.0.1:1"))
 
 
 # --- real engines
