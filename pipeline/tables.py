@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,17 @@ def terminal(manifest: dict[str, Any], results: Path) -> str:
                 entries.append(f"{shown.text:<11}{change}{marks}".rstrip())
             body.append([row.label, *entries])
         lines += columns([header, *body]) + [""]
+    target = Row(REFERENCE, "", (REFERENCE,))
+    for group, families in _groups(grid).items():
+        means = [_header(grid, f"{group}, mean of {len(families)}", grid.plain())]
+        for row in rows:
+            means.append([Text(row.label)])
+            for benchmark in grid.plain():
+                value, _ = _mean(grid, families, row, None, benchmark)
+                gain, _ = _mean(grid, families, row, target, benchmark)
+                shift = f"{signed(gain.value):>6}" if gain else ""
+                means[-1].append(Text(f"{plus_minus(value) if value else DASH:<11}{shift}".rstrip()))
+        lines += columns([[entry.text for entry in line] for line in means]) + [""]
     lines.append(
         "± half of the 95 % interval; difference to Baseline in points; * p < 0.05 after Holm's correction"
     )
@@ -273,6 +284,7 @@ def controls(grid: Grid) -> Table:
             ]
         if lines:
             table.blocks.append((f"{info['label']}: paired differences between rows", lines))
+    _add_groups(grid, table, rows, benchmarks, against=against)
     if any(len(row.members) > 1 for row in rows):
         table.notes.append("Random controls are averaged over their seeds document by document.")
     table.notes += _notes(grid, table, compared)
@@ -298,6 +310,7 @@ def alpha_sweep(grid: Grid) -> Table:
             facts = [_facts(grid, family, row, b, compared.get((family, row.name, b))) for b in benchmarks]
             table.data += [fact | {"alpha": alpha} for fact in facts]
         table.blocks.append((info["label"], lines))
+    _add_groups(grid, table, rows, benchmarks, dict(sweep).get(0.0, REFERENCE))
     if not sweep:
         table.notes.append("The run has no sweep.")
     table.notes += _notes(grid, table, compared)
@@ -560,48 +573,79 @@ def _detectable_line(
     ]
 
 
-def _add_groups(grid: Grid, table: Table, rows: list[Row], benchmarks: list[str]) -> None:
-    """A block for each group of independently trained families: mean over them with its t interval."""
-    groups: dict[str, list[str]] = {}
-    for family, info in grid.families.items():
-        if info["group"] is not None:
-            groups.setdefault(info["group"], []).append(family)
-    for group, families in groups.items():
-        if len(families) < 2:
-            continue
+def _add_groups(
+    grid: Grid,
+    table: Table,
+    rows: list[Row],
+    benchmarks: list[str],
+    reference: str = REFERENCE,
+    against: Sequence[tuple[str, Row, Row]] = (),
+) -> None:
+    """A block for each group of independently trained families: means over them with their t intervals.
+
+    Args:
+        reference: the condition that rows are compared with.
+        against: label, row and the row that it is compared with, for a block of differences.
+    """
+    target = Row(reference, "", (reference,))
+    for group, families in _groups(grid).items():
+        title = f"{group}: mean of {len(families)} independently trained families"
+        facts = {"family": f"mean of {len(families)}", "group": group}
         lines = []
         for row in rows:
             values, differences = [Text(row.label)], [Text("Δ")]
             for benchmark in benchmarks:
-                value, n_values = _over(grid.value(f, row.members, benchmark) for f in families)
-                change, n_changes = _over(
-                    grid.difference(f, row.members, (REFERENCE,), benchmark) for f in families
-                )
-                values.append(Text(f"{plus_minus(value)} (of {n_values})" if value else DASH))
-                differences.append(Text(f"{interval(change)} (of {n_changes})" if change else DASH))
+                value, seeds = _mean(grid, families, row, None, benchmark)
+                change, _ = _mean(grid, families, row, target, benchmark)
+                values.append(Text(plus_minus(value) if value else DASH))
+                differences.append(Text(interval(change) if change else DASH))
+                named = {"benchmark": benchmark, "condition": row.name, "label": row.label, "seeds": seeds}
                 table.data.append(
-                    {
-                        "family": f"mean of {len(families)}",
-                        "group": group,
-                        "benchmark": benchmark,
-                        "condition": row.name,
-                    }
-                    | {"label": row.label, "seeds": n_values}
-                    | _estimate_facts(value)
-                    | _estimate_facts(change, "difference_")
+                    facts | named | _estimate_facts(value) | _estimate_facts(change, "difference_")
                 )
             lines.append(values)
             if any(entry.text != DASH for entry in differences[1:]):
                 lines.append(differences)
-        table.blocks.append((f"{group}: mean of {len(families)} independently trained families", lines))
+        table.blocks.append((title, lines))
+        lines = []
+        for label, new, old in against:
+            line = [Text(label)]
+            for benchmark in benchmarks:
+                change, seeds = _mean(grid, families, new, old, benchmark)
+                line.append(Text(interval(change) if change else DASH))
+                named = {"benchmark": benchmark, "condition": new.name, "label": label, "seeds": seeds}
+                table.data.append(
+                    facts | named | {"reference": old.name} | _estimate_facts(change, "difference_")
+                )
+            lines.append(line)
+        if lines:
+            table.blocks.append((f"{title}, differences between rows", lines))
         table.notes.append(
-            "Means over families carry Student's t interval over the families: it measures how training "
-            "varies, on these documents."
+            "Means over families carry Student's t interval over the families that have the record: it measures"
+            " how training varies, on these documents."
         )
 
 
-def _over(estimates: Iterable[Estimate | None]) -> tuple[Estimate | None, int]:
-    values = [estimate.value for estimate in estimates if estimate is not None]
+def _groups(grid: Grid) -> dict[str, list[str]]:
+    """Families trained independently of each other, by the group's name, where there are two or more."""
+    groups: dict[str, list[str]] = {}
+    for family, info in grid.families.items():
+        if info["group"] is not None:
+            groups.setdefault(info["group"], []).append(family)
+    return {group: families for group, families in groups.items() if len(families) > 1}
+
+
+def _mean(
+    grid: Grid, families: list[str], row: Row, old: Row | None, benchmark: str
+) -> tuple[Estimate | None, int]:
+    """Of a row's values, or of its differences to another row, over the families that have them; and how many have."""
+    found = [
+        grid.difference(f, row.members, old.members, benchmark)
+        if old
+        else grid.value(f, row.members, benchmark)
+        for f in families
+    ]
+    values = [estimate.value for estimate in found if estimate is not None]
     return (mean_over_seeds(values) if values else None), len(values)
 
 

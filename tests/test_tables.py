@@ -322,6 +322,27 @@ def test_mean_over_families_of_a_group_has_student_s_interval(tmp_path: Path) ->
     row = next(r for r in data if r["family"] == "mean of 3" and r["condition"] == "vector")
     assert row["difference_low"] == pytest.approx(100 * expected.low)
     assert row["seeds"] == 3
+    shown = tables.terminal(run, tmp_path).split("g, mean of 3")[1]
+    assert tables.signed(expected.value) in next(line for line in shown.splitlines() if "+Vector" in line)
+
+
+def test_controls_and_sweep_have_means_over_families_too(tmp_path: Path) -> None:
+    from pipeline.statistics import mean_over_seeds
+
+    families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
+    run = synthetic.write_run(tmp_path, families=families, benchmarks=ONE)
+    held = grid.load(run, tmp_path)
+    random = held.row("random", 1)
+    assert random is not None
+    against = [held.difference(f, ("vector",), random.members, "gsm8k") for f in families]
+    expected = mean_over_seeds([change.value for change in against if change])
+    table = tables.controls(held)
+    row = next(r for r in table.data if r["family"] == "mean of 3" and r.get("reference") == random.name)
+    assert row["difference_low"] == pytest.approx(100 * expected.low)
+    assert any("differences between rows" in title and "mean of 3" in title for title, _ in table.blocks)
+    sweep = tables.alpha_sweep(held).data
+    of_seed, of_all = ([r["label"] for r in sweep if r["family"] == name] for name in ("seed0", "mean of 3"))
+    assert of_seed == of_all != []
 
 
 def test_cost_counts_a_shared_record_once(tmp_path: Path) -> None:
