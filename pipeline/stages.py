@@ -1,6 +1,5 @@
 """The stages of a run, in order; each reads and writes files, so each can be run, killed and run again alone.
 
-donors    train the SFT and GRPO donors of a recipe            → results/donors/
 extract   v = θ_GRPO − θ_SFT, with its geometry                 → results/vectors/<key>/
 evaluate  every cell of the plan that has no record yet         → results/cells/<key>/
 render    tables, figures and the report, from records alone    → paper_tables/<name>/
@@ -100,7 +99,13 @@ def run(config: Config, report: Report = print) -> None:
         check_device(config.engine.device)
     only_reads = stages == [Stage.render] and manifest_path(Path(config.results), config.name).exists()
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
-        _run(config, stages, report)
+        try:
+            _run(config, stages, report)
+        finally:
+            if config.launcher.kind is Launcher.ray:
+                from pipeline.cluster import disconnect
+
+                disconnect()
     report(f"done in {time.monotonic() - started:.0f} s")
 
 
@@ -139,8 +144,9 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
 
 def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
     """Both at once: a cluster on this machine takes as long to start as the inputs to be checked."""
-    from pipeline.cluster import connect
+    from pipeline.cluster import connect, probe
 
+    probe(plan.config.launcher)  # at once, without waiting for the check
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(_check, plan, stages)
         connect(plan.config.launcher)
@@ -158,7 +164,8 @@ def _check_vectors(plan: Plan, family: Family) -> list[str]:
         notes += check_compatible(family.target, of.sft, of.grpo)
     assert family.grpo is not None
     for variant in _variants(plan):
-        check_mask(variant, family.grpo.tensors, family.grpo.source)
+        sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
+        check_mask(variant, sizes, family.grpo.source)
     return notes
 
 

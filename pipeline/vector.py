@@ -77,6 +77,30 @@ class Term:
 
 # --- the vector as a file
 
+_TEXT_OR_NONE = (str, type(None))
+_DONOR = {"source": str, "revision": _TEXT_OR_NONE, "fingerprint": str}
+_PARTS: dict[str, Any] = {  # of a description, beside its form and shapes
+    "identity": {
+        "config": dict,
+        "tokens": int,
+        "token_ids": str,
+        "special_tokens": dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _TEXT_OR_NONE),
+        "chat_template": _TEXT_OR_NONE,
+    },
+    "donors": {"grpo": _DONOR, "sft": _DONOR},
+    "variants": list,
+    "notes": list,
+}
+
+
+def _is_like(found: Any, expected: Any) -> bool:
+    """Whether JSON data is of a type, or an object that has these entries."""
+    if not isinstance(expected, dict):
+        return isinstance(found, expected)
+    if not isinstance(found, dict):
+        return False
+    return all(key in found and _is_like(found[key], expected[key]) for key in expected)
+
 
 class Vector:
     """A vector's file: `path`, `description` (donors, identity, variants), `shapes` (name → shape)."""
@@ -100,6 +124,8 @@ class Vector:
             fits = False
         if not fits:
             raise UserError(f"{file}: its tensors are not those of its description; extract it again")
+        if lacking := [part for part in _PARTS if not _is_like(vector.description.get(part), _PARTS[part])]:
+            raise UserError(f"{file}: its description lacks {', '.join(lacking)}; extract it again")
         return vector
 
     def _fits(self, name: str) -> bool:
@@ -565,9 +591,12 @@ def layer_of(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def check_mask(variant: Variant, names: Iterable[str], where: str) -> None:
-    """Raises UserError when the mask names a module that no tensor belongs to, or keeps no tensor."""
-    split = [name.split(".") for name in names]
+def check_mask(variant: Variant, sizes: Mapping[str, int], where: str) -> None:
+    """Raises UserError when the mask names a module that no tensor belongs to, or nothing of these tensors is kept.
+
+    sizes: the entries of each tensor, by name.
+    """
+    split = [name.split(".") for name in sizes]
     modules = {part for parts in split for part in parts[:-1] if not part.isdigit()} - {"model", "layers"}
     its = f"of {where}; its modules are {', '.join(sorted(modules))}"
     for module in variant.modules or ():
@@ -575,14 +604,20 @@ def check_mask(variant: Variant, names: Iterable[str], where: str) -> None:
             raise UserError(f"{variant}: '{module}' keeps no tensor {its}")
     if not any(variant.keeps(".".join(parts)) for parts in split):
         raise UserError(f"{variant} keeps no tensor {its}")
+    most = max(size for name, size in sizes.items() if variant.keeps(name))
+    if variant.trim is not None and int(variant.trim * most) == 0:
+        raise UserError(
+            f"{variant} keeps no entry of {where}, whose largest tensor has {most}; use a larger share"
+        )
 
 
 def derive(source: Vector, variant: Variant, out: Path, compact: bool = True) -> Path:
     """Writes a variant of a vector, itself a vector, to `out`/vector.safetensors and returns that path.
 
-    Raises UserError when the mask keeps no tensor.
+    Raises UserError when nothing is kept.
     """
-    check_mask(variant, source.shapes, str(source.path))
+    sizes = {name: math.prod(shape) for name, shape in source.shapes.items()}
+    check_mask(variant, sizes, str(source.path))
     used = {key: value for key, value in asdict(variant).items() if value is not None}
     description = {**source.description, "variants": [*source.description["variants"], used]}
 

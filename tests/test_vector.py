@@ -275,6 +275,17 @@ def test_a_damaged_or_other_file_is_not_a_vector(tmp_path):
         Vector.open(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("part", ["identity", "donors", "variants", "notes"])
+def test_a_vector_whose_description_lacks_a_part_is_refused_when_it_is_opened(tmp_path, part):
+    family(tmp_path)
+    found = Vector.open(extracted(tmp_path))
+    description = {key: value for key, value in found.description.items() if key != part}
+    metadata = {"task_vector": json.dumps(description)}
+    save_file({name: found.read(name) for name in found.shapes}, found.path, metadata=metadata)
+    with pytest.raises(UserError, match=f"its description lacks {part}; extract it again"):
+        Vector.open(found.path)
+
+
 # Tied and untied heads, padded vocabularies
 
 
@@ -736,6 +747,9 @@ def test_masks_that_keep_nothing_and_shares_out_of_range_are_refused(tmp_path):
     found = Vector.open(extracted(tmp_path))
     with pytest.raises(UserError, match="keeps no tensor .* self_attn"):
         derive(found, Variant(modules=("attention",)), tmp_path / "w")
+    with pytest.raises(UserError, match="keeps no entry .* whose largest tensor has"):
+        derive(found, Variant(trim=1e-9), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
     for bad in ({"trim": 0.0}, {"dare": 1.5}, {"trim": math.nan}):
         with pytest.raises(UserError, match="expected the share of entries to keep"):
             Variant(**bad)
