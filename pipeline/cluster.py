@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from evals import sandbox
@@ -93,12 +94,23 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
         return 0
     Runner(plan, report).check(cells)
     connect(plan.config.launcher)
-    import ray
+    return Queue(plan, cells, report).drain()
 
-    try:
-        return Queue(plan, cells, report).drain()
-    finally:
-        ray.shutdown()
+
+def probe(launcher: LauncherConfig) -> None:
+    """Find out in seconds what `connect` would run into after minutes.
+
+    Raises:
+        UserError: if Ray is not installed, or nothing answers at the address.
+    """
+    if find_spec("ray") is None:
+        raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'")
+    host, _, port = (launcher.address or "").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as e:
+            raise _no_answer(launcher, e) from None
 
 
 def connect(launcher: LauncherConfig) -> None:
@@ -109,24 +121,30 @@ def connect(launcher: LauncherConfig) -> None:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UserError("launcher=ray: Ray is not installed; install the extra 'cluster'") from None
+    probe(launcher)
+    import ray
+
     if ray.is_initialized():
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        host, _, port = (launcher.address or "").rpartition(":")
-        if port.isdigit():  # Ray itself would go on trying for many minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(launcher.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as e:
-        raise UserError(
-            f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(e).split())[:160]}); start"
-            " one with `ray start --head`, or leave the address out"
-        ) from None
+        raise _no_answer(launcher, e) from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
+
+
+def disconnect() -> None:
+    """End the connection, and the cluster with it if it was started here; nothing where there is none."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
+
+
+def _no_answer(launcher: LauncherConfig, error: Exception) -> UserError:
+    return UserError(
+        f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(error).split())[:160]}); start"
+        " one with `ray start --head`, or leave the address out"
+    )
 
 
 class Queue:

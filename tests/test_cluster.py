@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import cluster
-from pipeline.config import ROOT, Config, EngineConfig, LauncherConfig, compose
+from pipeline import cluster, stages
+from pipeline.config import ROOT, Config, EngineConfig, Launcher, LauncherConfig, compose
 from pipeline.errors import UserError
 from tests.hub import Hub, environment, fill, trained, write_repositories
 
@@ -73,6 +74,58 @@ def test_on_cpus_there_is_a_worker_for_each_node_or_as_many_as_asked() -> None:
     assert cluster.resources(EngineConfig(), LauncherConfig(), nodes)[0] == 2
     count, options = cluster.resources(EngineConfig(), LauncherConfig(workers=4), nodes)
     assert count == 4 and options["num_cpus"] == 4
+
+
+def connecting(monkeypatch: pytest.MonkeyPatch, check: Any, connect: Any, address: str | None = None) -> None:
+    """`_check_and_connect` with stand-ins for the check of the input and for Ray."""
+    monkeypatch.setattr(stages, "_check", lambda plan, stages: check())
+    monkeypatch.setattr(cluster, "connect", lambda launcher: connect())
+    plan: Any = SimpleNamespace(config=Config(launcher=LauncherConfig(address=address)))
+    stages._check_and_connect(plan, [])
+
+
+def fails(message: str) -> Any:
+    def fail() -> None:
+        raise UserError(message)
+
+    return fail
+
+
+def test_where_no_cluster_answers_one_line_says_so_before_anything_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    message = "^launcher.address=127.0.0.1:1: no Ray cluster answers"
+    with pytest.raises(UserError, match=message):
+        connecting(monkeypatch, fails("checked"), fails("connected"), "127.0.0.1:1")
+
+
+def test_a_mistake_in_the_input_or_the_cluster_is_told_when_both_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    with pytest.raises(UserError, match="^input$"):
+        connecting(monkeypatch, fails("input"), lambda: done.append("connected"))
+    with pytest.raises(UserError, match="^cluster$"):
+        connecting(monkeypatch, lambda: done.append("checked"), fails("cluster"))
+    assert done == ["connected", "checked"]
+    connecting(monkeypatch, lambda: None, lambda: None)
+
+
+@pytest.mark.parametrize("error", [None, UserError("no"), KeyboardInterrupt()])
+def test_the_connection_ends_with_the_run_however_it_ends(
+    error: BaseException | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any) -> None:
+        if error is not None:
+            raise error
+
+    ended: list[bool] = []
+    monkeypatch.setattr(stages, "_run", run)
+    monkeypatch.setattr(cluster, "disconnect", lambda: ended.append(True))
+    config = Config(results=str(tmp_path), name="x", launcher=LauncherConfig(kind=Launcher.ray))
+    with nullcontext() if error is None else pytest.raises(type(error)):
+        stages.run(config, lambda line: None)
+    assert ended == [True]
 
 
 class Fatal:
@@ -148,12 +201,6 @@ def test_a_mistake_that_a_worker_finds_is_the_users_one_line(
 ) -> None:
     with pytest.raises(UserError, match="^no such document$"):
         drain(tmp_path, monkeypatch, "one", "mistake", "two")
-
-
-def test_where_no_cluster_answers_one_line_says_so() -> None:
-    message = "^launcher.address=127.0.0.1:1: no Ray cluster answers"
-    with pytest.raises(UserError, match=message):
-        cluster.connect(LauncherConfig(address="127.0.0.1:1"))
 
 
 # --- real engines
