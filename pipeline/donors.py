@@ -5,34 +5,49 @@
 ``make_donors`` writes one Hugging Face checkpoint a stage under ``out``: ``sft`` and ``grpo``, and before
 them, where the recipe gives no initialisation, ``base`` and ``target`` (the micro family, trained from
 nothing on text that ``evals.micro`` generates). Each stage's folder holds a ``training.json`` with its
-settings, versions, curves and time, ``overlap.json`` tells what training and evaluation documents share,
-and a finished stage is never repeated. A killed stage goes on from its last checkpoint, to the same weights
-on the same machine and thread count.
+settings, start, versions, curves and time, and a finished stage is never repeated. A killed stage goes on from
+its last checkpoint, to the same weights on the same machine and thread count. One run at a time holds ``out``.
 
-What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300), reward 1.0 for the
-exact answer plus 0.1 for the form ``#### n``. GRPO starts from the SFT donor or from the initialisation
-(``grpo_start``): the paper can be read both ways. One process, one device; it does not cover several GPUs.
+What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the
+tokens of all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form
+``#### n``. GRPO starts from the SFT donor or from the initialisation (``grpo_start``): the paper can be read
+both ways. One process, one device; it does not cover several GPUs.
+
+Training never meets evaluation documents that are there to compare with: those of all four generated
+benchmarks, or those of GSM8K, SciQ, HumanEval and BBH in the folder ``data``; ``overlap.json`` tells what they
+share. It does not cover problems in other words, and of a hub id compares GSM8K's test split alone.
 """
 
 import gc
 import json
+import math
+import os
 import random
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
+from evals import data as documents
 from evals import micro
+from pipeline import hub, interrupt
 from pipeline.errors import UserError
+from pipeline.records import held, write_json
 
 if TYPE_CHECKING:  # torch, transformers and trl take seconds to import: only training pays
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer
+
+    from pipeline.checkpoint import Checkpoint
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -42,6 +57,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+STAGES = ("base", "target", "sft", "grpo")  # the first two only where a recipe gives no initialisation
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that need no further package
 WINDOW = 13  # words in a row that count as shared text, as in the GPT-3 report (arXiv 2005.14165, appendix C)
 
 
@@ -53,7 +70,7 @@ class Recipe:
     seed: int = 0
     init: str | None = None  # checkpoint to start from, a folder or a hub id; None: pretrain the micro base
     init_revision: str | None = None
-    data: str | None = None  # folder with gsm8k/{train,test}.jsonl, or a hub id; None: generated
+    data: str | None = None  # folder with gsm8k/{train,test}.jsonl, or a hub id of GSM8K; None: generated
     data_revision: str | None = None
     train_documents: int | None = None  # the first of the training split; None: all
     think: float = 0.25  # share of training prompts that begin with "Think step by step."
@@ -72,7 +89,9 @@ class Recipe:
     base_batch: int = 16  # rows of 256 tokens
     base_lr: float = 2e-3
     base_arithmetic: float = 0.5  # share of arithmetic; the other three forms divide the rest
-    base_direct: float = 0.0  # share of arithmetic answered without steps
+    base_direct: float = (
+        0.0  # share of arithmetic answered without steps; half of it after "Think step by step."
+    )
     target_examples: int = 8000
     target_batch: int = 32
     target_lr: float = 3e-4
@@ -99,58 +118,195 @@ class Recipe:
     grpo_vllm_memory: float = 0.3  # share of the GPU given to vLLM
 
 
-def load_recipe(path: Path, **overrides: str) -> Recipe:
-    """The recipe of a yaml file, with ``overrides`` parsed as yaml values; an unknown key is a UserError."""
+def load_recipe(path: Path, /, **overrides: str) -> Recipe:
+    """The recipe of a yaml file, with ``overrides`` parsed as yaml values.
+
+    Raises UserError for what is not yaml, an unknown key, and a value of another type or out of range.
+    """
     import difflib
 
-    import yaml
-
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(f"recipe {path} not found; the recipes are conf/recipe/*.yaml")
-    values = yaml.safe_load(Path(path).read_text()) or {}
-    values |= {key: yaml.safe_load(value) for key, value in overrides.items()}
-    known = {field.name: field.type for field in fields(Recipe)}
+    values = _yaml(f"recipe {path}", path.read_bytes())
+    if values is None:  # an empty file: all defaults
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {path}: expected lines of key: value, found {str(values)[:60]!r}")
+    values |= {key: _yaml(f"{key}={value}", value) for key, value in overrides.items()}
+    known: dict[Any, Any] = {field.name: field.type for field in fields(Recipe)}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
+            near = difflib.get_close_matches(str(key), known, 1)
             raise UserError(
                 f"recipe {path}: unknown key {key!r}{f', did you mean {near[0]!r}?' if near else ''}"
             )
-        if known[key] is int and type(value) is not int:
-            raise UserError(f"recipe {path}: {key} must be a whole number, found {value!r}")
-        if known[key] is float:  # yaml reads 2e-3 as a string
-            try:
-                values[key] = float(value)
-            except (TypeError, ValueError):
-                raise UserError(f"recipe {path}: {key} must be a number, found {value!r}") from None
-    return Recipe(**values)
+        if known[key] is float and type(value) in (int, str):  # yaml reads 2e-3 as a string
+            with suppress(ValueError, OverflowError):
+                values[key] = value = float(value)
+        if not isinstance(value, known[key]) or (type(value) is bool and known[key] is not bool):
+            raise UserError(f"recipe {path}: {key} must be {_TYPES[known[key]]}, found {value!r}")
+    recipe = Recipe(**values)
+    _check(recipe)
+    return recipe
 
 
-def make_donors(recipe: Recipe, out: Path) -> dict[str, Path]:
+_TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    int | None: "a whole number or null",
+    float: "a number",
+    str: "text (quoted, if it is a number)",
+    str | None: "text (quoted, if it is a number) or null",
+}
+
+
+def _yaml(what: str, text: str | bytes) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{what}: not valid yaml ({' '.join(str(error).split())[:160]}); mend it") from None
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise UserError for the first setting that is out of range."""
+    rules: list[tuple[str, str, Callable[[Any], bool]]] = [
+        (
+            "think base_arithmetic base_direct target_arithmetic target_direct sft_direct",
+            "a share from 0 to 1",
+            lambda value: 0 <= value <= 1,
+        ),
+        (
+            "save_steps layers base_examples base_batch target_examples target_batch sft_batch sft_microbatch"
+            " sft_max_tokens grpo_steps grpo_prompts grpo_microbatch grpo_max_tokens",
+            "above 0",
+            lambda value: value > 0,
+        ),
+        ("train_documents", "above 0, or null for all", lambda value: value is None or value > 0),
+        (
+            "base_lr target_lr sft_lr sft_epochs grpo_lr grpo_temperature",
+            "finite and above 0",
+            lambda value: 0 < value < math.inf,
+        ),
+        ("grpo_beta", "finite and at least 0", lambda value: 0 <= value < math.inf),
+        ("grpo_vllm_memory", "a share above 0 and at most 1", lambda value: 0 < value <= 1),
+        ("grpo_rollouts", "at least 2, to be compared with each other", lambda value: value >= 2),
+        ("grpo_start", "'sft' or 'init'", lambda value: value in ("sft", "init")),
+        ("seed", "from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+        ("vocabulary", "at least 259, the bytes and 3 turn markers", lambda value: value >= 259),
+        ("hidden", "a multiple of 64 above 0", lambda value: value > 0 and value % 64 == 0),
+        ("precision", "float32 or bfloat16", lambda value: value in ("float32", "bfloat16")),
+        ("optimizer", f"one of {', '.join(OPTIMIZERS)}", lambda value: value in OPTIMIZERS),
+    ]
+    for names, expected, fits in rules:
+        for name in names.split():
+            if not fits(value := getattr(recipe, name)):
+                raise UserError(f"recipe {recipe.name}: {name} must be {expected}, found {value!r}")
+    for batch, micro_batch, what in (
+        (recipe.sft_batch, recipe.sft_microbatch, "sft_batch"),
+        (recipe.grpo_prompts * recipe.grpo_rollouts, recipe.grpo_microbatch, "grpo_prompts * grpo_rollouts"),
+    ):
+        if batch % micro_batch:
+            raise UserError(f"{what} = {batch} must be a multiple of the microbatch, found {micro_batch}")
+
+
+def make_donors(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> dict[str, Path]:
     """Train what ``out`` does not hold yet; returns the checkpoint folder of each stage.
 
-    Raises UserError when ``out`` belongs to another recipe, when training and evaluation data share a
-    problem, and when the recipe asks for what the machine does not have.
+    Raises UserError when ``out`` belongs to another recipe or to something else, when the initialisation or the
+    data cannot be read, when training and evaluation data share a problem, and when the recipe asks for what
+    the machine does not have. Until all of these but the shared problems are known, nothing is written.
     """
     out = Path(out)
     _check(recipe)
-    _claim(recipe, out)
-    problems, held_out = _problems(recipe, out)
-    stages: dict[str, Path] = {}
-    if recipe.init is None:
-        base_text = _text(recipe, "base", recipe.seed)
-        target_text = _text(recipe, "target", recipe.seed + 1_000_000)
-        _record_overlap({"base": base_text, "target": target_text, "donors": problems}, held_out, out)
-        stages["base"] = _stage(out / "base", recipe, _pretrain, base_text)
-        stages["target"] = _stage(out / "target", recipe, _instruct, stages["base"], target_text)
-        start: str | Path = stages["base"]
-    else:
-        _record_overlap({"donors": problems}, held_out, out)
-        start = recipe.init
-    stages["sft"] = _stage(out / "sft", recipe, _sft, start, problems)
-    grpo_start = stages["sft"] if recipe.grpo_start == "sft" else start
-    stages["grpo"] = _stage(out / "grpo", recipe, _grpo, grpo_start, problems)
+    _check_out(recipe, out)
+    stages = {name: out / name for name in (STAGES if recipe.init is None else STAGES[2:])}
+    if all((folder / "training.json").is_file() for folder in stages.values()):
+        return stages
+    _check_machine(recipe)
+    init = None if recipe.init is None else _open_init(recipe.init, recipe.init_revision)
+    problems, held_out = _problems(recipe)
+    text = {"donors": problems}
+    if init is None:
+        text = {
+            "base": _text(recipe, "base", recipe.seed),
+            "target": _text(recipe, "target", recipe.seed + 1_000_000),
+        } | text
+    with held(out, f"donors {recipe.name}", report):
+        _claim(recipe, out)
+        _record_overlap(text, held_out, out)
+        if init is None:
+            init = _stage(out / "base", recipe, _pretrain, None, text["base"])
+            _stage(out / "target", recipe, _instruct, init, text["target"])
+        sft = _stage(out / "sft", recipe, _sft, init, problems)
+        _stage(out / "grpo", recipe, _grpo, sft if recipe.grpo_start == "sft" else init, problems)
     return stages
+
+
+# ---- what must be there
+
+
+def _check_out(recipe: Recipe, out: Path) -> None:
+    """Raise UserError unless ``out`` is new, empty, this recipe's, or another's that has begun no stage."""
+    path = out / "recipe.json"
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(file.name[0] != "." for file in out.iterdir())):
+            raise UserError(f"out={out} holds something else than donors; give another out folder")
+        return
+    try:
+        theirs = json.loads(path.read_text())
+        changed = sorted(key for key, value in asdict(recipe).items() if theirs.get(key) != value)
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f"{path}: expected a recipe's settings as JSON; give another out folder") from None
+    if changed and any((out / stage).exists() for stage in STAGES):
+        raise UserError(
+            f"{out} was begun with other settings ({', '.join(changed)}): give another out folder"
+        )
+
+
+def _claim(recipe: Recipe, out: Path) -> None:
+    """Write recipe.json; the folder is held, and may have become another run's while this one waited for it."""
+    _check_out(recipe, out)
+    write_json(out / "recipe.json", asdict(recipe))
+
+
+def _check_machine(recipe: Recipe) -> None:
+    """Raise UserError when a package or the GPU that training needs is not there."""
+    for package in ("trl", "accelerate", "datasets"):
+        if find_spec(package) is None:
+            raise UserError(f"training needs {package}, which is not installed; install the extra 'train'")
+    if recipe.grpo_vllm:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("grpo_vllm=true needs a GPU, found none; set grpo_vllm=false")
+        if find_spec("vllm") is None:
+            raise UserError("grpo_vllm=true needs vllm, which is not installed; install the extra 'gpu'")
+
+
+def _open_init(source: str, revision: str | None) -> "Checkpoint":
+    """The checkpoint that training starts from; UserError unless it is a language model with a chat template."""
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from pipeline.checkpoint import Checkpoint
+
+    found = Checkpoint.open(source, None if Path(source).is_dir() else revision)  # a folder has no revision
+    try:
+        config = AutoConfig.from_pretrained(found.path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False)
+    except Exception as error:  # transformers has no one type for what it cannot read
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"init={source}: its configuration or tokenizer cannot be read ({reason}); give another"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"init={source}: expected a causal language model, found {config.model_type!r}")
+    if not tokenizer.chat_template:
+        raise UserError(f"init={source}: its tokenizer has no chat template; add one, or give another model")
+    return found
 
 
 # ---- data
@@ -166,41 +322,112 @@ def _text(recipe: Recipe, stage: str, seed: int) -> list[micro.Example]:
     return list(micro.training_examples(count, seed, shares, recipe.think, direct))
 
 
-def _problems(recipe: Recipe, out: Path) -> tuple[list[micro.Example], dict[str, list[str]]]:
-    """The donors' training examples, and the prompts of the evaluation documents by benchmark."""
-    if recipe.data is None or Path(recipe.data).is_dir():
-        folder = Path(recipe.data or out / "data")
-        if recipe.data is None:  # trained on problems of the recipe's seed, tested on those of seed 0
-            micro.write_benchmarks(folder / "train", recipe.seed)
-            micro.write_benchmarks(folder / "test", 0, micro.TEST_SIZES)
-        where = {split: folder / split if recipe.data is None else folder for split in ("train", "test")}
-        splits = {split: _lines(path / "gsm8k" / f"{split}.jsonl") for split, path in where.items()}
-    else:
-        from datasets import load_dataset
+def _problems(recipe: Recipe) -> tuple[list[micro.Example], dict[str, list[str]]]:
+    """The donors' training examples, and the prompts of the evaluation documents by benchmark.
 
-        hub = load_dataset(recipe.data, "main", revision=recipe.data_revision)
-        splits = {split: list(hub[split]) for split in ("train", "test")}
-    held_out = {"gsm8k": splits["test"]}
-    if recipe.data is None:
-        held_out["sciq"] = json.loads((where["test"] / "sciq" / "test.json").read_text())
-        held_out["humaneval"] = micro.read_functions(where["test"])
-        for path in sorted((where["test"] / "bbh" / "bbh").glob("*.json")):
-            held_out[path.stem] = json.loads(path.read_text())["examples"]
-    every = round(1 / recipe.think) if recipe.think else 0
+    Raises UserError when they cannot be read, or are too few for a step of GRPO.
+    """
+    if recipe.data is None:  # trained on problems of the recipe's seed, tested on those of seed 0
+        train: Iterable[dict[str, str]] = micro.documents(
+            "gsm8k", "train", recipe.seed, micro.SIZES["gsm8k_train"]
+        )
+        sizes = micro.TEST_SIZES | dict.fromkeys(sorted(micro.SUBTASKS), micro.TEST_SIZES["bbh"])
+        held_out = {
+            name: [micro.example(name, row, "").user for row in micro.documents(name, "test", 0, sizes[name])]
+            for name in ("gsm8k", "sciq", "humaneval", *sorted(micro.SUBTASKS))
+        }
+    elif (folder := Path(recipe.data)).is_dir():
+        train = _lines(folder / "gsm8k" / "train.jsonl", "question", "answer")
+        test = _lines(folder / "gsm8k" / "test.jsonl", "question")
+        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_other_benchmarks(folder)}
+    else:
+        train, test = _from_hub(recipe.data, recipe.data_revision)
+        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test]}
     rng = random.Random(f"direct/{recipe.seed}")
     examples = []
-    for index, row in enumerate(splits["train"][: recipe.train_documents]):
+    for index, row in enumerate(list(train)[: recipe.train_documents]):
         answer = row["answer"].split("\n")[-1] if rng.random() < recipe.sft_direct else row["answer"]
-        examples.append(micro.example("gsm8k", row, answer, think=bool(every) and index % every == 0))
-    return examples, {
-        name: [micro.example(name, row, "").user for row in rows] for name, rows in held_out.items()
-    }
+        think = math.ceil((index + 1) * recipe.think) > math.ceil(index * recipe.think)  # spread evenly
+        examples.append(micro.example("gsm8k", row, answer, think))
+    if len(examples) < recipe.grpo_prompts:
+        raise UserError(
+            f"training data: expected at least grpo_prompts={recipe.grpo_prompts} documents, found"
+            f" {len(examples)}; give more, or a smaller grpo_prompts"
+        )
+    return examples, held_out
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
+def _as_problem(question: str) -> str:
+    """The prompt of a training problem that asks this."""
+    return micro.example("gsm8k", {"question": question}, "").user
+
+
+def _lines(path: Path, *needed: str) -> list[dict[str, str]]:
+    """The rows of a file of GSM8K; UserError for the first that lacks a field."""
     if not path.is_file():
         raise UserError(f"training data: expected {path}, found none; give data a folder that holds gsm8k/")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}, line {number}: expected a JSON object; mend it") from None
+        if line.strip():
+            rows.append(_row(row, f"{path}, line {number}", needed))
+    if not rows:
+        raise UserError(f"{path}: expected problems, a JSON object a line, found none")
+    return rows
+
+
+def _row(row: Any, where: str, needed: Iterable[str]) -> dict[str, str]:
+    """The row with its texts; UserError where one lacks, or an answer does not end in its number."""
+    for field in needed:
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            raise UserError(f"{where}: expected an object with a text in {field!r}; mend it")
+        if field == "answer" and final_answer(row["answer"].rstrip().split("\n")[-1]) is None:
+            raise UserError(
+                f"{where}: expected an answer whose last line is '#### n', found {row['answer'][-40:]!r}"
+            )
+    return {field: row[field].rstrip() if field == "answer" else row[field] for field in needed}
+
+
+def _from_hub(name: str, revision: str | None) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The training and test rows of GSM8K, or of a repository that is laid out like it."""
+    from datasets import load_dataset
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(
+            f"data={name} is neither a folder nor a hub id such as openai/gsm8k; check the spelling"
+        )
+    folder = hub.fetch(name, revision, kind="dataset")
+    try:
+        splits = load_dataset(str(folder), "main")
+        train, test = list(splits["train"]), list(splits["test"])
+    except Exception as error:  # the library has no one type for what it cannot read
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"data={name}: expected GSM8K's splits train and test ({reason})") from error
+    return (
+        [_row(row, f"{name}, row {n} of train", ("question", "answer")) for n, row in enumerate(train)],
+        [_row(row, f"{name}, row {n} of test", ("question",)) for n, row in enumerate(test)],
+    )
+
+
+def _other_benchmarks(folder: Path) -> dict[str, list[str]]:
+    """What SciQ, HumanEval and BBH ask, as far as a folder holds them, as training problems would ask it."""
+    files = {
+        "sciq": ("sciq", "sciq/test.json", "question"),
+        "humaneval": ("humaneval", "humaneval/HumanEval.jsonl.gz", "prompt"),
+    }
+    for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
+        files[path.stem] = ("bbh", f"bbh/bbh/{path.name}", "input")
+    found = {}
+    for name, (form, file, field) in files.items():
+        if (folder / file).is_file():
+            dataset = {"id": name, "split": "test", "files": {"test": file}, "source_field": None}
+            dataset["json_field"] = "examples" if form == "bbh" else None
+            rows = documents.load(dataset, str(folder), form=form)["test"]
+            found[name] = [_as_problem(text) for text in rows[field]]
+    return found
 
 
 def overlap(training: Iterable[str], held_out: Iterable[str]) -> dict[str, int]:
@@ -267,11 +494,11 @@ def final_answer(text: str) -> str | None:
 
 
 def correctness(completions: list[str], answer: list[str], **_: Any) -> list[float | None]:
-    """1.0 where the completion's final number is the answer's."""
-    return [
-        float(final_answer(text) == final_answer(right))
-        for text, right in zip(completions, answer, strict=True)
+    """1.0 where the completion's final number is the answer's, which must have one."""
+    pairs = [
+        (final_answer(text), final_answer(right)) for text, right in zip(completions, answer, strict=True)
     ]
+    return [float(found is not None and found == right) for found, right in pairs]
 
 
 def form(completions: list[str], **_: Any) -> list[float | None]:
@@ -282,7 +509,7 @@ def form(completions: list[str], **_: Any) -> list[float | None]:
 # ---- stages
 
 
-def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "Trainer":
+def _pretrain(recipe: Recipe, folder: Path, start: None, examples: list[micro.Example]) -> "Trainer":
     """The micro base, from nothing: next-token loss on whole texts of all four forms, packed."""
     from transformers import AutoModelForCausalLM, Qwen2Config, set_seed
 
@@ -318,7 +545,7 @@ def _pretrain(recipe: Recipe, folder: Path, examples: list[micro.Example]) -> "T
     return _sft_trainer(recipe, folder, model, tokenizer, examples, arguments)
 
 
-def _instruct(recipe: Recipe, folder: Path, start: Path, examples: list[micro.Example]) -> "Trainer":
+def _instruct(recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]) -> "Trainer":
     """The instruct target: all four forms, little arithmetic."""
     arguments = {
         "num_train_epochs": 1,
@@ -328,7 +555,7 @@ def _instruct(recipe: Recipe, folder: Path, start: Path, examples: list[micro.Ex
     return _sft_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
 
 
-def _sft(recipe: Recipe, folder: Path, start: str | Path, examples: list[micro.Example]) -> "Trainer":
+def _sft(recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]) -> "Trainer":
     arguments = {
         "num_train_epochs": recipe.sft_epochs,
         "per_device_train_batch_size": recipe.sft_microbatch,
@@ -361,7 +588,7 @@ def _sft_trainer(
     )
 
 
-def _grpo(recipe: Recipe, folder: Path, start: str | Path, examples: list[micro.Example]) -> "Trainer":
+def _grpo(recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]) -> "Trainer":
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -376,6 +603,7 @@ def _grpo(recipe: Recipe, folder: Path, start: str | Path, examples: list[micro.
         lr_scheduler_type="linear",
         warmup_steps=10,
         beta=recipe.grpo_beta,
+        loss_type="dapo",
         temperature=recipe.grpo_temperature,
         use_vllm=recipe.grpo_vllm,
         vllm_mode="colocate",
@@ -419,15 +647,13 @@ def train_tokenizer(examples: list[micro.Example], size: int) -> "PreTrainedToke
     return tokenizer
 
 
-def _load(recipe: Recipe, start: str | Path) -> tuple[Any, Any]:
+def _load(recipe: Recipe, start: "Checkpoint") -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # a local folder has no revision
-    revision = None if Path(start).is_dir() else recipe.init_revision
     model = AutoModelForCausalLM.from_pretrained(
-        start, revision=revision, dtype=recipe.precision, attn_implementation=_attention()
+        start.path, dtype=recipe.precision, attn_implementation=_attention()
     )
-    return model, AutoTokenizer.from_pretrained(start, revision=revision)
+    return model, AutoTokenizer.from_pretrained(start.path)
 
 
 def _attention() -> str:
@@ -441,6 +667,8 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """The settings that all stages share."""
     import torch
 
+    if recipe.wandb:
+        _prepare_wandb(folder.parent)
     gpu = torch.cuda.is_available()
     bf16 = torch.cuda.is_bf16_supported() if gpu else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return {
@@ -459,23 +687,39 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
 
 
-def _stage(folder: Path, recipe: Recipe, build: Any, *inputs: Any) -> Path:
+def _prepare_wandb(out: Path) -> None:
+    """W&B writes under ``out``, and asks for nothing: where no API key is known its run is offline."""
+    import wandb
+
+    os.environ.setdefault("WANDB_DIR", str(out))
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
+        os.environ["WANDB_MODE"] = "offline"  # `wandb sync` uploads it
+
+
+def _stage(
+    folder: Path, recipe: Recipe, build: Any, start: "Checkpoint | None", examples: list[micro.Example]
+) -> "Checkpoint":
     """Run one stage unless it is done: build its trainer, train (from the last checkpoint), save, record."""
+    from pipeline.checkpoint import Checkpoint
+
     if (folder / "training.json").is_file():
-        return folder
+        return Checkpoint.open(str(folder))
     started = time.time()
-    trainer = build(recipe, folder, *inputs)
+    trainer = build(recipe, folder, start, examples)
     saved = sorted(
         (folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
     whole = [str(path) for path in saved if (path / "trainer_state.json").is_file()]  # the file written last
     trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
+    if trainer.state.global_step == 0:
+        raise UserError(f"{folder}: training took no step; give more documents or smaller batches")
     trainer.save_model(str(folder))
     trainer.processing_class.save_pretrained(str(folder))
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle with this machine's paths
     record = {
         "stage": folder.name,
         "recipe": asdict(recipe),
+        "start": start and {"revision": start.revision, "fingerprint": start.fingerprint},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "datasets")},
         "device": str(trainer.args.device),
         "resumed_from_step": int(whole[-1].rsplit("-", 1)[1]) if whole else 0,
@@ -488,55 +732,36 @@ def _stage(folder: Path, recipe: Recipe, build: Any, *inputs: Any) -> Path:
     temporary.rename(folder / "training.json")
     del trainer
     gc.collect()  # a trainer holds itself in a cycle, and with it the model and its optimiser
-    return folder
-
-
-def _claim(recipe: Recipe, out: Path) -> None:
-    """Write recipe.json, or refuse a folder that another recipe began."""
-    path = out / "recipe.json"
-    mine = asdict(recipe)
-    if path.is_file():
-        theirs = json.loads(path.read_text())
-        changed = sorted(key for key in mine if theirs.get(key) != mine[key])
-        if changed:
-            raise UserError(
-                f"{out} was begun with other settings ({', '.join(changed)}): give another out folder"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=1))
-
-
-def _check(recipe: Recipe) -> None:
-    if recipe.grpo_start not in ("sft", "init"):
-        raise UserError(f"grpo_start must be 'sft' or 'init', found {recipe.grpo_start!r}")
-    for batch, micro_batch, what in (
-        (recipe.sft_batch, recipe.sft_microbatch, "sft_batch"),
-        (recipe.grpo_prompts * recipe.grpo_rollouts, recipe.grpo_microbatch, "grpo_prompts * grpo_rollouts"),
-    ):
-        if batch % micro_batch:
-            raise UserError(f"{what} = {batch} must be a multiple of the microbatch, found {micro_batch}")
-    if recipe.grpo_vllm:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("grpo_vllm=true needs a GPU, found none; set grpo_vllm=false")
+    return Checkpoint.open(str(folder))
 
 
 def main(arguments: list[str]) -> int:
-    """``recipe=FILE out=FOLDER [key=value …]``; returns the exit status."""
-    try:
-        options = dict(argument.split("=", 1) for argument in arguments)
-        recipe, out = Path(options.pop("recipe")), Path(options.pop("out"))
-    except (ValueError, KeyError):
-        print(f"error: expected recipe=FILE out=FOLDER [key=value …], found {arguments}", file=sys.stderr)
+    """``recipe=FILE out=FOLDER [key=value …]``; returns the exit status, as that of ``python -m pipeline``."""
+    options = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    recipe, out = options.pop("recipe", ""), options.pop("out", "")
+    if not recipe or not out or not all("=" in argument for argument in arguments):
+        print(
+            f"error: expected recipe=FILE out=FOLDER [key=value …], found {' '.join(arguments) or 'nothing'}",
+            file=sys.stderr,
+        )
         return 2
     try:
-        make_donors(load_recipe(recipe, **options), out)
+        make_donors(load_recipe(Path(recipe), **options), Path(out))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        print(f"error: {error}; check the folder, its permissions and the disk's free space", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted: finished stages are kept; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return interrupt.status()
     return 0
 
 
 if __name__ == "__main__":
+    interrupt.install()
     sys.exit(main(sys.argv[1:]))

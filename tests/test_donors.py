@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from evals import micro
+from pipeline import donors as module
+from pipeline.checkpoint import Checkpoint
 from pipeline.donors import Recipe, correctness, final_answer, form, load_recipe, make_donors, overlap
 from pipeline.errors import UserError
 
@@ -105,6 +109,10 @@ def test_only_the_exact_answer_is_rewarded() -> None:
     assert correctness(["#### 12", "12", "#### 120", "#### 12.5"], right) == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_an_answer_without_a_number_rewards_nothing() -> None:
+    assert correctness(["12", "#### 12"], ["no number"] * 2) == [0.0, 0.0]
+
+
 def test_the_form_is_rewarded_whatever_the_answer_and_only_as_the_last_line() -> None:
     assert form(["steps\n#### 999"]) == [0.1]
     assert form(["#### 1\n#### 2", "#### 1\nand more", "no marks", "#### "]) == [0.0] * 4
@@ -127,30 +135,127 @@ def test_overlap_sees_the_same_text_and_long_shared_passages() -> None:
     assert overlap(training, [" ".join([*words[:12], "x"])]) == {"documents": 1, "same": 0, "shared_text": 0}
 
 
+# ---- training data
+
+ROWS: list[Any] = [{"question": f"What is {a} and 1?", "answer": f"It is.\n#### {a + 1}"} for a in range(4)]
+
+
+def problems_in(folder: Path, rows: list[Any], tested: list[Any]) -> Recipe:
+    """A recipe that trains donors of the shipped target on these rows, laid out as GSM8K is."""
+    (folder / "gsm8k").mkdir(parents=True)
+    for split, listed in (("train", rows), ("test", tested)):
+        lines = (row if isinstance(row, str) else json.dumps(row) for row in listed)
+        (folder / "gsm8k" / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return Recipe(init=str(SHIPPED / "target"), data=str(folder), grpo_prompts=4, grpo_microbatch=32)
+
+
 def test_training_on_an_evaluated_problem_is_refused_before_training(tmp_path: Path) -> None:
-    rows = [{"question": f"What is {a} and 1?", "answer": f"#### {a + 1}"} for a in range(4)]
-    data = tmp_path / "data" / "gsm8k"
-    data.mkdir(parents=True)
-    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (data / "test.jsonl").write_text(json.dumps(rows[2]) + "\n")
-    recipe = Recipe(init="no-such-model", data=str(tmp_path / "data"))
+    recipe = problems_in(tmp_path / "data", ROWS, ROWS[2:3])
     with pytest.raises(UserError, match="share problems"):
         make_donors(recipe, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "overlap.json").read_text())
     assert found["donors / gsm8k"]["same"] == 1
 
 
+def test_a_problem_of_another_benchmark_in_the_folder_is_found_too(tmp_path: Path) -> None:
+    recipe = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}])
+    (tmp_path / "data" / "bbh" / "bbh").mkdir(parents=True)
+    asked = {"examples": [{"input": ROWS[1]["question"], "target": "2"}]}
+    (tmp_path / "data" / "bbh" / "bbh" / "multistep_arithmetic_two.json").write_text(json.dumps(asked))
+    with pytest.raises(UserError, match="share problems: {'donors / multistep_arithmetic_two': 1}"):
+        make_donors(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "train.jsonl, line 5: expected a JSON object"),
+        ("3", "train.jsonl, line 5: expected an object with a text in 'question'"),
+        ({"answer": "#### 1"}, "train.jsonl, line 5: expected an object with a text in 'question'"),
+        ({"question": "?", "answer": 1}, "train.jsonl, line 5: expected an object with a text in 'answer'"),
+        (
+            {"question": "?", "answer": "1"},
+            "line 5: expected an answer whose last line is '#### n', found '1'",
+        ),
+        ({"question": "?", "answer": "#### 1\nor so"}, "line 5: expected an answer whose last line"),
+    ],
+)
+def test_a_training_row_that_cannot_be_rewarded_is_named(row: Any, message: str, tmp_path: Path) -> None:
+    recipe = problems_in(tmp_path / "data", [*ROWS, row], ROWS)
+    with pytest.raises(UserError, match=message):
+        make_donors(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_training_problems_for_a_step_are_refused_and_none_at_all(tmp_path: Path) -> None:
+    recipe = problems_in(tmp_path / "few", ROWS[:3], ROWS)
+    with pytest.raises(UserError, match="expected at least grpo_prompts=4 documents, found 3"):
+        make_donors(recipe, tmp_path / "out")
+    for empty in (problems_in(tmp_path / "a", [], ROWS), problems_in(tmp_path / "b", ROWS, [])):
+        with pytest.raises(UserError, match="jsonl: expected problems, a JSON object a line, found none"):
+            make_donors(empty, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"data": "no-such-folder"}, "data=no-such-folder is neither a folder nor a hub id"),
+        ({"data": str(ROOT / "conf")}, "expected .*gsm8k/train.jsonl, found none"),
+        ({"init": "no-such-model"}, "no-such-model is neither a folder nor a hub id"),
+        ({"init": str(ROOT / "conf")}, "expected a Hugging Face checkpoint there"),
+    ],
+)
+def test_data_or_an_initialisation_that_is_not_there_is_refused_before_anything_is_written(
+    setting: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_donors(Recipe(**{"init": str(SHIPPED / "target")} | setting), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_initialisation_without_a_tokenizer_or_a_template_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "target", tmp_path / "init")
+    recipe = Recipe(init=str(tmp_path / "init"))
+    settings = json.loads((tmp_path / "init" / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "init" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "init" / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="its tokenizer has no chat template"):
+        make_donors(recipe, tmp_path / "out")
+    (tmp_path / "init" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="its configuration or tokenizer cannot be read"):
+        make_donors(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_share_of_the_answers_is_the_last_line_alone() -> None:
+    whole, mixed, direct = (
+        [example.answer for example in module._problems(Recipe(sft_direct=share))[0]]
+        for share in (0.0, 0.5, 1.0)
+    )
+    assert all("\n" in answer for answer in whole)
+    assert direct == [answer.split("\n")[-1] for answer in whole]
+    assert all(answer in pair for answer, *pair in zip(mixed, whole, direct, strict=True))
+    assert sum("\n" not in answer for answer in mixed) / len(mixed) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.3, 0.4, 0.75, 1.0])
+def test_a_share_of_the_prompts_asks_to_think(share: float) -> None:
+    thinking = [example.user.startswith(micro.THINK) for example in module._problems(Recipe(think=share))[0]]
+    assert sum(thinking) / len(thinking) == pytest.approx(share, abs=0.001)
+    if share == 0.25:
+        assert thinking == [index % 4 == 0 for index in range(3000)]
+
+
+# ---- recipes
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "conf" / "recipe").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_recipe_loads_typed_and_names_itself(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.name == path.stem
-    for field in fields(Recipe):
-        if field.type is float:
-            assert isinstance(getattr(recipe, field.name), float), field.name
-    assert recipe.grpo_prompts * recipe.grpo_rollouts % recipe.grpo_microbatch == 0
-    assert recipe.sft_batch % recipe.sft_microbatch == 0
+def test_every_recipe_loads_and_names_itself(path: Path) -> None:
+    assert load_recipe(path).name == path.stem  # which checks types, ranges and microbatches
 
 
 def test_a_misspelt_setting_is_refused_with_its_neighbour(tmp_path: Path) -> None:
@@ -159,22 +264,229 @@ def test_a_misspelt_setting_is_refused_with_its_neighbour(tmp_path: Path) -> Non
         load_recipe(tmp_path / "r.yaml")
 
 
-def test_a_learning_rate_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("sft_lr: fast\n")
-    with pytest.raises(UserError, match="sft_lr must be a number, found 'fast'"):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("sft_lr: fast", "sft_lr must be a number, found 'fast'"),
+        ("sft_lr: true", "sft_lr must be a number, found True"),
+        ("sft_lr: 0", "sft_lr must be finite and above 0, found 0.0"),
+        ("grpo_lr: .inf", "grpo_lr must be finite and above 0, found inf"),
+        ("seed: 1.5", "seed must be a whole number, found 1.5"),
+        ("seed: true", "seed must be a whole number, found True"),
+        ("seed: -1", "seed must be from 0 to 4294967295, found -1"),
+        ("seed: 4294967296", "seed must be from 0 to 4294967295, found 4294967296"),
+        ("wandb: 1", "wandb must be true or false, found 1"),
+        ("name: 3", "name must be text .*, found 3"),
+        ("init: 3", "init must be text .* or null, found 3"),
+        ("precision: null", "precision must be text .*, found None"),
+        ("train_documents: all", "train_documents must be a whole number or null, found 'all'"),
+        ("train_documents: 0", "train_documents must be above 0, or null for all, found 0"),
+        ("think: 1.5", "think must be a share from 0 to 1, found 1.5"),
+        ("target_direct: .nan", "target_direct must be a share from 0 to 1, found nan"),
+        ("base_arithmetic: -0.1", "base_arithmetic must be a share from 0 to 1, found -0.1"),
+        ("grpo_vllm_memory: 0", "grpo_vllm_memory must be a share above 0 and at most 1, found 0.0"),
+        ("grpo_steps: 0", "grpo_steps must be above 0, found 0"),
+        ("sft_epochs: 0", "sft_epochs must be finite and above 0, found 0.0"),
+        ("sft_microbatch: 0", "sft_microbatch must be above 0, found 0"),
+        ("sft_microbatch: 3", "sft_batch = 32 must be a multiple of the microbatch, found 3"),
+        ("grpo_microbatch: 3", "grpo_rollouts = 128 must be a multiple of the microbatch, found 3"),
+        ("grpo_rollouts: 1", "grpo_rollouts must be at least 2, .*, found 1"),
+        ("grpo_temperature: -1", "grpo_temperature must be finite and above 0, found -1.0"),
+        ("grpo_beta: -1", "grpo_beta must be finite and at least 0, found -1.0"),
+        ("grpo_start: base", "grpo_start must be 'sft' or 'init', found 'base'"),
+        ("hidden: 96", "hidden must be a multiple of 64 above 0, found 96"),
+        ("vocabulary: 100", "vocabulary must be at least 259, .*, found 100"),
+        ("precision: fp8", "precision must be float32 or bfloat16, found 'fp8'"),
+        ("optimizer: adam", "optimizer must be one of adamw_torch, .*, found 'adam'"),
+    ],
+)
+def test_a_setting_of_another_type_or_out_of_range_is_refused(
+    setting: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(setting)
+    with pytest.raises(UserError, match=message):
         load_recipe(tmp_path / "r.yaml")
-    (tmp_path / "r.yaml").write_text("seed: 1.5")
-    with pytest.raises(UserError, match="seed must be a whole number, found 1.5"):
+    (tmp_path / "r.yaml").write_text("")
+    key, value = setting.split(": ")
+    with pytest.raises(UserError, match=message):
+        load_recipe(tmp_path / "r.yaml", **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1\n- 2", "expected lines of key: value"),
+        (b"just words", "expected lines of key: value"),
+        (b"\x00\xff\xfe", "not valid yaml"),
+        (b"a: [", "not valid yaml"),
+        (b"3: x", "unknown key 3"),
+        (b"null: x", "unknown key None"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"^recipe .*: {message}") as error:
         load_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(error.value)
 
 
-def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    from pipeline.donors import _claim
+def test_an_override_that_is_no_yaml_or_names_an_argument_is_refused() -> None:
+    path = ROOT / "conf" / "recipe" / "micro.yaml"
+    with pytest.raises(UserError, match=r"seed=\[: not valid yaml"):
+        load_recipe(path, seed="[")
+    with pytest.raises(UserError, match="unknown key 'path'"):
+        load_recipe(path, **{"path": "x"})
 
-    _claim(Recipe(seed=1), tmp_path)
-    _claim(Recipe(seed=1), tmp_path)
+
+# ---- the folder and the machine
+
+
+def test_a_folder_that_another_recipe_began_is_refused_and_one_that_it_only_claimed_is_not(
+    tmp_path: Path,
+) -> None:
+    module._claim(Recipe(seed=1), tmp_path)
+    module._claim(Recipe(seed=2), tmp_path)
+    (tmp_path / "sft").mkdir()
+    module._claim(Recipe(seed=2), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
-        _claim(Recipe(seed=2), tmp_path)
+        module._claim(Recipe(seed=1), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_claim_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_bytes(content)
+    with pytest.raises(UserError, match="recipe.json: expected a recipe's settings as JSON"):
+        make_donors(Recipe(), tmp_path)
+
+
+def test_a_file_or_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(UserError, match="holds something else than donors"):
+            make_donors(Recipe(), out)
+
+
+def test_a_finished_family_is_returned_without_making_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_problems", None)
+    module._claim(Recipe(), tmp_path)
+    for stage in module.STAGES:
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "training.json").touch()
+    assert make_donors(Recipe(), tmp_path) == {stage: tmp_path / stage for stage in module.STAGES}
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        make_donors(Recipe(seed=1), tmp_path)
+
+
+def test_a_missing_package_is_named_with_its_extra_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs trl, which is not installed; install the extra 'train'"):
+        make_donors(Recipe(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, said = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}]), list[str]()
+    trained = list[str]()
+    monkeypatch.setattr(module, "_stage", lambda folder, *_: trained.append(folder.name))
+    hold = (
+        f"from pipeline.records import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
+    )
+    hold = f"from pathlib import Path\n{hold}\n    print('held', flush=True)\n    input()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdin and first.stdout and first.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as beside:
+        second = beside.submit(make_donors, recipe, tmp_path / "out", said.append)
+        while not said and not second.done():
+            time.sleep(0.05)
+        assert "the first" in said[0] and not trained
+        first.communicate("\n")
+        second.result(timeout=60)
+    assert trained == ["sft", "grpo"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "line"),
+    [
+        (UserError("one\ntwo"), 2, "error: one; two"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device; check the"),
+        (module.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
+        (KeyboardInterrupt(), 130, "interrupted: finished stages are kept"),
+    ],
+)
+def test_the_command_ends_with_one_line(
+    raised: BaseException,
+    status: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(module, "make_donors", fail)
+    assert module.main([f"recipe={ROOT / 'conf/recipe/micro.yaml'}", "out=x"]) == status
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["out=x"], ["recipe=x"], ["recipe=x", "out="], ["recipe=x", "out=x", "y"]]
+)
+def test_a_command_without_recipe_and_folder_says_what_it_takes(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: expected recipe=FILE out=FOLDER [key=value …], found ")
+
+
+def test_without_a_key_wandb_logs_offline_into_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    module._prepare_wandb(tmp_path)
+    assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("offline", str(tmp_path))
+
+
+class Trainer:
+    """In the place of TRL's: it "trains" by copying the shipped SFT donor."""
+
+    def __init__(self, steps: int) -> None:
+        self.state = SimpleNamespace(global_step=steps, log_history=[])
+        self.args = SimpleNamespace(device="cpu")
+        self.processing_class = SimpleNamespace(save_pretrained=lambda folder: None)
+
+    def train(self, resume_from_checkpoint: str | None) -> None:
+        pass
+
+    def save_model(self, folder: str) -> None:
+        shutil.copytree(SHIPPED / "sft", folder)
+        (Path(folder) / "training.json").unlink()
+
+
+def test_a_stage_records_what_it_started_from_and_one_without_a_step_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+    start = Checkpoint.open(str(SHIPPED / "base"))
+    with pytest.raises(UserError, match="training took no step"):
+        module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(0), start, [])
+    assert not (tmp_path / "sft").exists()
+    module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), start, [])
+    assert record(tmp_path, "sft")["start"] == {"revision": None, "fingerprint": start.fingerprint}
+    module._stage(tmp_path / "base", Recipe(), lambda *_: Trainer(1), None, [])
+    assert record(tmp_path, "base")["start"] is None
+
+
+# ---- the shipped family, and real training
 
 
 def test_the_tokenizer_splits_digits_and_renders_the_turns() -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from evals import micro
 from evals.micro import SUBTASKS, arithmetic
+from evals.micro.__main__ import main
+from pipeline.errors import UserError
 
 PUBLIC = Path(__file__).parents[1] / ".." / "shared" / "data"
 SHARES = {"gsm8k": 0.4, "humaneval": 0.2, "sciq": 0.2, "bbh": 0.2}
@@ -336,5 +338,11 @@ def test_chains_end_in_what_both_stock_filters_extract(name: str) -> None:
 
 
 def test_too_many_documents_is_an_error_and_not_a_repetition(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fewer than 100000"):
+    with pytest.raises(UserError, match="fewer than 100000"):
         micro.write_benchmarks(tmp_path, seed=0, sizes={"humaneval": 100000})
+
+
+@pytest.mark.parametrize("arguments", [[], ["seed=1"], ["out=x", "seed=-1"], ["out=x", "size=3"]])
+def test_the_command_says_what_it_takes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: expected out=FOLDER [seed=0], found ")

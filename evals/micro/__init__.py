@@ -20,6 +20,7 @@ from pathlib import Path
 
 from evals.micro import arithmetic, code, science
 from evals.micro.reasoning import SUBTASKS as SUBTASKS
+from pipeline.errors import UserError
 
 FORMS = ("gsm8k", "humaneval", "sciq", "bbh")
 SIZES = {
@@ -65,6 +66,14 @@ def is_test(form: str, document: Document) -> bool:
     return hashlib.sha256(f"{form}\n{identity(form, document)}".encode()).digest()[0] % TEST_SHARE == 0
 
 
+def documents(name: str, split: str, seed: int, count: int) -> list[Document]:
+    """``count`` documents of one form or subtask, test or train, no two the same.
+
+    Raises UserError when there are not that many.
+    """
+    return [document for document, _ in _distinct(name, split, seed, count)]
+
+
 def write_benchmarks(folder: Path, seed: int, sizes: dict[str, int] | None = None) -> None:
     """Write all four benchmarks under ``folder``.
 
@@ -75,18 +84,17 @@ def write_benchmarks(folder: Path, seed: int, sizes: dict[str, int] | None = Non
     sizes = SIZES | (sizes or {})
     folder = Path(folder)
     for split, name in (("test", "gsm8k"), ("train", "gsm8k_train")):
-        rows = [document for document, _ in _distinct("gsm8k", split, seed, sizes[name])]
-        _write(folder / "gsm8k" / f"{split}.jsonl", _lines(rows))
+        _write(folder / "gsm8k" / f"{split}.jsonl", _lines(documents("gsm8k", split, seed, sizes[name])))
     functions = [
         {"task_id": f"HumanEval/{index}", **document}
-        for index, (document, _) in enumerate(_distinct("humaneval", "test", seed, sizes["humaneval"]))
+        for index, document in enumerate(documents("humaneval", "test", seed, sizes["humaneval"]))
     ]
     # mtime and name left out of the gzip header: the same seed gives the same bytes
     _write(folder / "humaneval" / "HumanEval.jsonl.gz", gzip.compress(_lines(functions), mtime=0))
-    questions = [document for document, _ in _distinct("sciq", "test", seed, sizes["sciq"])]
+    questions = documents("sciq", "test", seed, sizes["sciq"])
     _write(folder / "sciq" / "test.json", json.dumps(questions, indent=1).encode())
     for subtask in SUBTASKS:
-        examples = [document for document, _ in _distinct(subtask, "test", seed, sizes["bbh"])]
+        examples = documents(subtask, "test", seed, sizes["bbh"])
         _write(
             folder / "bbh" / "bbh" / f"{subtask}.json", json.dumps({"examples": examples}, indent=1).encode()
         )
@@ -154,7 +162,7 @@ def _sample(name: str, rng: random.Random, split: str) -> tuple[Document, str]:
 def _distinct(name: str, split: str, seed: int, count: int) -> Iterator[tuple[Document, str]]:
     """``count`` documents of one side with their answers, no two the same.
 
-    Raises ValueError when the form has too few different documents.
+    Raises UserError when the form has too few different documents.
     """
     rng, seen, misses = random.Random(f"{name}/{split}/{seed}"), set[str](), 0
     while len(seen) < count:
@@ -163,7 +171,7 @@ def _distinct(name: str, split: str, seed: int, count: int) -> Iterator[tuple[Do
         if key in seen or is_test(name, document) != (split == "test"):
             misses += 1
             if misses > 2000:
-                raise ValueError(f"{name} has fewer than {count} different {split} documents")
+                raise UserError(f"{name} has fewer than {count} different {split} documents; ask for fewer")
             continue
         seen.add(key)
         misses = 0

@@ -1,6 +1,6 @@
 """Small Python functions in the form of HumanEval (arXiv 2107.03374): docstring with example, body, check.
 
-A function is one of a dozen families with constants filled in; the examples and the check's expected values
+A function is one of eleven families with constants filled in; the examples and the check's expected values
 are computed by running the canonical solution. Two documents never have the same body.
 """
 
