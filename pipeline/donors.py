@@ -746,12 +746,21 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     try:
-        make_donors(load_recipe(Path(recipe), **options), Path(out))
+        make_donors(load_recipe(Path(recipe), **options), Path(out), lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
-    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-        print(f"error: {error}; check the folder, its permissions and the disk's free space", file=sys.stderr)
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:  # of a full disk, by Python, safetensors and torch
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        print(
+            f"error: {reason}; check the folder, its permissions and the disk's free space", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print(

@@ -416,6 +416,7 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
         (UserError("one\ntwo"), 2, "error: one; two"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device; check the"),
         (module.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), 2, "error: [enforce fail at inline_cont"),
         (KeyboardInterrupt(), 130, "interrupted: finished stages are kept"),
     ],
 )
