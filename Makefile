@@ -8,7 +8,8 @@ ACCELERATOR ?= cpu
 EXPERIMENT ?= micro
 ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
-export UV_COMPILE_BYTECODE = 1  # some machines never write it (PYTHONDONTWRITEBYTECODE): every start would compile all of vLLM
+# Some machines never write bytecode (PYTHONDONTWRITEBYTECODE): there every start would compile all of vLLM.
+export UV_COMPILE_BYTECODE = 1
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
