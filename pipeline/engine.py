@@ -139,10 +139,8 @@ def prepare_environment(config: EngineConfig) -> None:
             import torch
 
             torch.set_num_threads(config.threads)  # OMP_NUM_THREADS was read when torch was imported
-    if config.enforce_eager:
-        os.environ.setdefault(
-            "TORCHDYNAMO_DISABLE", "1"
-        )  # vLLM would still compile a function or two: seconds at the start
+    if config.enforce_eager:  # vLLM would still compile a function or two: seconds at the start
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if config.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     _alias_cpu_build()
