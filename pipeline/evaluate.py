@@ -120,7 +120,7 @@ class Progress:
         finished = self.computed + self.skipped
         self.start()
         left = (time.monotonic() - (self.started or 0.0)) / self.computed * (self.total - finished)
-        score = f"{100 * metrics['score']:5.1f} ± {196 * metrics['stderr']:4.1f}"
+        score = f"{100 * metrics['score']:5.1f} % of {metrics['n']}"
         self.report(
             f"[{finished:>3}/{self.total}] {name_of(cell):<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})"
         )
@@ -529,17 +529,21 @@ def _text(value: Any) -> str:
 
 
 def summarise(samples: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Means over documents; `stderr` is the sample standard error (Bessel-corrected), in the metric's unit (0 to 1)."""
+    """Means over documents.
+
+    `stderr` is lm-eval's: the sample standard error (Bessel-corrected) of documents taken as independent, in the metric's
+    unit (0 to 1); None for one document. Tables have intervals that know of clusters (pipeline/statistics.py).
+    """
     n = len(samples)
     scores = [s["score"] for s in samples]
     score = math.fsum(scores) / n
-    variance = math.fsum((x - score) ** 2 for x in scores) / (n - 1) if n > 1 else 0.0
+    squares = math.fsum((x - score) ** 2 for x in scores)
     main_filter = metric.rsplit(",", 1)[1]
     generated = [s for s in samples if s["finish"] != "scored"]
     return {
         "metric": metric,
         "score": score,
-        "stderr": math.sqrt(variance / n),
+        "stderr": math.sqrt(squares / (n - 1) / n) if n > 1 else None,
         "n": n,
         "values": {m: math.fsum(s["scores"][m] for s in samples) / n for m in samples[0]["scores"]},
         "share_not_extracted": _share(generated, lambda s: s["extracted"].get(main_filter) == NOT_EXTRACTED),

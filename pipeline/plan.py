@@ -182,8 +182,9 @@ class Plan:
         return self.results / "vectors" / str(_vector_key(family, variant))
 
     def geometry_file(self, family: Family, variant: Variant | None = None) -> Path:
-        """Beside the vector; named by the target, because targets can share donors and so a vector."""
-        return self.vector_folder(family, variant) / f"geometry-{family.target.fingerprint[:12]}.json"
+        """Beside the vector; named by the target and its base, because families can share donors and so a vector."""
+        compared_with = digest([m.fingerprint for m in (family.target, family.base) if m is not None])
+        return self.vector_folder(family, variant) / f"geometry-{compared_with[:12]}.json"
 
     def needs_vector(self) -> bool:
         return any(c.weights in (Weights.vector, Weights.random) for c in self.conditions)

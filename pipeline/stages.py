@@ -244,17 +244,15 @@ def _new_vector(
 def _write_geometry(
     plan: Plan, family: Family, variant: "Variant | None", notes: list[str], folder: Path
 ) -> None:
-    """The target's geometry file beside a vector, unless it tells of the target's base and every α already."""
+    """The family's geometry file beside a vector, unless it tells of every α already."""
     from pipeline import geometry
     from pipeline.vector import Vector
 
     path = folder / plan.geometry_file(family, variant).name
     alphas = {c.alpha for c in plan.conditions if c.alpha and c.variant == variant}
     with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
-        known = json.loads(path.read_text())["total"]
-        measured = {row["alpha"] for row in known["alphas"]}
-        has_base = "target-base" in known["directions"]
-        if alphas <= measured and (has_base or family.base is None):
+        measured = {row["alpha"] for row in json.loads(path.read_text())["total"]["alphas"]}
+        if alphas <= measured:
             return
         alphas |= measured
     data = geometry.report(

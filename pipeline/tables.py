@@ -486,7 +486,7 @@ def geometry_report(grid: Grid, family: str) -> dict[str, Any]:
     label, name = grid.families[family]["label"], grid.families[family]["geometry"]
     if name is None:
         raise UserError(f"{label}: the manifest names no geometry report; run the extract stage to make one")
-    # vectors/<key>/geometry-<target>.json, wherever the folder is now
+    # vectors/<key>/geometry-<12 hex>.json, wherever the folder is now
     path = grid.results.joinpath(*Path(name).parts[-3:])
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

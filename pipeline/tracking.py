@@ -261,7 +261,7 @@ class _Logger:
         for benchmark, key in run["cells"].items():
             name, record = benchmark.replace("@", "/"), read_record(self.results, key)
             assert record is not None
-            data |= {f"{name}/{k}": record.metrics[k] for k in METRICS}
+            data |= {f"{name}/{k}": v for k in METRICS if (v := record.metrics[k]) is not None}
             data |= {f"{name}/{k}": record.cost[k] for k in COSTS}
             seconds = record.cost["seconds"]
             data[f"{name}/tokens_per_second"] = record.cost["generated_tokens"] / seconds if seconds else 0.0

@@ -100,6 +100,16 @@ def test_two_targets_of_the_same_donors_each_have_their_own_geometry(tmp_path: P
     assert shown["micro"]["relative_norm"] != shown["other"]["relative_norm"]
 
 
+def test_the_same_target_with_and_without_a_base_has_two_geometries(tmp_path: Path) -> None:
+    no_base = ["families.other.grpo.id=models/micro/grpo", "families.other.base=null"]
+    plan = planned(tmp_path, {"vector": VECTOR}, *no_base)
+    directions = {
+        family.name: json.loads(plan.geometry_file(family).read_text())["total"]["directions"]
+        for family in plan.families.values()
+    }
+    assert ("target-base" in directions["micro"], "target-base" in directions["other"]) == (True, False)
+
+
 def test_a_condition_adds_several_vectors_each_with_its_sign(tmp_path: Path) -> None:
     plan = planned(tmp_path, {"analogy": VECTOR | {"plus": {"other": -0.5}}})
     own, other = plan.terms(plan.families["micro"], {c.name: c for c in plan.conditions}["analogy"])
