@@ -4,7 +4,9 @@ BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV := uv==0.13.8
-ACCELERATOR ?= cpu
+# The build that .venv holds; another one that is asked for replaces it.
+HELD := $(shell cat .venv/.done 2>/dev/null)
+ACCELERATOR ?= $(or $(HELD),cpu)
 EXPERIMENT ?= micro
 ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -15,9 +17,12 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds
+ifneq ($(ACCELERATOR),$(HELD))
+.venv/.done: OTHER_BUILD
+endif
 .venv/.done: requirements/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(filter-out $(HELD),$(ACCELERATOR)),--clear) .venv
 	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
 ifeq ($(ACCELERATOR),gpu)
 	$(BIN)/uv pip install --python $(BIN)/python -e '.[gpu,train,cluster,dashboard,dev]'
@@ -28,7 +33,7 @@ else
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/cpu.txt
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 endif
-	@touch $@
+	@echo $(ACCELERATOR) > $@
 
 demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in minutes
 	$(BIN)/python -m pipeline experiment=micro $(ARGS)
@@ -55,7 +60,7 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
-	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=baseline $(ARGS)
+	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=baseline conditions.baseline.variants=false $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
 	$(BIN)/python -m pipeline apply $(ARGS)
@@ -117,4 +122,4 @@ lock: .venv/.done ## resolve requirements/cpu.txt again
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint lock clean
+.PHONY: OTHER_BUILD help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint lock clean

