@@ -10,6 +10,7 @@ the stage 'track' before it shows anything. Needs the package wandb-workspaces (
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from pipeline import tracking
 from pipeline.config import Config, flag
 from pipeline.errors import UserError
 from pipeline.grid import Grid
-from pipeline.records import manifest_path, read_manifest, write_file
+from pipeline.records import digest, manifest_path, read_manifest, write_file
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -39,21 +40,31 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         raise UserError(f"{problem}; check the connection, or add dry_run=true")
     import wandb
 
-    saved = results / "wandb" / f"workspace-{config.name}.txt"
+    refusals = (wandb.Error, OSError, ValueError)
     try:
         entity = config.tracking.entity or str(wandb.Api(timeout=10).default_entity)
+        place = digest([entity, config.tracking.project])[:8]
+        saved = results / "wandb" / f"workspace-{config.name}-{place}.txt"
         made: Any = workspace(config, grid, entity)
-        if saved.is_file():  # the same view again, and no second one
-            there = type(made).from_url(saved.read_text())
+        if there := _loaded(type(made), saved, refusals):  # the same view again, and no second one
             there.sections, there.runset_settings, made = made.sections, made.runset_settings, there
         made.save()
         write_file(saved, made.url.encode())
         return str(made.url)
-    except (wandb.Error, OSError, ValueError) as e:
+    except refusals as e:
         raise UserError(
             f"the W&B workspace was not created ({' '.join(str(e).split())[:160]}); check `wandb login` and"
             " tracking.entity, or add dry_run=true"
         ) from None
+
+
+def _loaded(kind: Any, saved: Path, refusals: tuple[type[Exception], ...]) -> Any:
+    """The view that was made last; None if there is none, or it cannot be had from the server."""
+    from wandb_workspaces.workspaces.errors import SpecVersionError, UnsupportedViewError
+
+    with suppress(*refusals, SpecVersionError, UnsupportedViewError):
+        return kind.from_url(saved.read_text())
+    return None
 
 
 def workspace(config: Config, grid: Grid, entity: str) -> "Workspace":

@@ -93,6 +93,10 @@ def run(config: Config, report: Report = print) -> None:
     """
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
+    if Stage.track in stages:
+        from pipeline.tracking import mode
+
+        mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages and config.launcher.kind is Launcher.local:
         from pipeline.engine import check_device
 

@@ -1,15 +1,17 @@
 """W&B as a projection of the records: every condition is a run, and one more run holds the tables and figures.
 
 Everything is read from the manifest and the store, so a dashboard can be filled after the fact, or filled again. The id
-of a run is derived from the keys of its cells: logging twice makes no duplicate, and what has been logged once is left
-alone (markers under results/wandb/logged). Runs are written to files first (`results/wandb/offline-run-*`); with an API
-key they are then uploaded by `wandb sync` in a process of its own, which is ended when the server does not answer.
+of a run is derived from the keys of its cells: logging twice makes no duplicate, and what has been logged once to a
+project is left alone (markers under results/wandb/logged). Only the summary is logged anew, as the same run, when more
+cells or other renderings are there. Runs are written to files first (`results/wandb/offline-run-*`); with an API key
+they are then uploaded by `wandb sync` in a process of its own, which is ended when the server does not answer.
 So a server costs seconds, and never the run or what it logged.
 
 A condition's run has its metrics as `<benchmark>/<metric>`, and where its weights are made with a vector, that vector as
 an artifact that refers to the file, with its geometry. Scores are fractions there; the summary's are in per cent.
 """
 
+import hashlib
 import html
 import http.client
 import json
@@ -21,8 +23,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,17 @@ from pipeline import claims
 from pipeline.config import Config, Tracking
 from pipeline.errors import UserError
 from pipeline.grid import REFERENCE, Grid
-from pipeline.records import digest, read_record
+from pipeline.records import digest, read_record, write_file
 
 SAMPLES = 25  # rows of each benchmark's sample table
 SERVER = "https://api.wandb.ai"
 ANSWER_WITHIN = 3.0  # seconds that a server has to answer at all
-UPLOAD_WITHIN = 60.0  # seconds that the upload may make no progress
+UPLOAD_WITHIN = 10.0  # seconds that the upload may make no progress
+MODES = {m: m for m in ("online", "offline", "disabled")} | {"run": "online", "dryrun": "offline"}
 TEXTS = ("prompt", "target", "output")
 METRICS = ("score", "stderr", "n", "share_truncated", "share_not_extracted", "mean_tokens")
 COSTS = ("seconds", "generated_tokens", "prompt_tokens", "requests")
-Run = dict[str, Any]  # id, name, family, condition (None: the summary), cells: {benchmark: key}
+Run = dict[str, Any]  # id, content, name, family, condition (None: the summary), cells: {benchmark: key}
 
 
 def track(config: Config, manifest: dict[str, Any], report: Callable[[str], None]) -> None:
@@ -48,37 +51,36 @@ def track(config: Config, manifest: dict[str, Any], report: Callable[[str], None
     Raises:
         UserError: if online logging is asked for and no API key is known.
     """
-    mode, results = _mode(config.tracking.mode), Path(config.results)
-    if mode == "disabled":
+    where, results = mode(config), Path(config.results)
+    if where == "disabled":
         return
+    if config.tracking.mode is Tracking.auto and _environment() not in MODES:
+        report(f"W&B: WANDB_MODE={_environment()}: expected one of {', '.join(MODES)}; taken as offline")
     grid = Grid(manifest, results)
-    runs = _runs(grid)
-    unlogged = [run for run in runs if not _marker(results, run["id"], "offline").exists()]
+    runs = _runs(config, grid)
+    unlogged = [run for run in runs if run["content"] not in _noted(_marker(config, run))]
     if unlogged:
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
         logger = _Logger(config, grid)
-        try:
-            for run in unlogged:
-                logger.log(run)
-                _mark(results, run["id"], "offline")
-        except (wandb.Error, OSError) as e:
-            report(f"W&B: nothing more is logged ({_short(e)}); run the stage 'track' again")
-            return
-        finally:
-            wandb.teardown()  # its process ends, and its files are whole
-    waiting = {
-        run["id"]: folders
-        for run in runs
-        if not _marker(results, run["id"], "online").exists()
-        and (folders := sorted((results / "wandb").glob(f"offline-run-*-{run['id']}")))
-    }
+        with _without("WANDB_MODE", "WANDB_BASE_URL"):  # the files need neither, and fail if one is malformed
+            try:
+                for run in unlogged:
+                    folder = logger.log(run)
+                    write_file(_marker(config, run), f"{run['content']} {folder.name}".encode())
+            except (wandb.Error, OSError, ValueError) as e:  # a setting that is malformed is a ValueError
+                report(f"W&B: nothing more is logged ({_short(e)}); run the stage 'track' again")
+                return
+            finally:
+                wandb.teardown()  # its process ends, and its files are whole
+    folders = [results / "wandb" / _noted(_marker(config, run))[1] for run in runs]
+    waiting = [folder for folder in folders if folder.is_dir() and not _is_synced(folder)]
     by_hand = f"`wandb sync {results / 'wandb'}/offline-run-*` uploads them"
-    if mode == "offline" and unlogged:
+    if where == "offline" and unlogged:
         report(f"W&B: {len(unlogged)} runs logged offline; {by_hand}")
-    elif mode == "online" and waiting:
-        if problem := _upload(results, waiting):
+    elif where == "online" and waiting:
+        if problem := _upload(waiting):
             report(f"W&B: not uploaded ({problem}); the runs are kept: the stage 'track' or {by_hand}")
         else:
             report(f"W&B: {len(waiting)} runs logged online")
@@ -88,14 +90,34 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _mode(wanted: Tracking) -> str:
-    if wanted is Tracking.auto:
-        return "online" if has_key() else "offline"
-    if wanted is Tracking.online and not has_key():
+def mode(config: Config) -> str:
+    """online, offline or disabled: `auto` is what WANDB_MODE says, and offline where no API key is known.
+
+    Raises:
+        UserError: if online logging is asked for and no API key is known.
+    """
+    if config.tracking.mode is Tracking.auto:
+        found = MODES.get(_environment(), "offline")
+        return "offline" if found == "online" and not has_key() else found
+    if config.tracking.mode is Tracking.online and not has_key():
         raise UserError(
             "tracking.mode=online: no W&B API key; run `wandb login`, or set tracking.mode=offline"
         )
-    return str(wanted.value)
+    return str(config.tracking.mode.value)
+
+
+def _environment() -> str:
+    return os.environ.get("WANDB_MODE") or "online"
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Take these variables out of the environment for a while."""
+    values = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(values)
 
 
 def server() -> str:
@@ -111,17 +133,17 @@ def has_key() -> bool:
         return False
 
 
-def _marker(results: Path, run_id: str, mode: str) -> Path:
-    return results / "wandb" / "logged" / f"{run_id}.{mode}"
+def _marker(config: Config, run: Run) -> Path:
+    """The file that notes what was logged as this run to the entity and project, and in which folder."""
+    place = digest([config.tracking.entity, config.tracking.project])[:8]
+    return Path(config.results) / "wandb" / "logged" / f"{run['id']}.{place}"
 
 
-def _mark(results: Path, run_id: str, mode: str) -> None:
-    marker = _marker(results, run_id, mode)
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+def _noted(marker: Path) -> list[str]:
+    return marker.read_text().split() if marker.is_file() else []
 
 
-def _runs(grid: Grid) -> list[Run]:
+def _runs(config: Config, grid: Grid) -> list[Run]:
     """One description for each condition whose cells are all there, and one for the summary."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for (family, condition, benchmark), key in grid.planned.items():
@@ -129,14 +151,29 @@ def _runs(grid: Grid) -> list[Run]:
     runs: list[Run] = []
     for (family, condition), cells in groups.items():
         if all((family, condition, benchmark) in grid.cells for benchmark in cells):
-            described = {"family": family, "condition": condition, "cells": cells}
             identity = _id(grid, f"{family}/{condition}", sorted(cells.values()))
             runs.append(
-                {"id": identity, "name": f"{family} {grid.conditions[condition]['label']}"} | described
+                {
+                    "id": identity,
+                    "content": identity,
+                    "name": f"{family} {grid.conditions[condition]['label']}",
+                    "family": family,
+                    "condition": condition,
+                    "cells": cells,
+                }
             )
     if runs:
-        identity = _id(grid, "summary", sorted(str(run["id"]) for run in runs))
-        runs.append({"id": identity, "name": "summary", "family": "summary", "condition": None, "cells": {}})
+        rendered = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in _rendered(config)}
+        runs.append(
+            {
+                "id": _id(grid, "summary", sorted(grid.planned.values())),
+                "content": digest([sorted(cell.key for cell in grid.cells.values()), rendered]),
+                "name": "summary",
+                "family": "summary",
+                "condition": None,
+                "cells": {},
+            }
+        )
     return runs
 
 
@@ -155,30 +192,27 @@ def silence() -> str:
     return ""
 
 
-def _upload(results: Path, waiting: dict[str, list[Path]]) -> str:
-    """Upload the folders of these runs with W&B's own command; returns what was in the way, or nothing."""
+def _upload(folders: list[Path]) -> str:
+    """Upload these folders with W&B's own command; returns what was in the way, or nothing."""
     if problem := silence():
         return problem
-    paths = [str(path) for folders in waiting.values() for path in folders]
-    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", *paths]
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    left, since, running = len(waiting), time.monotonic(), True
+    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", *map(str, folders)]
+    with _without("WANDB_MODE"):
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    left, since, running = len(folders), time.monotonic(), True
     try:
         while running and time.monotonic() - since < UPLOAD_WITHIN:
             running = child.poll() is None
-            for run_id, folders in waiting.items():
-                if all(map(_is_synced, folders)):
-                    _mark(results, run_id, "online")
-            still = sum(not _marker(results, run_id, "online").exists() for run_id in waiting)
+            still = sum(not _is_synced(folder) for folder in folders)
             if still != left:
                 left, since = still, time.monotonic()
             time.sleep(0.2)
     finally:
         child.kill()
         child.wait()
-    return f"{left} of {len(waiting)} runs are left; check `wandb login` and the connection" if left else ""
+    return f"{left} of {len(folders)} runs are left; check `wandb login` and the connection" if left else ""
 
 
 def _is_synced(folder: Path) -> bool:
@@ -194,11 +228,15 @@ class _Logger:
         self.geometries: dict[tuple[str, str], dict[str, Any]] = {}  # by a vector's key and the files' name
         self.entries: dict[str, Any] = {}  # references to vectors' files, whose checksums are known
 
-    def log(self, run: Run) -> None:
+    def log(self, run: Run) -> Path:
+        """Write a run in the place of its last version, if there is one; returns its folder."""
         import wandb
 
-        for left in (self.results / "wandb").glob(f"offline-run-*-{run['id']}"):
-            shutil.rmtree(left)  # of a run that was killed while it logged
+        own = _marker(self.config, run)
+        elsewhere = {word for m in own.parent.glob(f"{run['id']}.*") if m != own for word in _noted(m)}
+        for left in (self.results / "wandb").glob(f"offline-run-*-{run['id']}*"):
+            if left.name not in elsewhere:  # another project's
+                shutil.rmtree(left)
         family = run["family"]
         logged = wandb.init(
             project=self.config.tracking.project,
@@ -206,8 +244,7 @@ class _Logger:
             group=f"{self.config.name}/{family}",
             job_type=self.grid.conditions[run["condition"]]["role"] if run["condition"] else "summary",
             name=run["name"],
-            id=run["id"],
-            resume="allow",
+            id=run["id"],  # and not resumed: what is logged again replaces what was
             dir=str(self.results),
             mode="offline",
             config={"experiment": self.config.name, "family": family} | self._config(run),
@@ -233,6 +270,7 @@ class _Logger:
                 self._refer_to_vectors(logged, run)
         finally:
             logged.finish()
+        return Path(logged.dir).parent
 
     def _config(self, run: Run) -> dict[str, Any]:
         if run["condition"] is None:
@@ -325,9 +363,8 @@ class _Logger:
         """The rendered tables and figures."""
         import wandb
 
-        out = Path(self.config.tables) / self.config.name
         data: dict[str, Any] = {key: wandb.Image(str(path)) for key, path in figures(self.config).items()}
-        for path in sorted(out.glob("*.md")):
+        for path in _rendered(self.config, "*.md"):
             data[f"tables/{path.stem}"] = wandb.Html(
                 f"<pre>{html.escape(path.read_text())}</pre>", inject=False
             )
@@ -348,8 +385,13 @@ class _Logger:
 
 def figures(config: Config) -> dict[str, Path]:
     """The rendered figures by the names under which the summary logs them."""
+    return {f"figures/{path.stem}": path for path in _rendered(config, "*.png")}
+
+
+def _rendered(config: Config, *patterns: str) -> list[Path]:
+    """The rendered tables (`*.md`) and figures (`*.png`) that the summary logs."""
     out = Path(config.tables) / config.name
-    return {f"figures/{path.stem}": path for path in sorted(out.glob("*.png"))}
+    return sorted(path for pattern in patterns or ("*.md", "*.png") for path in out.glob(pattern))
 
 
 def sweep(grid: Grid) -> list[dict[str, float]]:

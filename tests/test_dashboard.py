@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline import dashboard, tracking
 from pipeline.__main__ import main
 from pipeline.config import Config
 from tests.test_tracking import config as config
@@ -58,7 +59,7 @@ def test_every_name_in_a_panel_is_one_that_is_logged(
     names = {name for found in panels.values() for panel in found for name in metrics(panel)}
     assert len(names) >= 8
     for name in {*names, "alpha"}:
-        assert name in history or f"{name}/_type" in history, name
+        assert name in history or f"{name}._type" in history, name
 
 
 def test_without_records_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,3 +77,46 @@ def test_a_server_that_refuses_is_one_line(
     assert main(["dashboard", "experiment=paper", *own]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "dry_run=true" in told
+
+
+@pytest.fixture
+def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """{address: view} of a server that is played by this dictionary."""
+    from wandb_workspaces.workspaces import Workspace
+
+    kept: dict[str, Any] = {}
+
+    def save(self: Any) -> None:
+        self._internal_name = self._internal_name or f"nw-{len(kept)}-v"
+        kept[self.url] = self
+
+    def load(url: str) -> Any:
+        if url not in kept:
+            raise ValueError("Workspace not found")
+        return kept[url]
+
+    address = property(lambda self: f"https://server/{self.entity}/{self.project}?nw={self._internal_name}")
+    monkeypatch.setattr(tracking, "silence", lambda: "")
+    monkeypatch.setattr(Workspace, "url", address)
+    monkeypatch.setattr(Workspace, "save", save)
+    monkeypatch.setattr(Workspace, "from_url", load)
+    return kept
+
+
+def test_the_same_view_is_made_once_and_each_project_has_its_own(
+    config: Config, views: dict[str, Any]
+) -> None:
+    config.tracking.entity = "me"
+    first = dashboard.show(config, {})
+    assert dashboard.show(config, {}) == first and list(views) == [first]
+    config.tracking.project = "other"
+    assert "/me/other?" in dashboard.show(config, {})
+    config.tracking.entity = "you"
+    assert "/you/other?" in dashboard.show(config, {}) and len(views) == 3
+
+
+def test_a_view_that_was_deleted_on_the_server_is_made_anew(config: Config, views: dict[str, Any]) -> None:
+    config.tracking.entity = "me"
+    dashboard.show(config, {})
+    views.clear()
+    assert dashboard.show(config, {}) in views

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import tracking
-from pipeline.config import Config, Tracking, compose
+from pipeline import stages, tracking
+from pipeline.config import Config, Stage, Tracking, compose
 from pipeline.errors import UserError
 from pipeline.records import read_manifest
 from tests import synthetic
@@ -23,7 +24,8 @@ CONDITIONS = ("baseline", "vector", "random-s0", "alpha=-0.5", "alpha=0.0", "alp
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A finished run of one family, on a machine where no W&B key is known."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     return finished(tmp_path)
 
@@ -61,48 +63,39 @@ def manifest(config: Config) -> dict[str, Any]:
     return read_manifest(Path(config.results) / "runs" / "synthetic.json")
 
 
-def log_records(data: bytes) -> Iterator[bytes]:
-    """Records of a .wandb file: a LevelDB log (blocks of 32 KiB, records in pieces) after W&B's header of 7 bytes."""
-    position, pending = 7, b""
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        pending += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            yield pending
-            pending = b""
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of a .wandb file by W&B's own reader: what `wandb leet inspect --json` starts."""
+    from wandb.util import get_core_path
+
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", path]
+    read = subprocess.run([*command, path.parent.parent], check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in read.stdout.split("\n")[:-1]]
 
 
-def logged(config: Config) -> dict[str, dict[str, Any]]:
-    """{run name: {"id", "group", "type", "config", "history", "steps", "artifacts"}} of every offline run."""
-    from wandb.proto import wandb_internal_pb2 as pb
+def logged(config: Config, project: str = "reasoning-vectors") -> dict[str, dict[str, Any]]:
+    """{run name: {"id", "group", "type", "config", "history", "steps", "artifacts"}} of a project's offline runs.
 
+    The project is that of the default entity, or `<entity>/<project>`.
+    """
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(config.results).glob("wandb/offline-run-*/run-*.wandb")):
         entry: dict[str, Any] = {"history": {}, "steps": [], "artifacts": []}
-        for data in log_records(path.read_bytes()):
-            record = pb.Record()
-            record.ParseFromString(data)
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                run = record.run
-                entry |= {"name": run.display_name, "id": run.run_id}
-                entry |= {"group": run.run_group, "type": run.job_type}
-                entry["config"] = {u.key: json.loads(u.value_json) for u in run.config.update}
-            elif kind == "history":
-                items = record.history.item
-                step = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+        for record in records(path):
+            if record["type"] == "run":
+                run = record["run"]
+                entry |= {"name": run["display_name"], "id": run["run_id"]}
+                entry["project"] = "/".join([*filter(None, [run.get("entity")]), run["project"]])
+                entry |= {"group": run["run_group"], "type": run["job_type"]}
+                entry["config"] = run["config"]["update"]
+            elif record["type"] == "history":
+                step = record["history"]["item"]
                 entry["steps"].append(step)
                 entry["history"] |= step
-            elif kind == "artifact" or record.request.WhichOneof("request_type") == "log_artifact":
-                artifact = record.artifact if kind == "artifact" else record.request.log_artifact.artifact
-                if artifact.type == "vector":  # tables are artifacts too
-                    entry["artifacts"].append(artifact)
-        assert entry["name"] not in runs
-        runs[entry["name"]] = entry
+            elif record["type"] == "artifact" and record["artifact"]["type"] == "vector":  # tables are too
+                entry["artifacts"].append(record["artifact"])
+        if entry["project"] == project:
+            assert entry["name"] not in runs
+            runs[entry["name"]] = entry
     return runs
 
 
@@ -128,7 +121,7 @@ def test_a_run_has_scores_tokens_throughput_and_samples_by_benchmark(config: Con
         tokens = history[f"{name}/generated_tokens"]
         assert tokens > 0 and history[f"{name}/tokens_per_second"] == tokens / history[f"{name}/seconds"]
         samples = f"{name}/samples"
-        assert (history[f"{samples}/_type"], history[f"{samples}/nrows"]) == ("table-file", tracking.SAMPLES)
+        assert (history[f"{samples}._type"], history[f"{samples}.nrows"]) == ("table-file", tracking.SAMPLES)
 
 
 def test_the_vector_is_an_artifact_that_refers_to_its_file_by_checksum(config: Config) -> None:
@@ -137,12 +130,12 @@ def test_the_vector_is_an_artifact_that_refers_to_its_file_by_checksum(config: C
     md5 = b64encode(hashlib.md5(file.read_bytes()).digest()).decode()
     for name in ("micro +Vector", "micro +Random (seed 0)", "micro α = −0.5"):
         (artifact,) = runs[name]["artifacts"]
-        (entry,) = artifact.manifest.contents
-        assert (entry.ref, entry.digest, entry.local_path) == (file.resolve().as_uri(), md5, "")
-        assert json.loads(artifact.metadata)["key"] == "v"
+        (entry,) = artifact["manifest"]["contents"]
+        assert (entry["ref"], entry["digest"]) == (file.resolve().as_uri(), md5) and "local_path" not in entry
+        assert json.loads(artifact["metadata"])["key"] == "v"
         history = runs[name]["history"]
         assert (history["geometry/norm"], history["geometry/sparsity"]) == (2.0, 0.8)
-        assert (history["geometry/modules/nrows"], history["geometry/layers/nrows"]) == (2, 3)
+        assert (history["geometry/modules.nrows"], history["geometry/layers.nrows"]) == (2, 3)
     for name in ("micro Baseline", "micro α = 0"):
         assert not runs[name]["artifacts"] and "geometry/norm" not in runs[name]["history"]
 
@@ -155,7 +148,7 @@ def test_a_run_has_the_geometry_of_its_own_target(config: Config) -> None:
     track(config)
     run = logged(config)["micro +Vector"]
     assert run["history"]["geometry/relative_norm"] == 2.0 / 50
-    assert "relative_norm" not in json.loads(run["artifacts"][0].metadata), "it is not the vector's alone"
+    assert "relative_norm" not in json.loads(run["artifacts"][0]["metadata"]), "it is not the vector's alone"
 
 
 def test_the_summary_has_the_curve_over_alpha_the_comparisons_and_the_tables(config: Config) -> None:
@@ -170,7 +163,7 @@ def test_the_summary_has_the_curve_over_alpha_the_comparisons_and_the_tables(con
         history["score/micro/gsm8k/vector"] - history["score/micro/gsm8k/baseline"]
     )
     assert {"score/micro/gsm8k/random-s0", "robustness/micro/gsm8k@larger_numbers/vector"} <= history.keys()
-    assert history["tables/main/_type"] == "html-file" and history["alpha_sweep/_type"] == "table-file"
+    assert history["tables/main._type"] == "html-file" and history["alpha_sweep._type"] == "table-file"
 
 
 def test_logging_again_adds_nothing(config: Config) -> None:
@@ -188,12 +181,50 @@ def test_ids_come_from_the_cells(config: Config, tmp_path: Path) -> None:
     assert ids[0] == ids[1] and len(set(ids[0].values())) == len(ids[0])
 
 
-def test_an_incomplete_condition_is_not_logged(config: Config) -> None:
+def test_an_incomplete_condition_is_logged_when_it_is_whole_and_the_summary_stays_one_run(
+    config: Config, tmp_path: Path
+) -> None:
+    moved = []
     for cell in manifest(config)["cells"]:
         if cell["condition"] == "vector" and cell["benchmark"] == "gsm8k":
-            (Path(config.results) / "cells" / cell["key"] / "record.json").unlink()
+            record = Path(config.results) / "cells" / cell["key"] / "record.json"
+            moved.append((record, record.rename(tmp_path / "record.json")))
     track(config)
-    assert "micro +Vector" not in logged(config) and {"micro Baseline", "summary"} <= logged(config).keys()
+    partial = logged(config)
+    assert "micro +Vector" not in partial and {"micro Baseline", "summary"} <= partial.keys()
+    for record, away in moved:
+        away.rename(record)
+    track(config)
+    whole = logged(config)  # no name stands twice
+    assert whole["summary"]["id"] == partial["summary"]["id"] and "micro +Vector" in whole
+    place = "score/micro/gsm8k/vector"
+    assert place in whole["summary"]["history"] and place not in partial["summary"]["history"]
+
+
+def test_another_rendering_reaches_the_summary_alone(config: Config) -> None:
+    track(config)
+    before = logged(config)
+    (Path(config.tables) / "synthetic" / "other.md").write_text("| c | d |")
+    (line,) = track(config)
+    after = logged(config)
+    assert "1 runs logged" in line and after.keys() == before.keys()
+    assert after["summary"]["id"] == before["summary"]["id"]
+    assert "tables/other._type" in after["summary"]["history"].keys() - before["summary"]["history"].keys()
+
+
+@pytest.mark.parametrize(
+    ("what", "place"),
+    [("project", "other"), ("entity", "other/reasoning-vectors")],
+    ids=["project", "entity"],
+)
+def test_another_project_gets_all_runs_and_the_first_keeps_its_own(
+    what: str, place: str, config: Config
+) -> None:
+    track(config)
+    setattr(config.tracking, what, "other")
+    track(config)
+    assert len(logged(config)) == len(logged(config, place)) == len(CONDITIONS) + 1
+    assert track(config) == []
 
 
 def test_disabled_writes_nothing(config: Config) -> None:
@@ -201,10 +232,55 @@ def test_disabled_writes_nothing(config: Config) -> None:
     assert track(config) == [] and not (Path(config.results) / "wandb").exists()
 
 
-def test_online_without_a_key_is_refused(config: Config) -> None:
+@pytest.mark.parametrize("name", ["disabled", "offline", "dryrun", "online", "", "garbage"])
+def test_auto_is_what_the_environment_says(
+    name: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", name)
+    expected = {"disabled": "disabled", "online": "online", "": "online"}
+    assert tracking.mode(config) == expected.get(name, "offline")
+    config.tracking.mode = Tracking.online
+    assert tracking.mode(config) == "online", "what the configuration says comes first"
+
+
+def test_online_without_a_key_is_refused_before_anything_is_done(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(stages, "_run", lambda *a: done.append(a))
     config.tracking.mode = Tracking.online
     with pytest.raises(UserError, match="wandb login"):
-        track(config)
+        stages.run(config)
+    assert not done
+    config.stages = [Stage.render]
+    stages.run(config)
+    assert done, "who does not log needs no key"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("WANDB_BASE_URL", "wandb.mycorp.com", "not uploaded (wandb.mycorp.com"),
+        ("WANDB_MODE", "garbage", "WANDB_MODE=garbage: expected one of online"),
+    ],
+)
+def test_an_address_or_mode_that_is_none_costs_one_line_and_loses_nothing(
+    variable: str, value: str, told: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv(variable, value)
+    assert told in track(config)[0]
+    assert len(logged(config)) == len(CONDITIONS) + 1
+
+
+def test_a_setting_that_wandb_refuses_costs_one_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_CONSOLE", "garbage")
+    (line,) = track(config)
+    assert "nothing more is logged" in line and "console" in line and "\n" not in line
+    monkeypatch.delenv("WANDB_CONSOLE")
+    track(config)
+    assert len(logged(config)) == len(CONDITIONS) + 1
 
 
 @pytest.fixture
@@ -248,6 +324,7 @@ def hanging() -> Iterator[Callable[[str], str]]:
 def test_a_server_that_takes_nothing_costs_one_line_and_loses_nothing(
     server: str, config: Config, hanging: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert tracking.ANSWER_WITHIN + tracking.UPLOAD_WITHIN <= 15, "so long a run is held up"
     monkeypatch.setattr(tracking, "ANSWER_WITHIN", 0.5)
     monkeypatch.setattr(tracking, "UPLOAD_WITHIN", 2.0)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
