@@ -42,7 +42,8 @@ def describe(config: Config) -> str:
     """The estimate as a few lines of text; empty if every checkpoint is a folder here and no GPU is used.
 
     Raises:
-        UserError: if a checkpoint is a folder that is not there; nothing has been downloaded then.
+        UserError: if a checkpoint is a folder that is not there, or one that the hub refuses to give; nothing has been
+            downloaded then.
     """
     _check_folders(config)
     sources: list[Source] = []
@@ -101,17 +102,22 @@ def _source(source: CheckpointConfig, ask: bool) -> Source:
         return Source(source.id, "a folder", size, 0.0, "")
     options: dict[str, Any] = {"revision": source.revision, "allow_patterns": DOWNLOADED}
     download = hub.client().snapshot_download
+    refused = None
     if ask:
-        with contextlib.suppress(Exception):  # the run itself will say what is wrong
+        try:
             files = download(source.id, **options, dry_run=True)
             size = sum(file.file_size for file in files) / 1e9
             left = sum(file.file_size for file in files if file.will_download) / 1e9
             where = "to download" if left else "in the cache"
             return Source(source.id, where, size, left, " (asked of the hub)")
+        except Exception as error:  # noqa: BLE001 - the client's network library has exceptions of its own
+            refused = hub.refusal(error)
     with contextlib.suppress(Exception):
         snapshot = Path(download(source.id, **options, local_files_only=True))
         size = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()) / 1e9
         return Source(source.id, "in the cache", size, 0.0, f" ({UNANSWERED})")
+    if refused is not None:
+        raise UserError(f"{source.id} at {source.revision or 'main'}: {refused}")
     known = f" (by conf/family; {UNANSWERED})" if source.size_gb else f" ({UNANSWERED})"
     return Source(source.id, "to download", source.size_gb, source.size_gb, known)
 

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from pipeline.config import ROOT, Config, EngineConfig, PromptConfig
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.plan import TASKS, Cell, Condition, Family, Plan, Task, takes_chat_template, versions
-from pipeline.records import is_done, set_aside, write_record
+from pipeline.records import is_done, write_record
 from pipeline.vector import check_compatible
 
 if TYPE_CHECKING:
@@ -54,9 +55,6 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     missing = plan.missing()
     if not missing:
         return 0
-    for cell in missing:
-        if (away := set_aside(plan.results, cell.key)) is not None:
-            report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
     runner = Runner(plan, report)
     runner.check(missing)
     given_up = []
@@ -576,7 +574,7 @@ def _provenance(
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),
         "started": started.isoformat(timespec="seconds"),
-        "command": without_secrets(" ".join(["python -m pipeline", *sys.argv[1:]])),
+        "command": without_secrets("python -m pipeline " + shlex.join(sys.argv[1:])),
         "git": _git_commit(),
     }
 

@@ -52,19 +52,9 @@ def client() -> Any:
     return huggingface_hub
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong and what to do, from the status that the hub answered, wherever it is in the chain of causes."""
-    import huggingface_hub.errors as hub_errors
-
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    status = next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), None)
-    text = " ".join(str(chain[-1] if len(chain) > 1 else error).split())[:160]
-    if any(isinstance(e, hub_errors.OfflineModeIsEnabled) for e in chain):
-        return "not whole in the hub's cache, and HF_HUB_OFFLINE=1 forbids a download; unset it, or fill the cache (HF_HOME)"
+def refusal(error: BaseException) -> str | None:
+    """Why the hub does not give what it was asked for, and what to do; None unless asking again would be in vain."""
+    status = _status(_causes(error))
     if status in (401, 403):
         return (
             f"the hub refuses it ({status}): log in with `hf auth login` or HF_TOKEN, accept its terms on its page, and"
@@ -72,6 +62,34 @@ def _reason(error: BaseException) -> str:
         )
     if status == 404:
         return "the hub has no such repository or revision (404); check the spelling"
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
+
+
+def _status(chain: list[BaseException]) -> int | None:
+    """The status that the hub answered, wherever it is in the chain of causes."""
+    return next((r.status_code for e in chain if (r := getattr(e, "response", None)) is not None), None)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong and what to do."""
+    import huggingface_hub.errors as hub_errors
+
+    chain = _causes(error)
+    status = _status(chain)
+    text = " ".join(str(chain[-1] if len(chain) > 1 else error).split())[:160]
+    if any(isinstance(e, hub_errors.OfflineModeIsEnabled) for e in chain):
+        return "not whole in the hub's cache, and HF_HUB_OFFLINE=1 forbids a download; unset it, or fill the cache (HF_HOME)"
+    if (refused := refusal(error)) is not None:
+        return refused
     if status == 429:
         return "the hub was asked too often (429); wait some minutes, or log in with `hf auth login`"
     if status is not None and status >= 500:

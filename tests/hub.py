@@ -75,6 +75,8 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
         }
         target = tiny.weights(tiny.config(**settings), seed=number, head=not tied)
         target = {k: v if k.endswith("norm.weight") else v * 4 for k, v in target.items()}  # decided answers
+        logits = target["model.embed_tokens.weight" if tied else "lm_head.weight"]
+        logits[[tokenizer.token_to_id(token) for token in SPECIAL]] *= 4  # that end, sooner or later
         sft = tiny.moved(target, seed=number + 10, share=0.5, scale=0.1)
         states = {"base": tiny.moved(target, number + 20), "target": target, "sft": sft}
         states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evals import micro
-from pipeline.config import CONF, compose
+from pipeline.config import CONF, CheckpointConfig, compose
 from pipeline.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -124,3 +124,17 @@ def test_a_part_of_the_vector_can_be_given_on_the_command_line(form: str) -> Non
     part = conditions["vector"].variant
     assert part is not None and part.modules == ["mlp"]
     assert conditions["vector_think"].variant is None, "the whole vector where nothing is said"
+
+
+def test_another_id_leaves_the_revision_of_the_configured_one_behind() -> None:
+    def target(*overrides: str) -> CheckpointConfig:
+        return compose(["experiment=paper", *overrides]).families["qwen1_5b"].target
+
+    assert None not in (target().revision, target().size_gb)
+    other = "families.qwen1_5b.target.id=me/other"
+    assert target(other) == CheckpointConfig("me/other")
+    assert target(other, "families.qwen1_5b.target.revision=v2").revision == "v2"
+    dataset = (
+        compose(["experiment=paper", "benchmarks.gsm8k.dataset.id=me/gsm8k"]).benchmarks["gsm8k"].dataset
+    )
+    assert (dataset.id, dataset.revision) == ("me/gsm8k", None)
