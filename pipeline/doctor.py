@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pipeline import estimate
 from pipeline.config import (
     ROOT,
     CheckpointConfig,
@@ -29,13 +30,12 @@ from pipeline.config import (
     FamilyConfig,
     Launcher,
     Stage,
-    Tracking,
 )
 from pipeline.errors import UserError
 
 PATIENCE = 5.0  # seconds that a server has to answer
 ENGINE_GB = 4.0  # assumed: memory of an engine beside weights and cache
-FP32_OVER_BF16 = 2.0
+FP32_OVER_BF16 = 2.0  # the CPU engine computes in fp32
 
 
 class Finding(NamedTuple):
@@ -136,17 +136,15 @@ def memory(config: Config) -> Iterator[Finding]:
 
 
 def disk(config: Config) -> Iterator[Finding]:
-    """Room for vectors beside results, and for what is to be downloaded beside the hub's cache."""
+    """Room for vectors beside results, and for what is to be downloaded beside the hub's cache: together on one disk."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    remote = [s for s in _checkpoints(config) if not _is_local(s) and not _cached(s)]
-    donors = [f.grpo for f in _families(config) if f.sft is not None and f.grpo is not None]
-    vectors = sum(FP32_OVER_BF16 * (s.size_gb or 0.0) for s in donors)
-    download = sum(s.size_gb or 0.0 for s in remote)
-    for what, folder, needed in (
-        ("results", config.results, vectors + 1.0),
-        ("hub cache", HF_HUB_CACHE, download),
-    ):
+    download, vectors = estimate.disk_needed(config)
+    places = [("results", config.results, vectors + 1.0), ("hub cache", HF_HUB_CACHE, download)]
+    devices = {_existing(Path(folder)).stat().st_dev for _, folder, _ in places}
+    if len(devices) == 1:
+        places = [("results and hub cache", config.results, download + vectors + 1.0)]
+    for what, folder, needed in places:
         free = shutil.disk_usage(_existing(Path(folder))).free / 1e9
         text = f"{free:.1f} GB free for the {what}, about {needed:.1f} GB needed"
         yield _enough(free, needed, "fail", "disk", text, "free space, or put it on another disk")
@@ -184,25 +182,24 @@ def hub(config: Config) -> Iterator[Finding]:
 
 
 def wandb(config: Config) -> Iterator[Finding]:
-    from pipeline.tracking import has_key, server
+    from pipeline import tracking
 
-    mode = config.tracking.mode
-    if Stage.track not in config.stages or mode in (Tracking.disabled, Tracking.offline):
-        yield Finding("ok", "W&B", "nothing is sent")
-    elif has_key():
-        address = server() if "//" in server() else f"https://{server()}"
-        refused = _unreachable(address)
-        if refused is None:
-            yield Finding("ok", "W&B", f"a key is known, {address} answers")
-        else:
-            yield Finding(
-                "warning", "W&B", f"{address}: {refused}; mend the network, or set tracking.mode=offline"
-            )
-    elif mode is Tracking.online:
-        text = "tracking.mode=online and no key is known; run `wandb login`, or set tracking.mode=offline"
-        yield Finding("fail", "W&B", text)
+    try:
+        mode = tracking.mode(config) if Stage.track in config.stages else "disabled"
+    except UserError as e:
+        yield Finding("fail", "W&B", str(e))
+        return
+    if mode != "online":
+        how = "runs are written for `wandb sync`" if mode == "offline" else "no runs are written"
+        key = "a key is known" if tracking.has_key() else "no key is known"
+        yield Finding("ok", "W&B", f"nothing is sent ({key}); {how}")
+        return
+    address = tracking.server() if "//" in tracking.server() else f"https://{tracking.server()}"
+    if refused := _unreachable(address):
+        text = f"{address}: {refused}; mend the network, or set tracking.mode=offline"
+        yield Finding("warning", "W&B", text)
     else:
-        yield Finding("ok", "W&B", "no key is known: runs are written offline, for `wandb sync`")
+        yield Finding("ok", "W&B", f"a key is known, {address} answers")
 
 
 def sandbox(config: Config) -> Iterator[Finding]:

@@ -46,10 +46,7 @@ def describe(config: Config) -> str:
             downloaded then.
     """
     _check_folders(config)
-    sources: list[Source] = []
-    for source in {(s.id, s.revision): s for _, _, s in _checkpoints(config)}.values():
-        silent = any(UNANSWERED in s.known_from for s in sources)  # each question is asked five times over
-        sources.append(_source(source, ask=not silent))
+    sources = _sources(config, ask=True)
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
     conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
@@ -67,8 +64,7 @@ def describe(config: Config) -> str:
         lines[0] += (
             f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
         )
-    parts = {None, *(c.variant for c in conditions)}
-    lines.append(_disk(config, sources, families, len(parts)))
+    lines.append(_disk(config, sources))
     if config.engine.device is Device.gpu:
         lines.append(_gpu_hours(config, cells))
     return "\n".join(lines)
@@ -81,6 +77,31 @@ def _checkpoints(config: Config) -> Iterator[tuple[str, str, CheckpointConfig]]:
             source = getattr(config.families[name], part)
             if source is not None:
                 yield name, part, source
+
+
+def disk_needed(config: Config) -> tuple[float, float]:
+    """GB to download into the hub's cache, and GB of vectors at most, without asking the hub."""
+    return _needed(config, _sources(config, ask=False))
+
+
+def _sources(config: Config, ask: bool) -> list[Source]:
+    found: list[Source] = []
+    for source in {(s.id, s.revision): s for _, _, s in _checkpoints(config)}.values():
+        silent = any(UNANSWERED in s.known_from for s in found)  # each question is asked five times over
+        found.append(_source(source, ask=ask and not silent))
+    return found
+
+
+def _needed(config: Config, sources: list[Source]) -> tuple[float, float]:
+    sizes = {s.name: s.size or 0.0 for s in sources}
+    parts = {
+        None,
+        *(c.variant for c in conditions_of(config)),
+    }  # the whole vector and what conditions take of it
+    donors = [(f.sft, f.grpo) for name in config.sizes or config.families if (f := config.families[name])]
+    pairs = [grpo for sft, grpo in donors if sft is not None and grpo is not None]
+    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[grpo.id] for grpo in pairs)
+    return sum(s.download or 0.0 for s in sources), vectors
 
 
 def _check_folders(config: Config) -> None:
@@ -146,15 +167,8 @@ def _tokens(benchmark: BenchmarkConfig) -> int:
     return min(ANSWER_TOKENS, benchmark.max_gen_toks or ANSWER_TOKENS)
 
 
-def _disk(config: Config, sources: list[Source], families: list[str], parts: int) -> str:
-    """`parts`: how many vectors each family has, the whole one and parts of it."""
-    sizes = {s.name: s.size or 0.0 for s in sources}
-    vectors = parts * sum(
-        FP32_OVER_BF16 * sizes[f.grpo.id]
-        for name in families
-        if (f := config.families[name]).grpo is not None and f.sft is not None
-    )
-    download = sum(s.download or 0.0 for s in sources)
+def _disk(config: Config, sources: list[Source]) -> str:
+    download, vectors = _needed(config, sources)
     there = Path(config.results).absolute()
     while not there.exists():
         there = there.parent

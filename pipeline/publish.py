@@ -13,6 +13,7 @@ yet is extracted first, but not by a dry run.
 
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -48,6 +49,9 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     if name not in known:
         raise UserError(f"family={name}: no such family{nearest(name, known)}")
     dry_run = flag(options, "dry_run")
+    push = options.get("push")
+    if push is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", push):
+        raise UserError(f"push={push}: expected a repository of the hub, as in push=me/name")
     config.sizes = [name]
     config.conditions = {of: c for of, c in config.conditions.items() if not c.plus}  # need other families
     with nullcontext() if dry_run else held(Path(config.results), f"apply {config.name}", print):
@@ -59,7 +63,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
             stages.extract(plan, print)
         terms = [Term(str(plan.vector(family)), alpha)]
         out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-alpha{alpha:g}")
-        about, push = measured(plan, family, alpha), options.get("push")
+        about = measured(plan, family, alpha)
         if dry_run:
             return _preview(plan, family, terms, out, push, about)
         apply(family.target, terms, out, about)

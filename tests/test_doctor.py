@@ -147,6 +147,20 @@ def test_a_full_disk_fails(
     assert status == 1 and "free space" in of(lines, "disk")[0]
 
 
+def test_vectors_and_downloads_that_fit_one_disk_only_apart_fail_and_folders_are_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = [f"families.qwen1_5b.{part}.id=models/micro/{part}" for part in ("sft", "grpo")]
+    overrides = ["experiment=paper", "sizes=[1.5b]", "engine=cpu", *model]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 7 * 10**9}))
+    status, lines = run(capsys, tmp_path, *overrides)
+    (line,) = of(lines, "disk")
+    assert line.startswith("fail") and "about 7.2 GB needed" in line  # two of 3.1 to download, 1 of results
+    overrides.append("families.qwen1_5b.base.id=models/micro/base")
+    status, lines = run(capsys, tmp_path, *overrides)
+    assert of(lines, "disk")[0].startswith("ok")
+
+
 def test_a_folder_that_cannot_be_written_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, lines = run(capsys, tmp_path, "experiment=micro", "tables=/proc/tables")
     assert status == 1

@@ -156,6 +156,15 @@ def test_a_dry_run_shows_cards_and_files_and_writes_nothing(
     assert not (tmp_path / "steered").exists()
 
 
+@pytest.mark.parametrize("name", ["steered", "me/steered/more", "me/", "me/a b"])
+def test_a_name_that_the_hub_would_refuse_is_refused_before_anything_is_done(
+    name: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(results, f"push={name}")) == 2
+    said = capsys.readouterr()
+    assert f"push={name}: expected a repository of the hub" in said.err and not said.out
+
+
 def test_checkpoint_and_vector_are_pushed_whole(results: Path, tmp_path: Path, uploads: Uploads) -> None:
     out = tmp_path / "steered"
     ran = push(results, out, uploads.endpoint)
