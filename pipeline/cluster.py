@@ -4,8 +4,9 @@
 
 A worker keeps its engine and is handed the cell that changes it least. Each finished cell lands in the store by the same
 rename as in a local run, so the working directory, `results`, checkpoints and the hub's cache must lie on a file system
-that all nodes share, at the same path. A worker or node that dies loses the cell that it was running: that cell goes to
-another worker, and is given up when a second worker dies on it. Planning, vectors and tables stay in the driver.
+that all nodes share, at the same path. A worker or node that dies, or whose GPU fails, loses the cell that it was running:
+that cell goes to another worker, and is given up when a second one dies on it. Planning, vectors and tables stay in the
+driver.
 
 Covers workers that die. Does not cover a driver that dies (the same command goes on from the finished cells), nor nodes
 that join after the start.
@@ -19,20 +20,27 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from evals import sandbox
-from pipeline.config import Device, EngineConfig, LauncherConfig
+from pipeline.config import Config, Device, EngineConfig, LauncherConfig
+from pipeline.engine import SteeringError
 from pipeline.errors import UserError
-from pipeline.evaluate import ATTEMPTS, EngineDied, Progress, Runner, in_order
+from pipeline.evaluate import ATTEMPTS, Progress, Runner, in_order
 from pipeline.evaluate import name_of as _name
 from pipeline.plan import Cell, Plan
 from pipeline.records import is_done, manifest_path
 
 PATIENCE = 60.0  # seconds without a running worker before the user is told
+LIVES = 4  # workers that may die one after the other in one place, on whatever cells, before none is started there
+
+
+class WorkerFailed(UserError):
+    """What ended a worker and need not end the next: its engine does not start, or its GPU fails."""
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Worker:
     architecture: str = ""
     weights: str = ""
     since: float = 0.0
+    deaths: int = 0  # of workers in its place, since one of them has finished a cell
 
 
 class Actor:
@@ -78,8 +87,21 @@ class Actor:
         self.runner = Runner(self.plan)
 
     def run(self, key: str) -> dict[str, Any] | None:
-        """Evaluate a cell and return its metrics; None if its record is there already."""
-        return None if is_done(self.plan.results, key) else self.runner.run(self.cells[key])
+        """Evaluate a cell and return its metrics; None if its record is there already.
+
+        Raises:
+            UserError: for a mistake that every worker would find.
+            WorkerFailed: for whatever else ends the cell.
+        """
+        if is_done(self.plan.results, key):
+            return None
+        try:
+            return self.runner.run(self.cells[key])
+        except Exception as e:
+            runs = self.runner.engine is not None and not isinstance(e, SteeringError)
+            if isinstance(e, UserError) and runs:
+                raise
+            raise WorkerFailed(_reason(e)) from None  # in words: the driver need not know the class
 
 
 def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
@@ -93,7 +115,7 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     if not cells:
         return 0
     Runner(plan, report).check(cells)
-    connect(plan.config.launcher)
+    connect(plan.config)
     return Queue(plan, cells, report).drain()
 
 
@@ -113,12 +135,13 @@ def probe(launcher: LauncherConfig) -> None:
             raise _no_answer(launcher, e) from None
 
 
-def connect(launcher: LauncherConfig) -> None:
+def connect(config: Config) -> None:
     """Connect to the configured cluster, or to one that is started on this machine for the time being; once.
 
     Raises:
-        UserError: if Ray is not installed, or no cluster answers at the address.
+        UserError: if Ray is not installed, no cluster answers at the address, or it has no room for a worker.
     """
+    launcher = config.launcher
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     probe(launcher)
@@ -128,10 +151,13 @@ def connect(launcher: LauncherConfig) -> None:
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(launcher.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        address = launcher.address or "local"  # not one that happens to run here
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as e:
         raise _no_answer(launcher, e) from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
+    started: Any = ray  # it has no types for what is used here
+    resources(config.engine, launcher, started.nodes())
 
 
 def disconnect() -> None:
@@ -157,10 +183,10 @@ class Queue:
         self.plan, self.report = plan, report
         self.cells = cells
         self.deaths: dict[str, int] = {}
-        self.given_up: list[Cell] = []
+        self.given_up: dict[str, str] = {}  # names of cells, and what the last worker on each died of
+        self.cause = ""  # of the last death
         self.progress = Progress(len(cells), report)
         count, self.options = resources(plan.config.engine, plan.config.launcher, self.ray.nodes())
-        self.stillborn, self.most_stillborn = 0, ATTEMPTS * count
         self.reference = ray.put(plan)
         self.running: dict[Any, Worker] = {}
         for _ in range(min(count, len(cells))):
@@ -173,7 +199,8 @@ class Queue:
             while self.cells or any(worker.cell for worker in self.running.values()):
                 if not self.running:
                     raise UserError(
-                        f"workers die before they have a cell, {len(self.cells)} cells are left; see Ray's logs"
+                        f"no worker stays alive, {len(self.cells)} cells are left; the last one died of: {self.cause};"
+                        " mend that (more is in Ray's logs) and run again"
                     )
                 ended, _ = self.ray.wait(list(self.running), timeout=PATIENCE)
                 if not ended and not any(worker.cell for worker in self.running.values()):
@@ -184,9 +211,10 @@ class Queue:
             for worker in self.running.values():  # those that never started, or all of them after a mistake
                 self.ray.kill(worker.actor)
         if self.given_up:
-            names = ", ".join(_name(cell) for cell in self.given_up)
+            *_, cause = self.given_up.values()
             raise UserError(
-                f"given up after {ATTEMPTS} workers died on each: {names}; run again, with less on a GPU"
+                f"given up after {ATTEMPTS} workers died on each: {', '.join(self.given_up)}; the last one died of:"
+                f" {cause}; run again, with less on a GPU"
             )
         return self.progress.computed
 
@@ -195,45 +223,50 @@ class Queue:
         cell, worker.cell = worker.cell, None
         try:
             metrics = self.ray.get(future)
-        except self.ray.exceptions.RayTaskError as e:
-            if cell is None or not isinstance(e.cause, EngineDied):
-                raise e.cause if isinstance(e.cause, UserError) else e from None
-            self.report(f"{e.cause}; given up")
-            self.given_up.append(cell)
-            metrics = None
-        except self.ray.exceptions.RayError:
-            self.ray.kill(worker.actor)  # Ray says so too when it has merely lost sight of it
-            return self._bury(cell)
+        except self.ray.exceptions.RayError as e:
+            error = getattr(e, "cause", None) or e  # what its task raised, if it lives
+            if isinstance(error, UserError) and not isinstance(error, WorkerFailed):
+                raise error from None
+            self.ray.kill(worker.actor)  # Ray also says that it is gone when it has merely lost sight of it
+            return self._bury(worker, cell, _reason(error))
         if cell is not None and metrics is None:
             self.progress.skip()
         elif cell is not None and metrics is not None:
             self.progress.done(cell, metrics, time.monotonic() - worker.since)
-        if self.cells:
-            self._hand_out(worker)
+            worker.deaths = 0
+        # after a death it may be the GPU: cells that a worker died on are left to those that run
+        suspect = worker.deaths and any(other.cell for other in self.running.values())
+        if cells := [c for c in self.cells if not (suspect and c.key in self.deaths)]:
+            self._hand_out(worker, cells)
 
-    def _bury(self, cell: Cell | None) -> None:
-        """A worker is gone: its cell is tried again by another, unless it has killed enough of them."""
+    def _bury(self, worker: Worker, cell: Cell | None, cause: str) -> None:
+        """A worker is gone: another takes its place, and one its cell, unless too many have died there or on it."""
+        self.cause = cause
         if cell is None:
-            self.report("a worker died while it was starting")
-            self.stillborn += 1
-            return self._start_worker() if self.stillborn < self.most_stillborn else None
-        self.deaths[cell.key] = self.deaths.get(cell.key, 0) + 1
-        again = self.deaths[cell.key] < ATTEMPTS
-        self.report(
-            f"a worker died on {_name(cell)}; "
-            + ("it is tried again" if again else f"given up after {ATTEMPTS} such deaths")
-        )
-        (self.cells if again else self.given_up).insert(0, cell)
-        self._start_worker()
+            self.report(f"a worker died while it was starting ({cause})")
+        else:
+            self.deaths[cell.key] = self.deaths.get(cell.key, 0) + 1
+            again = self.deaths[cell.key] < ATTEMPTS
+            self.report(
+                f"a worker died on {_name(cell)} ({cause}); "
+                + ("it is tried again" if again else f"given up after {ATTEMPTS} such deaths")
+            )
+            if again:
+                self.cells.append(cell)
+            else:
+                self.given_up[_name(cell)] = cause
+                self.progress.skip()
+        if worker.deaths + 1 < LIVES:
+            self._start_worker(worker.deaths + 1)
 
-    def _hand_out(self, worker: Worker) -> None:
-        cell = choose(self.cells, worker, self.running.values())
+    def _hand_out(self, worker: Worker, cells: list[Cell]) -> None:
+        cell = choose(cells, worker, self.running.values())
         self.cells.remove(cell)
         worker.cell, worker.since = cell, time.monotonic()
         worker.architecture, worker.weights = cell.family.architecture, str(cell.inputs["weights"])
         self.running[worker.actor.run.remote(cell.key)] = worker
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, deaths: int = 0) -> None:
         kept = ("HF_", "VLLM_", "RV_", "TOKENIZERS_", "TQDM_")
         process = {
             "folder": os.getcwd(),
@@ -241,7 +274,16 @@ class Queue:
             "environment": {k: v for k, v in os.environ.items() if k.startswith(kept)},
         }
         actor = self.ray.remote(Actor).options(**self.options).remote(process, [self.reference])
-        self.running[actor.start.remote()] = Worker(actor)
+        self.running[actor.start.remote()] = Worker(actor, deaths=deaths)
+
+
+def _reason(error: Exception) -> str:
+    """What ended a worker, in one line: Ray says it last, others first."""
+    lines = str(error).strip().splitlines() or [""]
+    if isinstance(error, UserError):
+        return lines[0]
+    is_rays = type(error).__module__.startswith("ray.")
+    return f"{type(error).__name__}: {lines[-1 if is_rays else 0].strip()[:200]}"
 
 
 def resources(
@@ -275,12 +317,17 @@ def resources(
 def choose(cells: list[Cell], worker: Worker, others: Iterable[Worker]) -> Cell:
     """The next cell for a worker: with the weights that it holds, else for the engine that it runs, else new.
 
-    Among equals, weights that no other worker holds come first, so that each swap serves as many cells as possible.
+    A new engine is the one with the most cells left for each worker that runs it, so that few have to change theirs
+    later. Among equals, weights that no other worker holds come first, so that each swap serves as many cells as possible.
     """
+    others = list(others)
     held = {other.weights for other in others}
+    engines = Counter(other.architecture for other in others)
+    left = Counter(cell.family.architecture for cell in cells)
 
-    def cost(cell: Cell) -> tuple[bool, bool, bool]:
-        weights = str(cell.inputs["weights"])
-        return cell.family.architecture != worker.architecture, weights != worker.weights, weights in held
+    def cost(cell: Cell) -> tuple[bool, bool, float, bool]:
+        architecture, weights = cell.family.architecture, str(cell.inputs["weights"])
+        share = left[architecture] / engines[architecture] if engines[architecture] else math.inf
+        return architecture != worker.architecture, weights != worker.weights, -share, weights in held
 
     return min(cells, key=cost)

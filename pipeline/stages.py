@@ -27,6 +27,7 @@ from pipeline.records import (
     move_away,
     new_folder,
     read_manifest,
+    set_aside,
     write_json,
     write_manifest,
 )
@@ -97,10 +98,8 @@ def run(config: Config, report: Report = print) -> None:
         from pipeline.tracking import mode
 
         mode(config)  # refuses a mode that cannot be, before anything is done
-    if Stage.evaluate in stages and config.launcher.kind is Launcher.local:
-        from pipeline.engine import check_device
-
-        check_device(config.engine.device)
+    if Stage.evaluate in stages:
+        _check_machine(config)
     only_reads = stages == [Stage.render] and manifest_path(Path(config.results), config.name).exists()
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         try:
@@ -113,9 +112,25 @@ def run(config: Config, report: Report = print) -> None:
     report(f"done in {time.monotonic() - started:.0f} s")
 
 
+def _check_machine(config: Config) -> None:
+    """Find out at once whether there is a GPU or a cluster to evaluate on."""
+    if config.launcher.address is None:  # on this machine
+        from pipeline.engine import check_device
+
+        check_device(config.engine.device)
+    if config.launcher.kind is Launcher.ray:
+        from pipeline.cluster import probe
+
+        probe(config.launcher)
+
+
 def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
     if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
+        if Stage.evaluate in stages and config.launcher.address is not None:
+            from pipeline.cluster import connect
+
+            connect(config)  # before anything is downloaded
         plan = prepare(config, report)
         if Stage.evaluate in stages and config.launcher.kind is Launcher.ray and plan.missing():
             _check_and_connect(plan, stages)
@@ -148,12 +163,11 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
 
 def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
     """Both at once: a cluster on this machine takes as long to start as the inputs to be checked."""
-    from pipeline.cluster import connect, probe
+    from pipeline.cluster import connect
 
-    probe(plan.config.launcher)  # at once, without waiting for the check
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(_check, plan, stages)
-        connect(plan.config.launcher)
+        connect(plan.config)
         checked.result()
 
 
@@ -266,6 +280,9 @@ def _write_geometry(
 
 
 def evaluate(plan: Plan, report: Report) -> None:
+    for cell in plan.missing():
+        if (away := set_aside(plan.results, cell.key)) is not None:
+            report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
     if plan.config.launcher.kind is Launcher.ray:
         from pipeline.cluster import evaluate as evaluate_cells
     else:

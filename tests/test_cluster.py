@@ -1,5 +1,6 @@
 """Cells on a Ray cluster: the same tables as on one machine, whatever dies on the way."""
 
+import heapq
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline import cluster, stages
 from pipeline.config import ROOT, Config, EngineConfig, Launcher, LauncherConfig, compose
+from pipeline.engine import SteeringError
 from pipeline.errors import UserError
 from tests.hub import Hub, environment, fill, trained, write_repositories
 
@@ -55,6 +57,32 @@ def test_a_worker_keeps_its_weights_then_its_engine_then_takes_what_nobody_has()
     )
 
 
+def engines_started(count: int, seconds: dict[str, float]) -> int:
+    """How many engines `count` workers start for 20 × 13 cells of each architecture, which last so many seconds."""
+    cells = [cell(a, f"{a}{w}") for a in seconds for w in range(20) for _ in range(13)]
+    running = {n: cluster.Worker(None) for n in range(count)}
+    ends = [(0.0, n) for n in running]
+    started = 0
+    while cells:
+        now, n = heapq.heappop(ends)
+        worker = running.pop(n)
+        chosen = cluster.choose(cells, worker, running.values())
+        cells.remove(chosen)
+        started += chosen.family.architecture != worker.architecture
+        worker.architecture, worker.weights = chosen.family.architecture, chosen.inputs["weights"]
+        running[n] = worker
+        heapq.heappush(ends, (now + seconds[worker.architecture], n))
+    return started
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_workers_share_out_the_architectures_instead_of_starting_an_engine_for_each(workers: int) -> None:
+    assert engines_started(workers, {"1.5b": 60, "7b": 60}) == workers
+    assert engines_started(workers, {"1.5b": 60, "7b": 180}) <= 1.5 * workers, (
+        "those done first help the others"
+    )
+
+
 def node(**resources: float) -> dict[str, Any]:
     return {"Alive": True, "Resources": resources}
 
@@ -76,11 +104,21 @@ def test_on_cpus_there_is_a_worker_for_each_node_or_as_many_as_asked() -> None:
     assert count == 4 and options["num_cpus"] == 4
 
 
-def connecting(monkeypatch: pytest.MonkeyPatch, check: Any, connect: Any, address: str | None = None) -> None:
+def test_a_cluster_without_room_for_a_worker_is_refused_once_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **options: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [node(CPU=8)])
+    with pytest.raises(UserError, match="the cluster has no node with 1 GPU"):
+        cluster.connect(Config(engine=EngineConfig(device=cluster.Device.gpu)))
+
+
+def connecting(monkeypatch: pytest.MonkeyPatch, check: Any, connect: Any) -> None:
     """`_check_and_connect` with stand-ins for the check of the input and for Ray."""
     monkeypatch.setattr(stages, "_check", lambda plan, stages: check())
-    monkeypatch.setattr(cluster, "connect", lambda launcher: connect())
-    plan: Any = SimpleNamespace(config=Config(launcher=LauncherConfig(address=address)))
+    monkeypatch.setattr(cluster, "connect", lambda config: connect())
+    plan: Any = SimpleNamespace(config=Config())
     stages._check_and_connect(plan, [])
 
 
@@ -91,12 +129,14 @@ def fails(message: str) -> Any:
     return fail
 
 
-def test_where_no_cluster_answers_one_line_says_so_before_anything_is_checked(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:99999"])
+def test_where_no_cluster_answers_one_line_says_so_before_anything_is_downloaded(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = "^launcher.address=127.0.0.1:1: no Ray cluster answers"
-    with pytest.raises(UserError, match=message):
-        connecting(monkeypatch, fails("checked"), fails("connected"), "127.0.0.1:1")
+    monkeypatch.setattr(stages, "prepare", fails("downloaded"))
+    launcher = LauncherConfig(kind=Launcher.ray, address=address)
+    with pytest.raises(UserError, match=f"^launcher.address={address}: no Ray cluster answers"):
+        stages.run(Config(results=str(tmp_path), name="x", launcher=launcher), lambda line: None)
 
 
 def test_a_mistake_in_the_input_or_the_cluster_is_told_when_both_have_ended(
@@ -128,6 +168,82 @@ def test_the_connection_ends_with_the_run_however_it_ends(
     assert ended == [True]
 
 
+class Broken:
+    """In the place of Ray: actors start at once, and those on the first of its GPUs then run at once into a fault."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, gpus: int) -> None:
+        self.free = list(range(gpus))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [node(CPU=len(self.free))]
+
+    def put(self, value: Any) -> None: ...
+
+    def remote(self, actor: Any) -> Any:
+        """An actor's class, with which methods."""
+
+        def start(*_: Any) -> Any:
+            gpu = self.free.pop(0)
+            run = SimpleNamespace(remote=lambda key: (gpu, object()))
+            return SimpleNamespace(gpu=gpu, start=SimpleNamespace(remote=lambda: (None, object())), run=run)
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
+
+    def wait(self, futures: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        ordered = sorted(futures, key=lambda future: -1 if future[0] is None else future[0])
+        return ordered[:1], ordered[1:]
+
+    def get(self, future: Any) -> dict[str, Any]:
+        if future[0] == 0:
+            error = RuntimeError("CUDA error: an illegal memory access was encountered\nmore of it")
+            raise ray.exceptions.RayTaskError(
+                "run", "traceback", error, "title", 1, "here"
+            ).as_instanceof_cause()
+        return {"score": 0.5, "n": 1}
+
+    def kill(self, actor: Any) -> None:
+        self.free.insert(0, actor.gpu)
+
+
+@pytest.mark.parametrize("cells", [2, 3, 4, 20])
+def test_a_broken_gpu_costs_no_cell_while_another_works(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", Broken(3))
+    plan: Any = SimpleNamespace(config=Config(launcher=LauncherConfig(workers=3)))
+    lines: list[str] = []
+    queue = cluster.Queue(plan, [cell("a", str(n // 3), str(n)) for n in range(cells)], lines.append)
+    assert queue.drain() == cells
+    died = [line for line in lines if "died" in line]
+    assert 1 <= len(died) <= cluster.LIVES
+    assert all(
+        "(RuntimeError: CUDA error: an illegal memory access was encountered); it is" in line for line in died
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "engine", "kind", "message"),
+    [
+        (UserError("a prompt is too long"), True, UserError, "a prompt is too long"),
+        (UserError("the engine did not start"), False, cluster.WorkerFailed, "the engine did not start"),
+        (SteeringError("not those of the files"), True, cluster.WorkerFailed, "not those of the files"),
+        (RuntimeError("CUDA error: x\ny"), True, cluster.WorkerFailed, "RuntimeError: CUDA error: x"),
+    ],
+)
+def test_a_worker_tells_mistakes_from_faults(
+    error: Exception, engine: bool, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    def run(cell: Any) -> None:
+        raise error
+
+    actor = object.__new__(cluster.Actor)
+    actor.plan, actor.cells = SimpleNamespace(results=tmp_path), {"key": None}  # type: ignore[assignment, dict-item]
+    actor.runner = SimpleNamespace(engine=object() if engine else None, run=run)  # type: ignore[assignment]
+    with pytest.raises(UserError) as caught:
+        actor.run("key")
+    assert (type(caught.value), str(caught.value)) == (kind, message)
+
+
 class Fatal:
     """In the place of `cluster.Actor`: cells are named by what becomes of the worker that runs them."""
 
@@ -144,9 +260,11 @@ class Fatal:
         if key == "always" or (key == "once" and not first.exists()):
             first.touch()
             os._exit(1)
+        if key == "fault":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore of it")
         if key == "mistake":
             raise UserError("no such document")
-        return {"score": 0.5, "stderr": 0.1}
+        return {"score": 0.5, "n": 1}
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +295,18 @@ def test_a_cell_whose_worker_died_is_tried_again(
 
 
 @pytest.mark.slow
-def test_a_cell_that_kills_two_workers_is_given_up_and_the_others_are_done(
-    started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("killer", "cause"),
+    [("always", "ActorDiedError: "), ("fault", "RuntimeError: CUDA error: an illegal memory access")],
+)
+def test_a_cell_that_kills_two_workers_is_given_up_with_the_cause_and_the_others_are_done(
+    killer: str, cause: str, started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="given up after 2 workers died on each: a · always · always"):
-        drain(tmp_path, monkeypatch, "always", "one", "two", "three")
+    message = (
+        f"^given up after 2 workers died on each: a · {killer} · {killer}; the last one died of: {cause}.*$"
+    )
+    with pytest.raises(UserError, match=message):
+        drain(tmp_path, monkeypatch, killer, "one", "two", "three")
     lines = (tmp_path / "lines").read_text()
     assert all(f"a · {name} · {name} " in lines for name in ("one", "two", "three"))
 
@@ -191,7 +316,9 @@ def test_workers_that_never_start_end_the_run(
     started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stillborn").touch()
-    with pytest.raises(UserError, match="workers die before they have a cell, 2 cells are left"):
+    with pytest.raises(
+        UserError, match="no worker stays alive, 2 cells are left; the last one died of: Actor"
+    ):
         drain(tmp_path, monkeypatch, "one", "two")
 
 
