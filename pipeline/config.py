@@ -323,7 +323,7 @@ def _check_declared(node: Any, path: str = "") -> None:
         declared = [f.name for f in dataclasses.fields(node)]
         for key, value in vars(node).items():
             if key not in declared:
-                raise UserError(f"unknown configuration key '{path}{key}'{nearest(key, declared)}")
+                raise UserError(_unknown_key(f"{path}{key}", declared))
             _check_declared(value, f"{path}{key}.")
 
 
@@ -395,6 +395,9 @@ def _check(config: Config) -> None:
         for key in ("max_model_len", "max_num_seqs", "tensor_parallel_size", "threads")
     }
     limits["launcher.workers"] = config.launcher.workers
+    for key in ("address", "workers"):
+        if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
+            raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
     if not 0 < config.engine.gpu_memory_utilization <= 1:
         found = config.engine.gpu_memory_utilization
         raise UserError(
@@ -516,6 +519,16 @@ def _known_keys(path: str) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
+def _unknown_key(path: str, known: list[str]) -> str:
+    """The message for a key that is not declared; `known` are those beside it, others lie one level down."""
+    parts = {
+        part: cls for part, cls in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(cls)
+    }
+    nested = [f"'{part}.{path}'" for part, cls in parts.items() if path in typing.get_type_hints(cls)]
+    hint = f"; did you mean {' or '.join(nested)}?" if nested else nearest(path.split(".")[-1], known)
+    return f"unknown configuration key '{path}'{hint}"
+
+
 def _explain(error: Exception) -> str:
     """One line out of Hydra's or OmegaConf's message."""
     text = str(error)
@@ -533,10 +546,9 @@ def _explain(error: Exception) -> str:
     if unknown:
         full = re.search(r"full_key: (\S+)", text)
         path = full.group(1) if full else override.group(1) if override else unknown.group(1)
-        key = path.split(".")[-1]
         groups = [p.name for p in CONF.iterdir() if p.is_dir()]
         known = _known_keys(path) + (groups if "." not in path else [])
-        return f"unknown configuration key '{path}'{nearest(key, known)}"
+        return _unknown_key(path, known)
     group = re.search(r"Could not override '([^']+)'.*No match in the defaults list", text, re.S)
     if group:
         return f"'{group.group(1)}' is not in the defaults list; write '{group.group(1)}' as group=option"
