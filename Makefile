@@ -49,7 +49,7 @@ show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS
 
 # Asked before anything is installed: the GPU, unless the run is to go without one here.
 GPU_BUILD = $(if $(filter engine=cpu engine.device=cpu,$(ARGS)),,ACCELERATOR=gpu)
-NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher=ray,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd \
+NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd \
   || { echo 'error: no GPU on this machine; run `make demo` here, or add ARGS="engine=cpu" to run on the CPU' >&2; exit 2; })
 
 reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -280,7 +280,7 @@ def compose(overrides: list[str]) -> Config:
             raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
-            cfg = hydra_compose("config", overrides=overrides)
+            cfg = hydra_compose("config", overrides=[*overrides, *_unpinned(overrides)])
         config = typing.cast(Config, OmegaConf.to_object(cfg))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(_explain(e)) from None
@@ -312,6 +312,19 @@ def compose(overrides: list[str]) -> Config:
     _check_declared(config)
     _check(config)
     return config
+
+
+def _unpinned(overrides: list[str]) -> Iterator[str]:
+    """Another id leaves behind the revision and size of the one that the configuration names."""
+    keys = [override.lstrip("+").split("=")[0] for override in overrides]
+    for key in keys:
+        source = re.fullmatch(
+            r"(families\.\w+\.(?:target|sft|grpo|base))\.id|(benchmarks\.\w+\.dataset)\.id", key
+        )
+        if source is not None:
+            facts = ("revision", "size_gb") if source[1] else ("revision",)
+            where = source[1] or source[2]
+            yield from (f"{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)
 
 
 def _check_declared(node: Any, path: str = "") -> None:

@@ -111,7 +111,7 @@ def run_with_canaries(tmp_path: Path, *overrides: str) -> dict[str, bytes]:
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "pipeline", "experiment=micro", "tracking.mode=offline"),
-            f"launcher.address=me:{ON_THE_COMMAND_LINE}@host:1",
+            f"families.micro.donors=me:{ON_THE_COMMAND_LINE}@host:1",
             *(f"results={tmp_path / 'results'}", f"tables={tmp_path / 'tables'}", *overrides),
         ],
         capture_output=True,
