@@ -51,7 +51,7 @@ class Role(Enum):
 
 
 class Tracking(Enum):
-    """How runs are logged to W&B; `auto` is online where an API key is known and offline elsewhere."""
+    """How runs are logged to W&B; `auto` is what WANDB_MODE says, else online where an API key is known, offline elsewhere."""
 
     auto = "auto"
     online = "online"
