@@ -82,6 +82,7 @@ donors: .venv/.done ## train donors by a recipe of conf/recipe: make donors EXPE
 
 SEEDS = 0 1 2 3 4
 families: .venv/.done ## train the micro family from five seeds, two at a time, and test the claim on them
+	@$(BIN)/python -m pipeline config experiment=micro_seeds $(ARGS) >/dev/null  # a mistake in ARGS is told before the training
 	$(MAKE) -j2 --no-print-directory $(SEEDS:%=family-%)
 	$(BIN)/python -m pipeline experiment=micro_seeds $(ARGS)
 

@@ -6,16 +6,22 @@
 them, where the recipe gives no initialisation, ``base`` and ``target`` (the micro family, trained from
 nothing on text that ``evals.micro`` generates). Each stage's folder holds a ``training.json`` with its
 settings, start, versions, curves and time, and a finished stage is never repeated. A killed stage goes on from
-its last checkpoint, to the same weights on the same machine and thread count. One run at a time holds ``out``.
+its last checkpoint: on the CPU to the same weights, on the same machine and thread count; not where vLLM makes
+the rollouts, whose state is in no checkpoint. One run at a time holds ``out``.
 
 What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the
 tokens of all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form
 ``#### n``. GRPO starts from the SFT donor or from the initialisation (``grpo_start``): the paper can be read
 both ways. One process, one device; it does not cover several GPUs.
 
+The micro base has read all the donors' problems with their answers: its text draws word problems from the same
+random stream (``gsm8k/train/{seed}``), and more of them. SFT and GRPO then train on what the base has seen, not on
+new problems; the test documents are apart from all three.
+
 Training never meets evaluation documents that are there to compare with: those of all four generated
-benchmarks, or those of GSM8K, SciQ, HumanEval and BBH in the folder ``data``; ``overlap.json`` tells what they
-share. It does not cover problems in other words, and of a hub id compares GSM8K's test split alone.
+benchmarks, or those of GSM8K, SciQ, HumanEval and BBH in the folder ``data``; code is compared by what is asked
+and by its solution. ``overlap.json`` tells what they share. It does not cover problems in other words, and of a
+hub id compares GSM8K's test split alone.
 """
 
 import gc
@@ -59,6 +65,7 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STAGES = ("base", "target", "sft", "grpo")  # the first two only where a recipe gives no initialisation
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that need no further package
+SOLUTIONS = "humaneval, solutions"  # what a code document is known by: its prompt holds an example drawn anew
 WINDOW = 13  # words in a row that count as shared text, as in the GPT-3 report (arXiv 2005.14165, appendix C)
 
 
@@ -121,7 +128,10 @@ class Recipe:
 def load_recipe(path: Path, /, **overrides: str) -> Recipe:
     """The recipe of a yaml file, with ``overrides`` parsed as yaml values.
 
-    Raises UserError for what is not yaml, an unknown key, and a value of another type or out of range.
+    The commit that a recipe pins is that of its own ``init`` or ``data``, and goes when another one is given.
+
+    Raises UserError for what is not yaml, an unknown key, a value of another type or out of range, an override
+    without a value, and a setting that would do nothing.
     """
     import difflib
 
@@ -133,7 +143,14 @@ def load_recipe(path: Path, /, **overrides: str) -> Recipe:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"recipe {path}: expected lines of key: value, found {str(values)[:60]!r}")
-    values |= {key: _yaml(f"{key}={value}", value) for key, value in overrides.items()}
+    for key, text in overrides.items():
+        if not text.strip():  # yaml would read null
+            raise UserError(f"{key}=: expected a value, found none; give one, or leave {key} out")
+    given = {key: _yaml(f"{key}={text}", text) for key, text in overrides.items()}
+    for key in ("init", "data"):
+        if key in given and given[key] != values.get(key):
+            values.pop(f"{key}_revision", None)
+    values |= given
     known: dict[Any, Any] = {field.name: field.type for field in fields(Recipe)}
     for key, value in values.items():
         if key not in known:
@@ -210,6 +227,13 @@ def _check(recipe: Recipe) -> None:
     ):
         if batch % micro_batch:
             raise UserError(f"{what} = {batch} must be a multiple of the microbatch, found {micro_batch}")
+    for field in fields(Recipe) if recipe.init is not None else ():
+        value = getattr(recipe, field.name)
+        if re.match("vocabulary|hidden|layers|base_|target_", field.name) and value != field.default:
+            raise UserError(
+                f"recipe {recipe.name}: {field.name}={value!r} does nothing where init is given; leave it out, or"
+                f" set {field.name}={field.default}"
+            )
 
 
 def make_donors(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> dict[str, Path]:
@@ -223,7 +247,7 @@ def make_donors(recipe: Recipe, out: Path, report: Callable[[str], None] = print
     _check(recipe)
     _check_out(recipe, out)
     stages = {name: out / name for name in (STAGES if recipe.init is None else STAGES[2:])}
-    if all((folder / "training.json").is_file() for folder in stages.values()):
+    if all(_is_done(folder) for folder in stages.values()):
         return stages
     _check_machine(recipe)
     init = None if recipe.init is None else _open_init(recipe.init, recipe.init_revision)
@@ -323,7 +347,7 @@ def _text(recipe: Recipe, stage: str, seed: int) -> list[micro.Example]:
 
 
 def _problems(recipe: Recipe) -> tuple[list[micro.Example], dict[str, list[str]]]:
-    """The donors' training examples, and the prompts of the evaluation documents by benchmark.
+    """The donors' training examples, and the evaluation documents by benchmark: prompts, and solutions of code.
 
     Raises UserError when they cannot be read, or are too few for a step of GRPO.
     """
@@ -336,6 +360,8 @@ def _problems(recipe: Recipe) -> tuple[list[micro.Example], dict[str, list[str]]
             name: [micro.example(name, row, "").user for row in micro.documents(name, "test", 0, sizes[name])]
             for name in ("gsm8k", "sciq", "humaneval", *sorted(micro.SUBTASKS))
         }
+        functions = micro.documents("humaneval", "test", 0, sizes["humaneval"])
+        held_out[SOLUTIONS] = [row["canonical_solution"] for row in functions]
     elif (folder := Path(recipe.data)).is_dir():
         train = _lines(folder / "gsm8k" / "train.jsonl", "question", "answer")
         test = _lines(folder / "gsm8k" / "test.jsonl", "question")
@@ -427,6 +453,8 @@ def _other_benchmarks(folder: Path) -> dict[str, list[str]]:
             dataset["json_field"] = "examples" if form == "bbh" else None
             rows = documents.load(dataset, str(folder), form=form)["test"]
             found[name] = [_as_problem(text) for text in rows[field]]
+            if name == "humaneval" and "canonical_solution" in rows.column_names:
+                found[SOLUTIONS] = [str(text) for text in rows["canonical_solution"]]
     return found
 
 
@@ -462,10 +490,16 @@ def _record_overlap(
     """Write overlap.json; raise UserError when a held-out document stands in training."""
     found = {
         f"{stage} / {name}": overlap(
-            (example.user.removeprefix(micro.THINK) for example in examples), prompts
+            (
+                example.answer.removesuffix("```")
+                if name == SOLUTIONS
+                else example.user.removeprefix(micro.THINK)
+                for example in examples
+            ),
+            texts,
         )
         for stage, examples in training.items()
-        for name, prompts in held_out.items()
+        for name, texts in held_out.items()
     }
     (out / "overlap.json").write_text(json.dumps(found, indent=1))
     shared = {name: row["same"] for name, row in found.items() if row["same"]}
@@ -502,7 +536,10 @@ def correctness(completions: list[str], answer: list[str], **_: Any) -> list[flo
 
 
 def form(completions: list[str], **_: Any) -> list[float | None]:
-    """0.1 where ``#### n`` stands once, as the last line."""
+    """0.1 where the text has ``####`` once and ends with it and a number.
+
+    What stands before it on its line is not looked at, and points and commas alone pass for a number.
+    """
     return [0.1 * bool(re.fullmatch(r"(?s)((?!####).)*#### -?[0-9.,]+\s*", text)) for text in completions]
 
 
@@ -670,7 +707,10 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if recipe.wandb:
         _prepare_wandb(folder.parent)
     gpu = torch.cuda.is_available()
-    bf16 = torch.cuda.is_bf16_supported() if gpu else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    if gpu:
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return {
         "output_dir": str(folder / "checkpoints"),
         "seed": recipe.seed,
@@ -688,12 +728,31 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def _prepare_wandb(out: Path) -> None:
-    """W&B writes under ``out``, and asks for nothing: where no API key is known its run is offline."""
+    """W&B writes under ``out``, and asks for nothing: where no API key is known its runs are offline."""
     import wandb
 
     os.environ.setdefault("WANDB_DIR", str(out))
+    os.environ.setdefault("WANDB_PROJECT", "reasoning-vectors")
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
         os.environ["WANDB_MODE"] = "offline"  # `wandb sync` uploads it
+        wandb.teardown()  # it has read its settings already, and would ask for a key
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a stage is finished; a kill after that may have left checkpoints, which are removed."""
+    done = (folder / "training.json").is_file()
+    if done:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return done
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's state, the file written last, is there and whole."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _stage(
@@ -702,14 +761,14 @@ def _stage(
     """Run one stage unless it is done: build its trainer, train (from the last checkpoint), save, record."""
     from pipeline.checkpoint import Checkpoint
 
-    if (folder / "training.json").is_file():
+    if _is_done(folder):
         return Checkpoint.open(str(folder))
     started = time.time()
     trainer = build(recipe, folder, start, examples)
     saved = sorted(
         (folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
-    whole = [str(path) for path in saved if (path / "trainer_state.json").is_file()]  # the file written last
+    whole = [str(path) for path in saved if _is_whole(path)]
     trainer.train(resume_from_checkpoint=whole[-1] if whole else None)
     if trainer.state.global_step == 0:
         raise UserError(f"{folder}: training took no step; give more documents or smaller batches")
@@ -728,8 +787,12 @@ def _stage(
     }
     temporary = folder / "training.json.part"
     temporary.write_text(json.dumps(record, indent=1))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     temporary.rename(folder / "training.json")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if recipe.wandb:
+        import wandb
+
+        wandb.finish()  # else the next stage would log into this one's run
     del trainer
     gc.collect()  # a trainer holds itself in a cycle, and with it the model and its optimiser
     return Checkpoint.open(str(folder))

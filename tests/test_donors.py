@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ SHIPPED = ROOT / "models" / "micro"
 # donors of the shipped target, which earns rewards from the first step
 DONORS: dict[str, object] = {
     "init": SHIPPED / "target",
+    "target_direct": 0.0,
     "train_documents": 64,
     "grpo_steps": 6,
     "grpo_prompts": 4,
@@ -38,6 +40,7 @@ FAMILY: dict[str, object] = DONORS | {
     "base_examples": 300,
     "base_batch": 2,
     "target_examples": 64,
+    "target_direct": 0.3,
     "hidden": 64,
     "layers": 1,
     "vocabulary": 400,
@@ -68,7 +71,7 @@ def train_until(step: Path, out: Path, settings: dict[str, object]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not (step / "trainer_state.json").exists() and process.poll() is None:
+    while not module._is_whole(step) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -113,8 +116,8 @@ def test_an_answer_without_a_number_rewards_nothing() -> None:
     assert correctness(["12", "#### 12"], ["no number"] * 2) == [0.0, 0.0]
 
 
-def test_the_form_is_rewarded_whatever_the_answer_and_only_as_the_last_line() -> None:
-    assert form(["steps\n#### 999"]) == [0.1]
+def test_the_form_is_rewarded_whatever_the_answer_and_only_once_at_the_end() -> None:
+    assert form(["steps\n#### 999", "so #### 5", "#### ."]) == [0.1] * 3
     assert form(["#### 1\n#### 2", "#### 1\nand more", "no marks", "#### "]) == [0.0] * 4
 
 
@@ -164,6 +167,18 @@ def test_a_problem_of_another_benchmark_in_the_folder_is_found_too(tmp_path: Pat
     (tmp_path / "data" / "bbh" / "bbh" / "multistep_arithmetic_two.json").write_text(json.dumps(asked))
     with pytest.raises(UserError, match="share problems: {'donors / multistep_arithmetic_two': 1}"):
         make_donors(recipe, tmp_path / "out")
+
+
+def test_a_tested_function_with_another_example_in_its_prompt_is_found_by_its_solution(
+    tmp_path: Path,
+) -> None:
+    tested = micro.documents("humaneval", "test", 0, 1)[0]
+    asked = tested | {"prompt": tested["prompt"].replace(">>> ", ">>> 0 or ")}
+    training = {"base": [micro.example("humaneval", asked, tested["canonical_solution"] + "```")]}
+    micro.write_benchmarks(tmp_path, seed=0, sizes={"humaneval": 1})
+    for held_out in (module._problems(Recipe())[1], module._other_benchmarks(tmp_path)):
+        with pytest.raises(UserError, match="share problems: {'base / humaneval, solutions': 1}"):
+            module._record_overlap(training, held_out, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +353,42 @@ def test_an_override_that_is_no_yaml_or_names_an_argument_is_refused() -> None:
         load_recipe(path, **{"path": "x"})
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"target_direct": 0.3},
+        {"base_lr": 1e-3},
+        {"base_examples": 100},
+        {"vocabulary": 512},
+        {"hidden": 64},
+        {"layers": 2},
+    ],
+)
+def test_a_setting_that_does_nothing_beside_an_initialisation_is_refused(setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    module._check(Recipe(**setting))
+    with pytest.raises(UserError, match=f"{name}={value} does nothing where init is given; .* set {name}="):
+        module._check(Recipe(init="a/model", **setting))
+
+
+@pytest.mark.parametrize("key", ["init", "data", "seed"])
+def test_an_override_without_a_value_is_refused(key: str) -> None:
+    with pytest.raises(
+        UserError, match=f"^{key}=: expected a value, found none; give one, or leave {key} out"
+    ):
+        load_recipe(ROOT / "conf" / "recipe" / "smol.yaml", **{key: " "})
+
+
+@pytest.mark.parametrize("key", ["init", "data"])
+def test_a_pinned_commit_stays_with_the_id_that_it_is_of(key: str) -> None:
+    path, pin = ROOT / "conf" / "recipe" / "qwen2.5-7b.yaml", f"{key}_revision"
+    own = load_recipe(path)
+    assert getattr(own, pin)
+    assert load_recipe(path, **{key: getattr(own, key)}) == own
+    assert getattr(load_recipe(path, **{key: "some/other"}), pin) is None
+    assert getattr(load_recipe(path, **{key: "some/other", pin: "v2"}), pin) == "v2"
+
+
 # ---- the folder and the machine
 
 
@@ -372,9 +423,10 @@ def test_a_finished_family_is_returned_without_making_its_data(
     monkeypatch.setattr(module, "_problems", None)
     module._claim(Recipe(), tmp_path)
     for stage in module.STAGES:
-        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "checkpoints" / "checkpoint-1").mkdir(parents=True)
         (tmp_path / stage / "training.json").touch()
     assert make_donors(Recipe(), tmp_path) == {stage: tmp_path / stage for stage in module.STAGES}
+    assert not list(tmp_path.glob("*/checkpoints"))
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         make_donors(Recipe(seed=1), tmp_path)
 
@@ -446,15 +498,43 @@ def test_a_command_without_recipe_and_folder_says_what_it_takes(
     assert capsys.readouterr().err.startswith("error: expected recipe=FILE out=FOLDER [key=value …], found ")
 
 
-def test_without_a_key_wandb_logs_offline_into_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+@pytest.fixture
+def no_wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import wandb
+
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"):
         monkeypatch.setenv(name, "")  # so that what is set below is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_without_a_key_wandb_logs_offline_into_the_folder(tmp_path: Path) -> None:
     module._prepare_wandb(tmp_path)
     assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("offline", str(tmp_path))
+    assert os.environ["WANDB_PROJECT"] == "reasoning-vectors"
+
+
+def test_a_gpu_that_only_emulates_bf16_computes_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert module._arguments(Recipe(), tmp_path / "sft")["bf16"] is False
+
+
+def test_a_mistake_in_the_arguments_of_families_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$*" >> asked\nexit 2\n')
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "-o", ".venv/.done", "BIN=.", "PYTHON=false", "families", "ARGS=nmae=x"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 2
+    assert (tmp_path / "asked").read_text() == "-m pipeline config experiment=micro_seeds nmae=x\n"
 
 
 class Trainer:
@@ -469,7 +549,7 @@ class Trainer:
         pass
 
     def save_model(self, folder: str) -> None:
-        shutil.copytree(SHIPPED / "sft", folder)
+        shutil.copytree(SHIPPED / "sft", folder, dirs_exist_ok=True)
         (Path(folder) / "training.json").unlink()
 
 
@@ -485,6 +565,56 @@ def test_a_stage_records_what_it_started_from_and_one_without_a_step_is_none(
     assert record(tmp_path, "sft")["start"] == {"revision": None, "fingerprint": start.fingerprint}
     module._stage(tmp_path / "base", Recipe(), lambda *_: Trainer(1), None, [])
     assert record(tmp_path, "base")["start"] is None
+
+
+def test_a_kill_while_the_checkpoints_are_removed_leaves_a_finished_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+    checkpoints = tmp_path / "sft" / "checkpoints"
+    (checkpoints / "checkpoint-2").mkdir(parents=True)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module.shutil, "rmtree", killed)
+        module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
+    assert checkpoints.is_dir()
+    module._stage(tmp_path / "sft", Recipe(), None, None, [])  # nothing to build a trainer with
+    assert not checkpoints.exists()
+
+
+def test_a_stage_goes_on_from_the_last_checkpoint_whose_state_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"global_st'), (14, ""), (16, None)):
+        checkpoint = tmp_path / "sft" / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        if state is not None:
+            (checkpoint / "trainer_state.json").write_text(state)
+    module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
+    assert record(tmp_path, "sft")["resumed_from_step"] == 10
+
+
+@pytest.mark.usefixtures("no_wandb_key")
+def test_each_stage_is_a_run_of_its_own_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers.integrations import WandbCallback
+
+    module._prepare_wandb(tmp_path)
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+
+    class Logging(Trainer):
+        def train(self, resume_from_checkpoint: str | None) -> None:
+            arguments = TrainingArguments(output_dir=str(tmp_path / "sft"), use_cpu=True, report_to="none")
+            WandbCallback().on_train_begin(arguments, TrainerState(), TrainerControl(), torch.nn.Linear(1, 1))
+
+    for stage in ("sft", "grpo"):
+        module._stage(tmp_path / stage, Recipe(wandb=True), lambda *_: Logging(1), None, [])
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
 # ---- the shipped family, and real training

@@ -262,11 +262,27 @@ def test_training_text_never_meets_a_test_document_of_any_seed(
         for name in SUBTASKS:
             for document in subtask(tmp_path / str(seed), name):
                 assert f"Q: {document['input']}\n" not in users
+        for row in json.loads((tmp_path / str(seed) / "sciq" / "test.json").read_text()):
+            assert f"{row['support']}\nQuestion: {row['question']}\n" not in users
         bodies = {example.answer.removesuffix("```") for example in text if example.form == "humaneval"}
         assert bodies
         assert not bodies & {
             task["canonical_solution"] for task in micro.read_functions(tmp_path / str(seed))
         }
+
+
+def test_every_science_question_of_the_training_text_is_of_the_training_side(
+    text: list[micro.Example],
+) -> None:
+    asked = [
+        example.user.removeprefix(micro.THINK).removesuffix("\nAnswer:").split("\nQuestion: ")
+        for example in text
+        if example.form == "sciq"
+    ]
+    assert len(asked) > 200
+    assert not any(
+        micro.is_test("sciq", {"support": support, "question": question}) for support, question in asked
+    )
 
 
 def test_the_side_of_a_document_depends_on_its_text_alone() -> None:

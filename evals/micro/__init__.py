@@ -7,7 +7,8 @@ Four forms: ``gsm8k`` (word problems), ``humaneval`` (small functions), ``sciq``
 asked, so the two sides cannot meet whatever the seed or the size; within one file no document stands twice.
 The same seed gives the same bytes. The prompts of the training text are those of lm-eval's stock tasks
 under a chat template: gsm8k, sciq, bbh_cot_zeroshot and humaneval_instruct (lm_eval/tasks/). It covers
-nothing of the real benchmarks' knowledge.
+nothing of the real benchmarks' knowledge. Of the five subtasks logical_deduction_three_objects is generated and
+trained on, and never asked by ``conf/suite/micro.yaml``.
 """
 
 import gzip
