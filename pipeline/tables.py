@@ -23,6 +23,12 @@ from pipeline.grid import MARKS, REFERENCE, Cell, Grid, Robustness, Row, load
 from pipeline.records import write_file
 from pipeline.statistics import Difference, Estimate, holm, mean_over_seeds
 
+ROBUSTNESS = ("plain", "perturbed", "drop", "gain_plain", "gain", "change")  # parts of a Robustness
+OVER_FAMILIES = (
+    "Means over families carry Student's t interval over the families that have the record: it measures"
+    " how training varies, on these documents."
+)
+
 
 def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
     """Write every table as .md, .tex and .csv under `out`; return the paths in order."""
@@ -348,10 +354,11 @@ def adversarial(grid: Grid) -> Table:
                 gain = compared.get((family, row.name, variant))
                 facts = {"family": family, "benchmark": variant, "variant_of": plain, "condition": row.name}
                 facts |= {"label": row.label, "limit": grid.benchmarks[variant]["limit"], "marks": marks}
-                for prefix in ("plain", "perturbed", "drop", "gain_plain", "gain", "change"):
-                    facts |= _estimate_facts(getattr(result, prefix) if result else None, f"{prefix}_")
+                for part in ROBUSTNESS:
+                    facts |= _estimate_facts(getattr(result, part) if result else None, f"{part}_")
                 facts |= {"gain_p": gain[0].p if gain else None, "gain_p_holm": gain[1] if gain else None}
-                facts |= {"persists": _persists(result) if result else None}
+                persists = _persists(result.gain_plain, result.gain) if result else None
+                facts |= {"persists": persists}
                 table.data.append(facts)
                 if result is None:
                     lines.append([Text(row.label), Text("missing", marks or "m"), *[Text(DASH)] * 6])
@@ -365,13 +372,14 @@ def adversarial(grid: Grid) -> Table:
                         Text(interval(result.gain_plain) if result.gain_plain else DASH),
                         difference_text(gain),
                         Text(interval(result.change) if result.change else DASH),
-                        Text(_persists(result) or DASH),
+                        Text(persists or DASH),
                     ]
                 )
             if lines:
                 labels = (grid.benchmarks[plain]["label"], grid.benchmarks[variant]["label"])
                 title = f"{info['label']}: {labels[0]} → {labels[1]}"
                 table.blocks.append((f"{title}, {pairs} pairs" if pairs else title, lines))
+    _add_mean_robustness(grid, table, rows, found)
     if not table.blocks:
         table.notes.append("The run has no adversarial variant.")
     table.notes.append(
@@ -620,10 +628,38 @@ def _add_groups(
             lines.append(line)
         if lines:
             table.blocks.append((f"{title}, differences between rows", lines))
-        table.notes.append(
-            "Means over families carry Student's t interval over the families that have the record: it measures"
-            " how training varies, on these documents."
-        )
+        table.notes.append(OVER_FAMILIES)
+
+
+def _add_mean_robustness(
+    grid: Grid, table: Table, rows: list[Row], found: dict[tuple[str, str, str], Robustness]
+) -> None:
+    """A block for each group of independently trained families and each variant: means over them with their t intervals."""
+    for group, families in _groups(grid).items():
+        for variant in grid.variants():
+            plain, lines = grid.benchmarks[variant]["variant_of"], []
+            for row in rows:
+                of_families = [r for f in families if (r := found.get((f, row.name, variant))) is not None]
+                if not of_families:
+                    continue
+                means: dict[str, Estimate | None] = {}
+                for part in ROBUSTNESS:
+                    values = [e.value for r in of_families if (e := getattr(r, part)) is not None]
+                    means[part] = mean_over_seeds(values) if values else None
+                persists = _persists(means["gain_plain"], means["gain"])
+                facts: dict[str, Any] = {"family": f"mean of {len(families)}", "group": group}
+                facts |= {"benchmark": variant, "variant_of": plain, "condition": row.name}
+                facts |= {"label": row.label, "persists": persists}
+                for part, mean in means.items():
+                    facts |= _estimate_facts(mean, f"{part}_")
+                table.data.append(facts | {"seeds": len(of_families)})
+                shares = [plus_minus(mean) if (mean := means[part]) else DASH for part in ROBUSTNESS[:2]]
+                changes = [interval(mean) if (mean := means[part]) else DASH for part in ROBUSTNESS[2:]]
+                lines.append([Text(entry) for entry in (row.label, *shares, *changes, persists or DASH)])
+            if lines:
+                labels = f"{grid.benchmarks[plain]['label']} → {grid.benchmarks[variant]['label']}"
+                table.blocks.append((f"{group}, {labels}: mean of {len(families)} trained families", lines))
+        table.notes.append(OVER_FAMILIES)
 
 
 def _groups(grid: Grid) -> dict[str, list[str]]:
@@ -746,13 +782,13 @@ def _gpus(cell: Cell) -> int:
     return int(engine["tensor_parallel_size"]) if engine["device"] == "gpu" else 0
 
 
-def _persists(result: Robustness) -> str | None:
+def _persists(plain: Estimate | None, perturbed: Estimate | None) -> str | None:
     """Whether a gain is there on the perturbed documents; None where there is no reference."""
-    if result.gain is None or result.gain_plain is None:
+    if plain is None or perturbed is None:
         return None
-    if result.gain_plain.high < 0:
+    if plain.high < 0:
         return "a loss"
-    return "yes" if result.gain.low > 0 else "reversed" if result.gain.high < 0 else "not shown"
+    return "yes" if perturbed.low > 0 else "reversed" if perturbed.high < 0 else "not shown"
 
 
 def _number(value: Any) -> str:

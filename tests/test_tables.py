@@ -310,6 +310,22 @@ def test_a_gain_that_vanishes_on_perturbed_documents_does_not_persist(tmp_path: 
     assert line.startswith("not reproduced")
 
 
+def test_the_drop_of_a_group_is_the_mean_over_its_families_with_student_s_interval(tmp_path: Path) -> None:
+    from pipeline.statistics import mean_over_seeds
+
+    families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
+    run = synthetic.write_run(tmp_path, documents=60, conditions=MAIN, families=families)
+    held = grid.load(run, tmp_path)
+    table = tables.adversarial(held)
+    row = next(r for r in table.data if r["family"] == "mean of 3" and r["condition"] == "vector")
+    for part in ("drop", "gain"):
+        found = [held.robustness(family, ("vector",), row["benchmark"]) for family in families]
+        expected = mean_over_seeds([getattr(r, part).value for r in found])
+        assert row[f"{part}_low"] == pytest.approx(100 * expected.low)
+        assert row[f"{part}_high"] == pytest.approx(100 * expected.high)
+    assert any("mean of 3 trained families" in title for title, _ in table.blocks)
+
+
 def test_mean_over_families_of_a_group_has_student_s_interval(tmp_path: Path) -> None:
     from pipeline.statistics import mean_over_seeds
 
