@@ -125,7 +125,7 @@ def check_device(device: Device) -> None:
     if build not in (None, device):
         raise UserError(
             f"engine.device={device.value}: the vLLM installed here is built for {build.value};"
-            f" run `make setup ACCELERATOR={device.value}`"
+            f" run `make setup ACCELERATOR={device.value}`, or add engine={build.value}"
         )
 
 

@@ -94,10 +94,7 @@ def _sources(config: Config, ask: bool) -> list[Source]:
 
 def _needed(config: Config, sources: list[Source]) -> tuple[float, float]:
     sizes = {s.name: s.size or 0.0 for s in sources}
-    parts = {
-        None,
-        *(c.variant for c in conditions_of(config)),
-    }  # the whole vector and what conditions take of it
+    parts = {None, *(c.variant for c in conditions_of(config))}  # the whole vector, and parts of it
     donors = [(f.sft, f.grpo) for name in config.sizes or config.families if (f := config.families[name])]
     pairs = [grpo for sft, grpo in donors if sft is not None and grpo is not None]
     vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[grpo.id] for grpo in pairs)

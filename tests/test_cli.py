@@ -88,7 +88,11 @@ def test_an_engine_built_for_another_device_is_refused(
         return installed[name]
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    with pytest.raises(UserError, match="make setup ACCELERATOR=cpu") if refused else nullcontext():
+    with (
+        pytest.raises(UserError, match="make setup ACCELERATOR=cpu`, or add engine=gpu")
+        if refused
+        else nullcontext()
+    ):
         check_device(device)
 
 

@@ -341,7 +341,7 @@ class Scripted(LM):
         return [self.answer(i, request.doc) for i, request in enumerate(requests)]
 
     def loglikelihood(self, requests: Any, **_: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no option is scored in these tasks")
 
     loglikelihood_rolling = loglikelihood
 
