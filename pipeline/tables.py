@@ -659,7 +659,8 @@ def _add_mean_robustness(
             if lines:
                 labels = f"{grid.benchmarks[plain]['label']} → {grid.benchmarks[variant]['label']}"
                 table.blocks.append((f"{group}, {labels}: mean of {len(families)} trained families", lines))
-        table.notes.append(OVER_FAMILIES)
+        if grid.variants():
+            table.notes.append(OVER_FAMILIES)
 
 
 def _groups(grid: Grid) -> dict[str, list[str]]:
