@@ -7,7 +7,9 @@ them, where the recipe gives no initialisation, ``base`` and ``target`` (the mic
 nothing on text that ``evals.micro`` generates). Each stage's folder holds a ``training.json`` with its
 settings, start, versions, curves and time, and a finished stage is never repeated. A killed stage goes on from
 its last checkpoint: on the CPU to the same weights, on the same machine and thread count; not where vLLM makes
-the rollouts, whose state is in no checkpoint. One run at a time holds ``out``.
+the rollouts, whose state is in no checkpoint. One run at a time holds ``out``. ``reuse=FOLDER`` copies the
+stages of another family that this recipe would train alike, so that a target nearer or farther from the base
+costs its own training alone.
 
 What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the
 tokens of all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form
@@ -66,6 +68,12 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STAGES = ("base", "target", "sft", "grpo")  # the first two only where a recipe gives no initialisation
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that need no further package
 SOLUTIONS = "humaneval, solutions"  # what a code document is known by: its prompt holds an example drawn anew
+_APART = {  # the settings that say nothing about a stage's weights
+    "base": "name$|save_steps|wandb|data|train_documents|(target|sft|grpo)_",
+    "target": "name$|save_steps|wandb|data|train_documents|sft_(?!max_tokens)|grpo_",
+    "sft": "name$|save_steps|wandb|(target|grpo)_",
+    "grpo": "name$|save_steps|wandb|target_",
+}
 WINDOW = 13  # words in a row that count as shared text, as in the GPT-3 report (arXiv 2005.14165, appendix C)
 
 
@@ -236,16 +244,24 @@ def _check(recipe: Recipe) -> None:
             )
 
 
-def make_donors(recipe: Recipe, out: Path, report: Callable[[str], None] = print) -> dict[str, Path]:
+def make_donors(
+    recipe: Recipe, out: Path, report: Callable[[str], None] = print, reuse: Path | None = None
+) -> dict[str, Path]:
     """Train what ``out`` does not hold yet; returns the checkpoint folder of each stage.
 
-    Raises UserError when ``out`` belongs to another recipe or to something else, when the initialisation or the
-    data cannot be read, when training and evaluation data share a problem, and when the recipe asks for what
-    the machine does not have. Until all of these but the shared problems are known, nothing is written.
+    ``reuse`` is another family's folder: its finished stages that have the same settings, start and package
+    versions are copied, not trained again.
+
+    Raises UserError when ``out`` belongs to another recipe or to something else, when ``reuse`` holds no
+    family, when the initialisation or the data cannot be read, when training and evaluation data share a
+    problem, and when the recipe asks for what the machine does not have. Until all of these but the shared
+    problems are known, nothing is written.
     """
     out = Path(out)
     _check(recipe)
     _check_out(recipe, out)
+    if reuse is not None and not any((reuse / stage / "training.json").is_file() for stage in STAGES):
+        raise UserError(f"reuse={reuse}: expected a folder with finished stages of donors, found none")
     stages = {name: out / name for name in (STAGES if recipe.init is None else STAGES[2:])}
     if all(_is_done(folder) for folder in stages.values()):
         return stages
@@ -261,11 +277,17 @@ def make_donors(recipe: Recipe, out: Path, report: Callable[[str], None] = print
     with held(out, f"donors {recipe.name}", report):
         _claim(recipe, out)
         _record_overlap(text, held_out, out)
+
+        def stage(name: str, build: Any, start: "Checkpoint | None", examples: Any) -> "Checkpoint":
+            if reuse is not None and not _is_done(out / name):
+                _reuse(recipe, reuse / name, out / name, start, report)
+            return _stage(out / name, recipe, build, start, examples)
+
         if init is None:
-            init = _stage(out / "base", recipe, _pretrain, None, text["base"])
-            _stage(out / "target", recipe, _instruct, init, text["target"])
-        sft = _stage(out / "sft", recipe, _sft, init, problems)
-        _stage(out / "grpo", recipe, _grpo, sft if recipe.grpo_start == "sft" else init, problems)
+            init = stage("base", _pretrain, None, text["base"])
+            stage("target", _instruct, init, text["target"])
+        sft = stage("sft", _sft, init, problems)
+        stage("grpo", _grpo, sft if recipe.grpo_start == "sft" else init, problems)
     return stages
 
 
@@ -755,6 +777,36 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
+def _reuse(
+    recipe: Recipe, source: Path, folder: Path, start: "Checkpoint | None", report: Callable[[str], None]
+) -> None:
+    """Copy a finished stage of another family if this recipe would train it alike; say so, or why not."""
+    where = f"{folder.name}: {source}"
+    try:
+        record = json.loads((source / "training.json").read_bytes())
+        theirs, versions = dict(record["recipe"]), record["versions"]
+        origin = record["start"] and record["start"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return report(f"{where} is not finished; trained here")
+    settings = {key: value for key, value in asdict(recipe).items() if not re.match(_APART[folder.name], key)}
+    changed = [key for key, value in settings.items() if theirs.get(key) != value]
+    if origin != (start and start.fingerprint):
+        changed.append("start")
+    if versions != _versions():
+        changed.append("versions")
+    if changed:
+        return report(f"{where} has another {', '.join(changed)}; trained here")
+    shutil.rmtree(part := folder.with_name(f".{folder.name}.part"), ignore_errors=True)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.rmtree(folder, ignore_errors=True)  # begun, and not finished
+    part.rename(folder)
+    report(f"{where} is the same; copied")
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
+
+
 def _stage(
     folder: Path, recipe: Recipe, build: Any, start: "Checkpoint | None", examples: list[micro.Example]
 ) -> "Checkpoint":
@@ -779,7 +831,7 @@ def _stage(
         "stage": folder.name,
         "recipe": asdict(recipe),
         "start": start and {"revision": start.revision, "fingerprint": start.fingerprint},
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "datasets")},
+        "versions": _versions(),
         "device": str(trainer.args.device),
         "resumed_from_step": int(whole[-1].rsplit("-", 1)[1]) if whole else 0,
         "seconds": round(time.time() - started, 1),  # of the run that finished the stage
@@ -799,17 +851,21 @@ def _stage(
 
 
 def main(arguments: list[str]) -> int:
-    """``recipe=FILE out=FOLDER [key=value …]``; returns the exit status, as that of ``python -m pipeline``."""
+    """``recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …]``; returns the exit status of a command."""
     options = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
-    recipe, out = options.pop("recipe", ""), options.pop("out", "")
-    if not recipe or not out or not all("=" in argument for argument in arguments):
+    recipe, out, reuse = options.pop("recipe", ""), options.pop("out", ""), options.pop("reuse", None)
+    if not recipe or not out or reuse == "" or not all("=" in argument for argument in arguments):
         print(
-            f"error: expected recipe=FILE out=FOLDER [key=value …], found {' '.join(arguments) or 'nothing'}",
+            "error: expected recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …], found"
+            f" {' '.join(arguments) or 'nothing'}",
             file=sys.stderr,
         )
         return 2
     try:
-        make_donors(load_recipe(Path(recipe), **options), Path(out), lambda line: print(line, flush=True))
+        other = None if reuse is None else Path(reuse)
+        make_donors(
+            load_recipe(Path(recipe), **options), Path(out), lambda line: print(line, flush=True), other
+        )
     except UserError as error:
         print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2

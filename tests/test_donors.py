@@ -495,7 +495,7 @@ def test_a_command_without_recipe_and_folder_says_what_it_takes(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert module.main(arguments) == 2
-    assert capsys.readouterr().err.startswith("error: expected recipe=FILE out=FOLDER [key=value …], found ")
+    assert capsys.readouterr().err.startswith("error: expected recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …], found ")
 
 
 @pytest.fixture
@@ -654,6 +654,69 @@ def test_the_shipped_family_met_no_test_document() -> None:
     found = json.loads((SHIPPED / "overlap.json").read_text())
     assert {"base / gsm8k", "target / gsm8k", "donors / gsm8k"} <= found.keys()
     assert all(row["same"] == 0 and row["documents"] > 0 for row in found.values())
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that were trained, each by the stand-in above, in their order."""
+    names: list[str] = []
+
+    def build(recipe: Recipe, folder: Path, *_: Any) -> Trainer:
+        names.append(folder.name)
+        return Trainer(1)
+
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_text", lambda *_: [])
+    monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    for stage in ("_pretrain", "_instruct", "_sft", "_grpo"):
+        monkeypatch.setattr(module, stage, build)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({}, []),
+        ({"target_direct": 0.5, "name": "other"}, ["target"]),
+        ({"grpo_steps": 3}, ["grpo"]),
+        ({"sft_lr": 1e-4}, ["sft", "grpo"]),
+        ({"sft_max_tokens": 100}, ["target", "sft", "grpo"]),
+        ({"seed": 1}, ["base", "target", "sft", "grpo"]),
+    ],
+)
+def test_only_the_stages_that_a_setting_touches_are_trained_where_another_family_is_reused(
+    changed: dict[str, Any], stages: list[str], trained: list[str], tmp_path: Path
+) -> None:
+    make_donors(Recipe(), tmp_path / "one")
+    trained.clear()
+    said: list[str] = []
+    make_donors(Recipe(**changed), tmp_path / "other", said.append, reuse=tmp_path / "one")
+    assert trained == stages
+    assert [line.split(":")[0] for line in said if line.endswith("copied")] == [
+        stage for stage in module.STAGES if stage not in stages
+    ]
+    assert not list((tmp_path / "other").glob(".*.part"))
+    assert weights(tmp_path / "other").keys() == set(module.STAGES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("start", {"fingerprint": "another"}), ("versions", {"torch": "1.0"}), ("start", 3)]
+)
+def test_a_stage_from_another_start_or_by_other_packages_is_not_reused(
+    key: str, value: Any, trained: list[str], tmp_path: Path
+) -> None:
+    make_donors(Recipe(), tmp_path / "one")
+    path = tmp_path / "one" / "sft" / "training.json"
+    path.write_text(json.dumps(record(tmp_path / "one", "sft") | {key: value}))
+    trained.clear()
+    make_donors(Recipe(), tmp_path / "other", reuse=tmp_path / "one")
+    assert trained == ["sft"]
+
+
+def test_a_folder_to_reuse_that_holds_no_stage_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a folder with finished stages of donors"):
+        make_donors(Recipe(), tmp_path / "out", reuse=tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
