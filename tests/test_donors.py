@@ -495,7 +495,9 @@ def test_a_command_without_recipe_and_folder_says_what_it_takes(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert module.main(arguments) == 2
-    assert capsys.readouterr().err.startswith("error: expected recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …], found ")
+    assert capsys.readouterr().err.startswith(
+        "error: expected recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …], found "
+    )
 
 
 @pytest.fixture

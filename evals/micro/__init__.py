@@ -31,7 +31,7 @@ SIZES = {
     "sciq": 300,
     "bbh": 100,
 }  # bbh: for each subtask
-TEST_SIZES = {"gsm8k": 2000, "humaneval": 500, "sciq": 500, "bbh": 125}  # the most that an experiment asks
+TEST_SIZES = {"gsm8k": 2450, "humaneval": 500, "sciq": 500, "bbh": 125}  # the most that an experiment asks
 TEST_STEPS = (0.25, 0.25, 0.25, 0.25)  # share of problems with 1, 2, 3, 4 steps
 TRAIN_STEPS = (0.40, 0.34, 0.20, 0.06)  # the harder ones are rarer in training
 TEST_SHARE = 8  # one in eight possible documents is for testing
