@@ -9,7 +9,8 @@ settings, start, versions, curves and time, and a finished stage is never repeat
 its last checkpoint: on the CPU to the same weights, on the same machine and thread count; not where vLLM makes
 the rollouts, whose state is in no checkpoint. One run at a time holds ``out``. ``reuse=FOLDER`` copies the
 stages of another family that this recipe would train alike, so that a target nearer or farther from the base
-costs its own training alone.
+costs its own training alone. Alike: settings, training texts, start, kind of device and package versions; not
+compared are this file's own constants.
 
 What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the
 tokens of all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form
@@ -21,9 +22,9 @@ random stream (``gsm8k/train/{seed}``), and more of them. SFT and GRPO then trai
 new problems; the test documents are apart from all three.
 
 Training never meets evaluation documents that are there to compare with: those of all four generated
-benchmarks, or those of GSM8K, SciQ, HumanEval and BBH in the folder ``data``; code is compared by what is asked
-and by its solution. ``overlap.json`` tells what they share. It does not cover problems in other words, and of a
-hub id compares GSM8K's test split alone.
+benchmarks, those of GSM8K, SciQ, HumanEval and BBH in the folder ``data``, or the test split of a hub id and the
+other three as the paper's experiment takes them from the hub; code is compared by what is asked and by its
+solution. ``overlap.json`` tells what they share. It does not cover problems in other words.
 """
 
 import gc
@@ -49,7 +50,7 @@ from evals import data as documents
 from evals import micro
 from pipeline import hub, interrupt
 from pipeline.errors import UserError
-from pipeline.records import held, write_json
+from pipeline.records import digest, held, new_folder, write_json
 
 if TYPE_CHECKING:  # torch, transformers and trl take seconds to import: only training pays
     from datasets import Dataset
@@ -68,12 +69,14 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 STAGES = ("base", "target", "sft", "grpo")  # the first two only where a recipe gives no initialisation
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that need no further package
 SOLUTIONS = "humaneval, solutions"  # what a code document is known by: its prompt holds an example drawn anew
+_BEGUN = ("training.json", "checkpoints/checkpoint-*")  # what a stage leaves that is worth keeping
 _APART = {  # the settings that say nothing about a stage's weights
     "base": "name$|save_steps|wandb|data|train_documents|(target|sft|grpo)_",
     "target": "name$|save_steps|wandb|data|train_documents|sft_(?!max_tokens)|grpo_",
     "sft": "name$|save_steps|wandb|(target|grpo)_",
     "grpo": "name$|save_steps|wandb|target_",
 }
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 WINDOW = 13  # words in a row that count as shared text, as in the GPT-3 report (arXiv 2005.14165, appendix C)
 
 
@@ -101,7 +104,7 @@ class Recipe:
     hidden: int = 128
     layers: int = 4
     base_examples: int = 80000
-    base_batch: int = 16  # rows of 256 tokens
+    base_batch: int = 8  # rows of 256 tokens
     base_lr: float = 2e-3
     base_arithmetic: float = 0.5  # share of arithmetic; the other three forms divide the rest
     base_direct: float = (
@@ -118,7 +121,7 @@ class Recipe:
     sft_batch: int = 32
     sft_microbatch: int = 32
     sft_lr: float = 3e-4
-    sft_max_tokens: int = 512  # prompt and answer
+    sft_max_tokens: int = 512  # prompt and answer; a longer text is refused, not cut
 
     grpo_start: str = "sft"  # or "init"
     grpo_steps: int = 150
@@ -235,6 +238,13 @@ def _check(recipe: Recipe) -> None:
     ):
         if batch % micro_batch:
             raise UserError(f"{what} = {batch} must be a multiple of the microbatch, found {micro_batch}")
+    for name, needs, given in (
+        ("init_revision", "an init on the hub", recipe.init and not Path(recipe.init).is_dir()),
+        ("data_revision", "a data set on the hub", recipe.data and not Path(recipe.data).is_dir()),
+    ):
+        value, default = getattr(recipe, name), getattr(Recipe, name)
+        if value != default and not given:
+            raise UserError(f"{name}={value!r} does nothing without {needs}; leave it out, or give that")
     for field in fields(Recipe) if recipe.init is not None else ():
         value = getattr(recipe, field.name)
         if re.match("vocabulary|hidden|layers|base_|target_", field.name) and value != field.default:
@@ -260,7 +270,7 @@ def make_donors(
     out = Path(out)
     _check(recipe)
     _check_out(recipe, out)
-    if reuse is not None and not any((reuse / stage / "training.json").is_file() for stage in STAGES):
+    if reuse is not None and not any((Path(reuse) / stage / "training.json").is_file() for stage in STAGES):
         raise UserError(f"reuse={reuse}: expected a folder with finished stages of donors, found none")
     stages = {name: out / name for name in (STAGES if recipe.init is None else STAGES[2:])}
     if all(_is_done(folder) for folder in stages.values()):
@@ -280,7 +290,7 @@ def make_donors(
 
         def stage(name: str, build: Any, start: "Checkpoint | None", examples: Any) -> "Checkpoint":
             if reuse is not None and not _is_done(out / name):
-                _reuse(recipe, reuse / name, out / name, start, report)
+                _reuse(recipe, Path(reuse) / name, out / name, start, examples, report)
             return _stage(out / name, recipe, build, start, examples)
 
         if init is None:
@@ -306,9 +316,10 @@ def _check_out(recipe: Recipe, out: Path) -> None:
         changed = sorted(key for key, value in asdict(recipe).items() if theirs.get(key) != value)
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: expected a recipe's settings as JSON; give another out folder") from None
-    if changed and any((out / stage).exists() for stage in STAGES):
+    begun = (next(out.glob(f"{stage}/{file}"), None) for stage in STAGES for file in _BEGUN)
+    if changed and any(begun):
         raise UserError(
-            f"{out} was begun with other settings ({', '.join(changed)}): give another out folder"
+            f"{out} was begun with other settings ({', '.join(changed)}): give another out folder, or remove it"
         )
 
 
@@ -390,7 +401,7 @@ def _problems(recipe: Recipe) -> tuple[list[micro.Example], dict[str, list[str]]
         held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_other_benchmarks(folder)}
     else:
         train, test = _from_hub(recipe.data, recipe.data_revision)
-        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test]}
+        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_other_benchmarks(None)}
     rng = random.Random(f"direct/{recipe.seed}")
     examples = []
     for index, row in enumerate(list(train)[: recipe.train_documents]):
@@ -460,23 +471,23 @@ def _from_hub(name: str, revision: str | None) -> tuple[list[dict[str, str]], li
     )
 
 
-def _other_benchmarks(folder: Path) -> dict[str, list[str]]:
-    """What SciQ, HumanEval and BBH ask, as far as a folder holds them, as training problems would ask it."""
-    files = {
-        "sciq": ("sciq", "sciq/test.json", "question"),
-        "humaneval": ("humaneval", "humaneval/HumanEval.jsonl.gz", "prompt"),
-    }
-    for path in sorted((folder / "bbh" / "bbh").glob("*.json")):
-        files[path.stem] = ("bbh", f"bbh/bbh/{path.name}", "input")
+def _other_benchmarks(folder: Path | None) -> dict[str, list[str]]:
+    """What SciQ, HumanEval and BBH ask, as training problems would: of the hub, or as far as a folder holds them."""
+    from pipeline.config import compose
+
+    asks = {"sciq": "question", "humaneval": "prompt", "bbh": "input"}
     found = {}
-    for name, (form, file, field) in files.items():
-        if (folder / file).is_file():
-            dataset = {"id": name, "split": "test", "files": {"test": file}, "source_field": None}
-            dataset["json_field"] = "examples" if form == "bbh" else None
-            rows = documents.load(dataset, str(folder), form=form)["test"]
-            found[name] = [_as_problem(text) for text in rows[field]]
-            if name == "humaneval" and "canonical_solution" in rows.column_names:
-                found[SOLUTIONS] = [str(text) for text in rows["canonical_solution"]]
+    for name, benchmark in compose(["experiment=paper"]).benchmarks.items():
+        subtasks: list[str | None] = [*benchmark.subtasks] or [None]
+        for subtask in subtasks if benchmark.form in asks else ():
+            dataset = asdict(benchmark.dataset)
+            file = dataset["files"]["test"].format(subtask=subtask)
+            if folder is None or (folder / file).is_file():
+                where = None if folder is None else str(folder)
+                rows = documents.load(dataset, where, subtask, form=benchmark.form)["test"]
+                found[subtask or name] = [_as_problem(text) for text in rows[asks[benchmark.form]]]
+                if "canonical_solution" in rows.column_names:
+                    found[SOLUTIONS] = [str(text) for text in rows["canonical_solution"]]
     return found
 
 
@@ -534,9 +545,14 @@ def _dataset(examples: list[micro.Example], tokenizer: "PreTrainedTokenizerBase"
     from datasets import Dataset
 
     rows = []
+    first = tokenizer.bos_token if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else None
     for example in examples:
-        prompt = tokenizer.apply_chat_template(example.messages(), tokenize=False, add_generation_prompt=True)
-        rows.append({"prompt": str(prompt) + example.prefix, "completion": example.answer})
+        prompt = str(
+            tokenizer.apply_chat_template(example.messages(), tokenize=False, add_generation_prompt=True)
+        )
+        if first:  # the trainers' tokenizer adds it once more, where lm-eval does not
+            prompt = prompt.removeprefix(first)
+        rows.append({"prompt": prompt + example.prefix, "completion": example.answer})
     return Dataset.from_list(rows)
 
 
@@ -637,14 +653,20 @@ def _sft_trainer(
 
     defaults: dict[str, Any] = {
         "completion_only_loss": True,
-        "max_length": recipe.sft_max_tokens,
+        "max_length": None,  # nothing is cut
         "lr_scheduler_type": "cosine",
         "warmup_steps": 10,
     }
     config = SFTConfig(**_arguments(recipe, folder), **(defaults | arguments))
-    return SFTTrainer(
-        model, args=config, train_dataset=_dataset(examples, tokenizer), processing_class=tokenizer
-    )
+    rows = _dataset(examples, tokenizer)
+    trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+    longest = max(map(len, trainer.train_dataset["input_ids"]))  # type: ignore[index]
+    if longest > max(recipe.sft_max_tokens, config.max_length or 0):
+        raise UserError(
+            f"sft_max_tokens={recipe.sft_max_tokens}: the longest training text of {folder.name} has {longest} tokens,"
+            f" and cut it would lose its answer; set sft_max_tokens={longest} or more"
+        )
+    return trainer
 
 
 def _grpo(recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]) -> "Trainer":
@@ -728,16 +750,11 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
     if recipe.wandb:
         _prepare_wandb(folder.parent)
-    gpu = torch.cuda.is_available()
-    if gpu:
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return {
         "output_dir": str(folder / "checkpoints"),
         "seed": recipe.seed,
-        "use_cpu": not gpu,
-        "bf16": bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": _bf16(),
         "optim": recipe.optimizer,
         "gradient_checkpointing": recipe.gradient_checkpointing,
         "save_steps": recipe.save_steps,
@@ -747,6 +764,15 @@ def _arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "run_name": f"{recipe.name}-{folder.name}-seed{recipe.seed}",
         "disable_tqdm": not sys.stderr.isatty(),
     }
+
+
+def _bf16() -> bool:
+    """Whether the hardware computes in bf16, other than by emulation."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def _prepare_wandb(out: Path) -> None:
@@ -778,33 +804,48 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _reuse(
-    recipe: Recipe, source: Path, folder: Path, start: "Checkpoint | None", report: Callable[[str], None]
+    recipe: Recipe,
+    source: Path,
+    folder: Path,
+    start: "Checkpoint | None",
+    examples: list[micro.Example],
+    report: Callable[[str], None],
 ) -> None:
     """Copy a finished stage of another family if this recipe would train it alike; say so, or why not."""
+    from pipeline.checkpoint import Checkpoint
+
     where = f"{folder.name}: {source}"
     try:
         record = json.loads((source / "training.json").read_bytes())
-        theirs, versions = dict(record["recipe"]), record["versions"]
-        origin = record["start"] and record["start"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return report(f"{where} is not finished; trained here")
+        theirs, inputs = dict(record["recipe"]), dict(record["inputs"])
+        Checkpoint.open(str(source))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        return report(f"{where} is no finished stage with its weights and inputs; trained here")
     settings = {key: value for key, value in asdict(recipe).items() if not re.match(_APART[folder.name], key)}
     changed = [key for key, value in settings.items() if theirs.get(key) != value]
-    if origin != (start and start.fingerprint):
-        changed.append("start")
-    if versions != _versions():
-        changed.append("versions")
+    changed += [key for key, value in _inputs(start, examples).items() if inputs.get(key) != value]
     if changed:
         return report(f"{where} has another {', '.join(changed)}; trained here")
-    shutil.rmtree(part := folder.with_name(f".{folder.name}.part"), ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.rmtree(folder, ignore_errors=True)  # begun, and not finished
-    part.rename(folder)
+    with new_folder(folder) as copy:
+        shutil.copytree(
+            source, copy, ignore=shutil.ignore_patterns("checkpoints", "training.json"), dirs_exist_ok=True
+        )
+        write_json(copy / "training.json", record | {"copied_from": str(source)})
     report(f"{where} is the same; copied")
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
+def _inputs(start: "Checkpoint | None", examples: list[micro.Example]) -> dict[str, Any]:
+    """What beside the settings makes a stage's weights: texts, start, arithmetic and packages."""
+    import torch
+
+    return {
+        "texts": digest([asdict(example) for example in examples]),
+        "start": start and [start.fingerprint, start.tokenizer_fingerprint],
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "bf16": _bf16(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
 def _stage(
@@ -831,8 +872,7 @@ def _stage(
         "stage": folder.name,
         "recipe": asdict(recipe),
         "start": start and {"revision": start.revision, "fingerprint": start.fingerprint},
-        "versions": _versions(),
-        "device": str(trainer.args.device),
+        "inputs": _inputs(start, examples),
         "resumed_from_step": int(whole[-1].rsplit("-", 1)[1]) if whole else 0,
         "seconds": round(time.time() - started, 1),  # of the run that finished the stage
         "curve": trainer.state.log_history,
@@ -869,14 +909,22 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
-    except (
+    except (  # of a full disk, by Python, safetensors and torch; of a full GPU, by torch and vLLM
         OSError,
         SafetensorError,
         RuntimeError,
-    ) as error:  # of a full disk, by Python, safetensors and torch
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())
+        if re.search("out of memory|GPU memory", reason):
+            print(
+                f"error: {reason[:200]}; lower sft_microbatch, grpo_microbatch or grpo_vllm_memory, or set"
+                " gradient_checkpointing=true",
+                file=sys.stderr,
+            )
+            return 2
+        if not isinstance(error, (OSError, SafetensorError)) and "inline_container" not in reason:
+            raise
         print(
             f"error: {reason}; check the folder, its permissions and the disk's free space", file=sys.stderr
         )

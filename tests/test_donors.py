@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,6 +245,34 @@ def test_an_initialisation_without_a_tokenizer_or_a_template_is_refused(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prompt_begins_with_one_token_of_beginning(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(SHIPPED / "target")
+    example = micro.Example("gsm8k", None, "1 + 1?", "", "#### 2")
+    (plain,) = module._dataset([example], tokenizer)
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    (without,) = module._dataset([example], tokenizer)
+    assert without["prompt"] == "<|endoftext|>" + plain["prompt"]  # the tokenizer itself adds none
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    (row,) = module._dataset([example], tokenizer)
+    assert tokenizer(row["prompt"])["input_ids"].count(tokenizer.bos_token_id) == 1
+
+
+def test_a_text_too_long_for_training_is_refused_and_the_mended_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}])
+    with pytest.raises(UserError, match="sft_max_tokens=8: the longest training text of sft has"):
+        make_donors(replace(recipe, sft_max_tokens=8), tmp_path / "out")
+    monkeypatch.setattr(module, "_stage", lambda *_: None)
+    make_donors(recipe, tmp_path / "out")
+
+
 def test_a_share_of_the_answers_is_the_last_line_alone() -> None:
     whole, mixed, direct = (
         [example.answer for example in module._problems(Recipe(sft_direct=share))[0]]
@@ -371,6 +400,14 @@ def test_a_setting_that_does_nothing_beside_an_initialisation_is_refused(setting
         module._check(Recipe(init="a/model", **setting))
 
 
+@pytest.mark.parametrize("what", ["init", "data"])
+def test_a_commit_of_nothing_on_the_hub_is_refused(what: str, tmp_path: Path) -> None:
+    for given in ({}, {what: str(tmp_path)}):
+        with pytest.raises(UserError, match=f"{what}_revision='v2' does nothing without"):
+            module._check(Recipe(**{f"{what}_revision": "v2"} | given))
+    module._check(Recipe(**{what: "some/thing", f"{what}_revision": "v2"}))
+
+
 @pytest.mark.parametrize("key", ["init", "data", "seed"])
 def test_an_override_without_a_value_is_refused(key: str) -> None:
     with pytest.raises(
@@ -397,7 +434,15 @@ def test_a_folder_that_another_recipe_began_is_refused_and_one_that_it_only_clai
 ) -> None:
     module._claim(Recipe(seed=1), tmp_path)
     module._claim(Recipe(seed=2), tmp_path)
+    (tmp_path / "sft" / "checkpoints").mkdir(parents=True)  # a trainer was made, and took no step
+    module._claim(Recipe(seed=1), tmp_path)
+    (tmp_path / "sft" / "checkpoints" / "checkpoint-2").mkdir()
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        module._claim(Recipe(seed=2), tmp_path)
+    shutil.rmtree(tmp_path / "sft")
+    module._claim(Recipe(seed=2), tmp_path)
     (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "training.json").touch()
     module._claim(Recipe(seed=2), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         module._claim(Recipe(seed=1), tmp_path)
@@ -469,6 +514,16 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device; check the"),
         (module.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
         (RuntimeError("[enforce fail at inline_container.cc:672]"), 2, "error: [enforce fail at inline_cont"),
+        (
+            RuntimeError("CUDA out of memory. Tried"),
+            2,
+            "error: CUDA out of memory. Tried; lower sft_microbatch",
+        ),
+        (
+            ValueError("exceeds the GPU memory utilization"),
+            2,
+            "error: exceeds the GPU memory utilization; lower",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: finished stages are kept"),
     ],
 )
@@ -542,6 +597,8 @@ def test_a_mistake_in_the_arguments_of_families_is_told_before_anything_is_train
 class Trainer:
     """In the place of TRL's: it "trains" by copying the shipped SFT donor."""
 
+    weights = SHIPPED / "sft"
+
     def __init__(self, steps: int) -> None:
         self.state = SimpleNamespace(global_step=steps, log_history=[])
         self.args = SimpleNamespace(device="cpu")
@@ -551,7 +608,7 @@ class Trainer:
         pass
 
     def save_model(self, folder: str) -> None:
-        shutil.copytree(SHIPPED / "sft", folder, dirs_exist_ok=True)
+        shutil.copytree(self.weights, folder, dirs_exist_ok=True)
         (Path(folder) / "training.json").unlink()
 
 
@@ -670,6 +727,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "_text", lambda *_: [])
     monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     for stage in ("_pretrain", "_instruct", "_sft", "_grpo"):
         monkeypatch.setattr(module, stage, build)
     return names
@@ -679,11 +737,17 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("changed", "stages"),
     [
         ({}, []),
-        ({"target_direct": 0.5, "name": "other"}, ["target"]),
-        ({"grpo_steps": 3}, ["grpo"]),
+        ({"name": "other", "save_steps": 7, "wandb": True}, []),
+        ({"target_direct": 0.5}, ["target"]),
+        ({"grpo_lr": 1e-6}, ["grpo"]),
+        ({"grpo_start": "init"}, ["grpo"]),
         ({"sft_lr": 1e-4}, ["sft", "grpo"]),
+        ({"train_documents": 99}, ["sft", "grpo"]),
         ({"sft_max_tokens": 100}, ["target", "sft", "grpo"]),
-        ({"seed": 1}, ["base", "target", "sft", "grpo"]),
+        *(
+            ({key: value}, ["base", "target", "sft", "grpo"])
+            for key, value in {"seed": 1, "think": 0.5, "optimizer": "adafactor", "base_lr": 1e-3}.items()
+        ),
     ],
 )
 def test_only_the_stages_that_a_setting_touches_are_trained_where_another_family_is_reused(
@@ -697,19 +761,51 @@ def test_only_the_stages_that_a_setting_touches_are_trained_where_another_family
     assert [line.split(":")[0] for line in said if line.endswith("copied")] == [
         stage for stage in module.STAGES if stage not in stages
     ]
-    assert not list((tmp_path / "other").glob(".*.part"))
     assert weights(tmp_path / "other").keys() == set(module.STAGES)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("start", {"fingerprint": "another"}), ("versions", {"torch": "1.0"}), ("start", 3)]
-)
-def test_a_stage_from_another_start_or_by_other_packages_is_not_reused(
-    key: str, value: Any, trained: list[str], tmp_path: Path
+@pytest.mark.parametrize("key", ["texts", "start", "device", "bf16", "versions"])
+def test_a_stage_made_of_something_else_is_not_reused(key: str, trained: list[str], tmp_path: Path) -> None:
+    make_donors(Recipe(), tmp_path / "one")
+    theirs = record(tmp_path / "one", "sft")
+    assert theirs["inputs"][key] is not None
+    theirs["inputs"][key] = "another"
+    (tmp_path / "one" / "sft" / "training.json").write_text(json.dumps(theirs))
+    trained.clear()
+    said: list[str] = []
+    make_donors(Recipe(), tmp_path / "other", said.append, reuse=tmp_path / "one")
+    assert trained == ["sft"] and f"has another {key}; trained here" in said[2]
+    assert record(tmp_path / "other", "base")["copied_from"] == str(tmp_path / "one" / "base")
+
+
+def test_a_stage_whose_texts_or_start_changed_is_not_reused(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_donors(Recipe(), tmp_path / "one")
-    path = tmp_path / "one" / "sft" / "training.json"
-    path.write_text(json.dumps(record(tmp_path / "one", "sft") | {key: value}))
+    example = micro.Example("gsm8k", None, "1 + 1?", "", "#### 2")
+    monkeypatch.setattr(module, "_problems", lambda _: ([example], {}))
+    trained.clear()
+    make_donors(Recipe(), tmp_path / "texts", reuse=tmp_path / "one")
+    assert trained == ["sft", "grpo"]
+    monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    (tmp_path / "one" / "base" / "training.json").unlink()
+    monkeypatch.setattr(
+        Trainer, "weights", SHIPPED / "target"
+    )  # what the base becomes when it is trained again
+    trained.clear()
+    make_donors(Recipe(), tmp_path / "start", reuse=tmp_path / "one")
+    assert trained == ["base", "target", "sft", "grpo"]
+
+
+@pytest.mark.parametrize("damage", [b"[]", b"{", None])
+def test_a_stage_that_is_not_whole_is_not_reused(
+    damage: bytes | None, trained: list[str], tmp_path: Path
+) -> None:
+    make_donors(Recipe(), tmp_path / "one")
+    if damage is None:
+        (tmp_path / "one" / "sft" / "model.safetensors").unlink()
+    else:
+        (tmp_path / "one" / "sft" / "training.json").write_bytes(damage)
     trained.clear()
     make_donors(Recipe(), tmp_path / "other", reuse=tmp_path / "one")
     assert trained == ["sft"]

@@ -256,6 +256,30 @@ def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root:
     assert first == "40" and second.startswith("refused: openai/gsm8k at"), ran.stderr
 
 
+TRAIN = """
+import sys
+from pipeline import config, donors
+paper = config.compose(["experiment=paper"])
+paper.benchmarks["bbh"].subtasks = ["boolean_expressions", "navigate"]
+config.compose = lambda _: paper
+examples, held_out = donors._problems(donors.Recipe(data="openai/gsm8k", data_revision=sys.argv[1]))
+donors._record_overlap({"donors": examples}, held_out, donors.Path(sys.argv[2]))
+"""
+
+
+def test_training_data_of_the_hub_is_compared_with_all_four_benchmarks_of_the_hub(
+    hub: Hub, root: Path, tmp_path: Path
+) -> None:
+    pinned = compose(["experiment=paper"]).benchmarks["gsm8k"].dataset.revision
+    command = [sys.executable, "-c", TRAIN, str(pinned), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "overlap.json").read_text())
+    names = ("gsm8k", "humaneval", "humaneval, solutions", "sciq", "boolean_expressions", "navigate")
+    assert found.keys() == {f"donors / {name}" for name in names}
+    assert all(row["documents"] > 0 and row["same"] == 0 for row in found.values())
+
+
 @pytest.mark.parametrize("conditions", ["paper", "variants"])
 def test_the_estimate_counts_the_cells_of_the_plan(conditions: str, tmp_path: Path) -> None:
     overrides = ["experiment=micro", "engine.device=gpu", f"results={tmp_path}", "limit=3"]
