@@ -10,7 +10,7 @@ its last checkpoint: on the CPU to the same weights, on the same machine and thr
 the rollouts, whose state is in no checkpoint. One run at a time holds ``out``. ``reuse=FOLDER`` copies the
 stages of another family that this recipe would train alike, so that a target nearer or farther from the base
 costs its own training alone. Alike: settings, training texts, start, kind of device and package versions; not
-compared are this file's own constants.
+compared are this file's own constants and vLLM's version.
 
 What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the
 tokens of all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form
@@ -23,7 +23,7 @@ new problems; the test documents are apart from all three.
 
 Training never meets evaluation documents that are there to compare with: those of all four generated
 benchmarks, those of GSM8K, SciQ, HumanEval and BBH in the folder ``data``, or the test split of a hub id and the
-other three as the paper's experiment takes them from the hub; code is compared by what is asked and by its
+four as the paper's experiment takes them from the hub; code is compared by what is asked and by its
 solution. ``overlap.json`` tells what they share. It does not cover problems in other words.
 """
 
@@ -70,11 +70,11 @@ STAGES = ("base", "target", "sft", "grpo")  # the first two only where a recipe 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that need no further package
 SOLUTIONS = "humaneval, solutions"  # what a code document is known by: its prompt holds an example drawn anew
 _BEGUN = ("training.json", "checkpoints/checkpoint-*")  # what a stage leaves that is worth keeping
-_APART = {  # the settings that say nothing about a stage's weights
-    "base": "name$|save_steps|wandb|data|train_documents|(target|sft|grpo)_",
-    "target": "name$|save_steps|wandb|data|train_documents|sft_(?!max_tokens)|grpo_",
-    "sft": "name$|save_steps|wandb|(target|grpo)_",
-    "grpo": "name$|save_steps|wandb|target_",
+_APART = {  # the settings that change nothing in a stage's weights
+    "base": "name$|save_steps|wandb|sft_max_tokens|data|train_documents|(target|sft|grpo)_",
+    "target": "name$|save_steps|wandb|sft_max_tokens|data|train_documents|(sft|grpo)_",
+    "sft": "name$|save_steps|wandb|sft_max_tokens|(target|grpo)_",
+    "grpo": "name$|save_steps|wandb|sft_max_tokens|target_",
 }
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 WINDOW = 13  # words in a row that count as shared text, as in the GPT-3 report (arXiv 2005.14165, appendix C)
@@ -318,9 +318,11 @@ def _check_out(recipe: Recipe, out: Path) -> None:
         raise UserError(f"{path}: expected a recipe's settings as JSON; give another out folder") from None
     begun = (next(out.glob(f"{stage}/{file}"), None) for stage in STAGES for file in _BEGUN)
     if changed and any(begun):
-        raise UserError(
-            f"{out} was begun with other settings ({', '.join(changed)}): give another out folder, or remove it"
+        done = any(out.glob("*/training.json"))
+        remedy = (
+            f"give another out folder and reuse={out}" if done else "give another out folder, or remove it"
         )
+        raise UserError(f"{out} was begun with other settings ({', '.join(changed)}): {remedy}")
 
 
 def _claim(recipe: Recipe, out: Path) -> None:
@@ -350,7 +352,7 @@ def _open_init(source: str, revision: str | None) -> "Checkpoint":
 
     from pipeline.checkpoint import Checkpoint
 
-    found = Checkpoint.open(source, None if Path(source).is_dir() else revision)  # a folder has no revision
+    found = Checkpoint.open(source, revision)
     try:
         config = AutoConfig.from_pretrained(found.path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False)
@@ -401,7 +403,11 @@ def _problems(recipe: Recipe) -> tuple[list[micro.Example], dict[str, list[str]]
         held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_other_benchmarks(folder)}
     else:
         train, test = _from_hub(recipe.data, recipe.data_revision)
-        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_other_benchmarks(None)}
+        try:
+            benchmarks = _other_benchmarks(None)
+        except UserError as error:
+            raise UserError(str(error).replace("set data.folder to", "give data=FOLDER to")) from error
+        held_out = {f"{recipe.data}, test": [_as_problem(row["question"]) for row in test], **benchmarks}
     rng = random.Random(f"direct/{recipe.seed}")
     examples = []
     for index, row in enumerate(list(train)[: recipe.train_documents]):
@@ -472,10 +478,12 @@ def _from_hub(name: str, revision: str | None) -> tuple[list[dict[str, str]], li
 
 
 def _other_benchmarks(folder: Path | None) -> dict[str, list[str]]:
-    """What SciQ, HumanEval and BBH ask, as training problems would: of the hub, or as far as a folder holds them."""
+    """What SciQ, HumanEval and BBH ask, as training problems would, as far as a folder holds them; of the hub, GSM8K too."""
     from pipeline.config import compose
 
     asks = {"sciq": "question", "humaneval": "prompt", "bbh": "input"}
+    if folder is None:
+        asks["gsm8k"] = "question"
     found = {}
     for name, benchmark in compose(["experiment=paper"]).benchmarks.items():
         subtasks: list[str | None] = [*benchmark.subtasks] or [None]
@@ -820,7 +828,9 @@ def _reuse(
         theirs, inputs = dict(record["recipe"]), dict(record["inputs"])
         Checkpoint.open(str(source))
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
-        return report(f"{where} is no finished stage with its weights and inputs; trained here")
+        return report(
+            f"{where} is no finished stage with its weights and inputs (early versions recorded none); trained here"
+        )
     settings = {key: value for key, value in asdict(recipe).items() if not re.match(_APART[folder.name], key)}
     changed = [key for key, value in settings.items() if theirs.get(key) != value]
     changed += [key for key, value in _inputs(start, examples).items() if inputs.get(key) != value]
@@ -828,10 +838,10 @@ def _reuse(
         return report(f"{where} has another {', '.join(changed)}; trained here")
     shutil.rmtree(folder, ignore_errors=True)  # begun, and not finished
     with new_folder(folder) as copy:
+        write_json(copy / "training.json", record | {"copied_from": str(source)})
         shutil.copytree(
             source, copy, ignore=shutil.ignore_patterns("checkpoints", "training.json"), dirs_exist_ok=True
         )
-        write_json(copy / "training.json", record | {"copied_from": str(source)})
     report(f"{where} is the same; copied")
 
 
@@ -916,7 +926,7 @@ def main(arguments: list[str]) -> int:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split())
-        if re.search("out of memory|GPU memory", reason):
+        if re.search("out of memory|GPU memory|allocate memory", reason):
             print(
                 f"error: {reason[:200]}; lower sft_microbatch, grpo_microbatch or grpo_vllm_memory, or set"
                 " gradient_checkpointing=true",

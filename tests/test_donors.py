@@ -444,6 +444,8 @@ def test_a_folder_that_another_recipe_began_is_refused_and_one_that_it_only_clai
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "training.json").touch()
     module._claim(Recipe(seed=2), tmp_path)
+    with pytest.raises(UserError, match=f"give another out folder and reuse={tmp_path}"):
+        module._claim(Recipe(seed=3), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         module._claim(Recipe(seed=1), tmp_path)
 
@@ -524,6 +526,7 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
             2,
             "error: exceeds the GPU memory utilization; lower",
         ),
+        (RuntimeError("can't allocate memory"), 2, "error: can't allocate memory; lower sft_microbatch"),
         (KeyboardInterrupt(), 130, "interrupted: finished stages are kept"),
     ],
 )
@@ -601,7 +604,6 @@ class Trainer:
 
     def __init__(self, steps: int) -> None:
         self.state = SimpleNamespace(global_step=steps, log_history=[])
-        self.args = SimpleNamespace(device="cpu")
         self.processing_class = SimpleNamespace(save_pretrained=lambda folder: None)
 
     def train(self, resume_from_checkpoint: str | None) -> None:
@@ -737,13 +739,12 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("changed", "stages"),
     [
         ({}, []),
-        ({"name": "other", "save_steps": 7, "wandb": True}, []),
+        ({"name": "other", "save_steps": 7, "wandb": True, "sft_max_tokens": 600}, []),
         ({"target_direct": 0.5}, ["target"]),
         ({"grpo_lr": 1e-6}, ["grpo"]),
         ({"grpo_start": "init"}, ["grpo"]),
         ({"sft_lr": 1e-4}, ["sft", "grpo"]),
         ({"train_documents": 99}, ["sft", "grpo"]),
-        ({"sft_max_tokens": 100}, ["target", "sft", "grpo"]),
         *(
             ({key: value}, ["base", "target", "sft", "grpo"])
             for key, value in {"seed": 1, "think": 0.5, "optimizer": "adafactor", "base_lr": 1e-3}.items()

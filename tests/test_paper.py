@@ -275,7 +275,15 @@ def test_training_data_of_the_hub_is_compared_with_all_four_benchmarks_of_the_hu
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "overlap.json").read_text())
-    names = ("gsm8k", "humaneval", "humaneval, solutions", "sciq", "boolean_expressions", "navigate")
+    names = (
+        "openai/gsm8k, test",
+        "gsm8k",
+        "humaneval",
+        "humaneval, solutions",
+        "sciq",
+        "boolean_expressions",
+        "navigate",
+    )
     assert found.keys() == {f"donors / {name}" for name in names}
     assert all(row["documents"] > 0 and row["same"] == 0 for row in found.values())
 
