@@ -259,8 +259,8 @@ def make_donors(
 ) -> dict[str, Path]:
     """Train what ``out`` does not hold yet; returns the checkpoint folder of each stage.
 
-    ``reuse`` is another family's folder: its finished stages that have the same settings, start and package
-    versions are copied, not trained again.
+    ``reuse`` is another family's folder: its finished stages that have the same settings, texts, start, kind of
+    device and package versions are copied, not trained again.
 
     Raises UserError when ``out`` belongs to another recipe or to something else, when ``reuse`` holds no
     family, when the initialisation or the data cannot be read, when training and evaluation data share a
@@ -400,11 +400,11 @@ def _problems(recipe: Recipe) -> tuple[list[micro.Example], dict[str, list[str]]
     elif (folder := Path(recipe.data)).is_dir():
         train = _lines(folder / "gsm8k" / "train.jsonl", "question", "answer")
         test = _lines(folder / "gsm8k" / "test.jsonl", "question")
-        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_other_benchmarks(folder)}
+        held_out = {"gsm8k": [_as_problem(row["question"]) for row in test], **_evaluated(folder)}
     else:
         train, test = _from_hub(recipe.data, recipe.data_revision)
         try:
-            benchmarks = _other_benchmarks(None)
+            benchmarks = _evaluated(None)
         except UserError as error:
             raise UserError(str(error).replace("set data.folder to", "give data=FOLDER to")) from error
         held_out = {f"{recipe.data}, test": [_as_problem(row["question"]) for row in test], **benchmarks}
@@ -477,8 +477,10 @@ def _from_hub(name: str, revision: str | None) -> tuple[list[dict[str, str]], li
     )
 
 
-def _other_benchmarks(folder: Path | None) -> dict[str, list[str]]:
-    """What SciQ, HumanEval and BBH ask, as training problems would, as far as a folder holds them; of the hub, GSM8K too."""
+def _evaluated(folder: Path | None) -> dict[str, list[str]]:
+    """What the evaluated documents ask, as training problems would: SciQ's, HumanEval's and BBH's, as far as a folder
+    holds them (its GSM8K is read with the training split); of the hub those of all four.
+    """
     from pipeline.config import compose
 
     asks = {"sciq": "question", "humaneval": "prompt", "bbh": "input"}

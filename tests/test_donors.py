@@ -177,7 +177,7 @@ def test_a_tested_function_with_another_example_in_its_prompt_is_found_by_its_so
     asked = tested | {"prompt": tested["prompt"].replace(">>> ", ">>> 0 or ")}
     training = {"base": [micro.example("humaneval", asked, tested["canonical_solution"] + "```")]}
     micro.write_benchmarks(tmp_path, seed=0, sizes={"humaneval": 1})
-    for held_out in (module._problems(Recipe())[1], module._other_benchmarks(tmp_path)):
+    for held_out in (module._problems(Recipe())[1], module._evaluated(tmp_path)):
         with pytest.raises(UserError, match="share problems: {'base / humaneval, solutions': 1}"):
             module._record_overlap(training, held_out, tmp_path)
 
