@@ -538,13 +538,22 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """A temporary path to write a file or folder to, which becomes `out` when the block succeeds.
 
     Everything is synced before the rename. On failure nothing is left, and an earlier `out` stays as it was.
     What a killed writer of `out` left beside it is removed first.
-    Raises UserError when the disk refuses, for instance because it is full.
+
+    Args:
+        out: a path without links or `..` in it (`Path.resolve`): they could lead elsewhere once folders are made.
+        check: raises UserError unless what is at `out` may be replaced; asked again just before the rename.
+
+    Raises:
+        UserError: if `check` does, or the disk refuses, for instance because it is full.
     """
+    if out != out.resolve():
+        raise ValueError(f"{out} is not resolved")
+    check(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(out)
@@ -561,6 +570,7 @@ def replacing(out: Path) -> Iterator[Path]:
             for file in new.iterdir():
                 sync(file)
         sync(new)
+        check(out)
         if out.is_dir():
             out.rename(old)  # a folder cannot be renamed over another
         new.rename(out)

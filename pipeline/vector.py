@@ -211,6 +211,22 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, str | None]:
     return {"source": source, "revision": checkpoint.revision, "fingerprint": checkpoint.fingerprint}
 
 
+def _check_holds_vector(path: Path) -> None:
+    """Raise UserError unless the file `path` is a vector, or its folder holds nothing but a vector's companions."""
+    out = path.parent
+    if path.exists():
+        Vector.open(path)
+    elif out.exists() and (
+        not out.is_dir() or any(not file.match("geometry-*.json") for file in _visible(out))
+    ):
+        raise UserError(f"{out} exists and holds something else than a vector; choose another folder")
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, without what is being written there."""
+    return [file for file in folder.iterdir() if not file.name.startswith(".tmp-")]
+
+
 def _write(
     out: Path,
     description: Mapping[str, Any],
@@ -218,13 +234,7 @@ def _write(
     parts: Callable[[str], Iterator[torch.Tensor]],
     compact: bool,
 ) -> Path:
-    path = out / FILE
-    if path.exists():
-        Vector.open(path)  # refuses to replace what is not a vector
-    elif out.exists() and (
-        not out.is_dir() or any(not file.match("geometry-*.json") for file in out.iterdir())
-    ):
-        raise UserError(f"{out} exists and holds something else than a vector; choose another folder")
+    path = (out / FILE).resolve()
     form = "compact" if compact else "dense"
     described = {
         **description,
@@ -253,7 +263,7 @@ def _write(
         for name, shape in shapes.items()
     }
     length = len(encode_header(metadata, layout(sizes)))
-    with one_thread(), replacing(path) as new:
+    with one_thread(), replacing(path, _check_holds_vector) as new:
         new.touch()
         if compact:
             end = length
@@ -397,15 +407,18 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = 
 
     Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is
     a model card, which ends with `measured` (Markdown), and steering.json says the same as data. `out` appears by one
-    rename when everything is on disk.
+    rename when everything is on disk; links and `..` in it are followed first.
     Raises UserError when something does not fit, with one line for each problem, before any byte is written;
-    and when `out` exists and is not an earlier result of this function.
+    and when `out` exists and is not an earlier result of this function, or holds what is read here.
     """
-    if out.exists() and not (out / RECIPE).exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
+    out = out.resolve()
+    read = {info.file.resolve().parent for info in target.tensors.values()} | {target.path.resolve()}
+    read |= {Path(term.vector).resolve() for term in terms}
+    if any(source == out or out in source.parents for source in read):
+        raise UserError(f"{out} holds the target or a vector that is read here; choose another folder")
     described = recipe(target, terms)
     active = _active(terms)
-    with one_thread(), replacing(out) as new:
+    with one_thread(), replacing(out, _check_steered) as new:
         new.mkdir()
         _write_shards(new, target, active)
         for file in target.companions():
@@ -413,6 +426,12 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = 
         (new / RECIPE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         (new / "README.md").write_text(card(target, described) + measured, encoding="utf-8")
     return out
+
+
+def _check_steered(out: Path) -> None:
+    """Raise UserError unless `out` is an earlier result of `apply`, an empty folder, or not there."""
+    if out.exists() and not (out / RECIPE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
 
 
 def recipe(target: Checkpoint, terms: Sequence[Term]) -> dict[str, Any]:

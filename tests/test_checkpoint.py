@@ -338,12 +338,16 @@ def test_a_hub_id_opens_from_the_cache_without_a_network(tmp_path, monkeypatch):
 # Writing
 
 
+def anything(out: Path) -> None:
+    """What is there may be replaced."""
+
+
 def test_what_is_replaced_appears_only_at_the_end(tmp_path):
     out = tmp_path / "deep" / "file"
-    with replacing(out) as new:
+    with replacing(out, anything) as new:
         new.write_text("one")
         assert not out.exists()
-    with replacing(out) as new:
+    with replacing(out, anything) as new:
         new.write_text("two")
         assert out.read_text() == "one"
     assert out.read_text() == "two"
@@ -352,14 +356,28 @@ def test_what_is_replaced_appears_only_at_the_end(tmp_path):
 
 def test_a_failure_leaves_the_earlier_folder_and_nothing_else(tmp_path):
     out = tmp_path / "folder"
-    with replacing(out) as new:
+    with replacing(out, anything) as new:
         new.mkdir()
         (new / "a").write_text("one")
-    with pytest.raises(ZeroDivisionError), replacing(out) as new:
+    with pytest.raises(ZeroDivisionError), replacing(out, anything) as new:
         new.mkdir()
         (new / "a").write_text("half")
         raise ZeroDivisionError
     assert (out / "a").read_text() == "one"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_appears_while_it_is_written_is_asked_about_and_left_alone(tmp_path):
+    def empty(out: Path) -> None:
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty")
+
+    out = tmp_path / "folder"
+    with pytest.raises(UserError, match="is not empty"), replacing(out, empty) as new:
+        new.mkdir()
+        out.mkdir()
+        (out / "precious").write_text("theirs")
+    assert [file.name for file in out.iterdir()] == ["precious"]
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -368,7 +386,7 @@ def test_a_disk_that_refuses_is_one_line_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(UserError, match="cannot write .*: File too large; nothing was left there"):  # noqa: SIM117
-            with replacing(tmp_path / "out") as new:
+            with replacing(tmp_path / "out", anything) as new:
                 new.write_bytes(bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -608,6 +608,35 @@ def test_folders_that_are_not_ours_are_left_alone(tmp_path):
     assert (tmp_path / "sft" / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("way", ["new/../{}", "link/{}", "{}/deeper/.."])
+@pytest.mark.parametrize("place", ["precious", "target", "sft", "v"])
+def test_a_foreign_folder_is_left_alone_on_whatever_way_it_is_reached(tmp_path, way, place):
+    family(tmp_path)
+    term = Term(extracted(tmp_path), 1.0)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("ten years")
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    out = tmp_path / way.format(place)
+    with pytest.raises(UserError, match="choose another folder"):
+        apply(opened(tmp_path / "target"), [term], out)
+    if place != "v":  # a vector may be extracted anew to where it is
+        with pytest.raises(UserError, match="choose another folder"):
+            extract(opened(tmp_path / "grpo"), opened(tmp_path / "sft"), out)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_steered_checkpoint_does_not_replace_itself(tmp_path):
+    family(tmp_path)
+    term = Term(extracted(tmp_path), 1.0)
+    out = apply(opened(tmp_path / "target"), [term], tmp_path / "out")
+    with pytest.raises(UserError, match="holds the target"):
+        apply(opened(out), [term], tmp_path / "new" / ".." / "out")
+    with pytest.raises(UserError, match="holds the target"):
+        apply(opened(tmp_path / "target"), [term], tmp_path)
+    assert (out / "steering.json").is_file() and (tmp_path / "target" / "config.json").is_file()
+
+
 def test_our_own_results_are_replaced(tmp_path):
     family(tmp_path)
     term = Term(extracted(tmp_path), 1.0)
