@@ -34,14 +34,14 @@ ALPHA = 0.7
 IMPORTS = "import torch"
 EXTRACT = """
 from pathlib import Path
-from pipeline.checkpoint import Checkpoint
-from pipeline.vector import extract
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.vector import extract
 extract(Checkpoint.open("grpo"), Checkpoint.open("sft"), Path("{out}"), compact={compact})
 """
 APPLY = """
 from pathlib import Path
-from pipeline.checkpoint import Checkpoint
-from pipeline.vector import Term, apply
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, apply
 apply(Checkpoint.open("target"), [Term("{vector}", {alpha})], Path("{out}"))
 """
 MERGEKIT_APPLY = """
@@ -83,7 +83,7 @@ def generate(folder: Path, config: dict[str, Any]) -> None:
     """Writes target, sft and grpo (bf16); grpo differs from sft by a few units in the last place in a share of entries."""
     import torch
 
-    from pipeline.checkpoint import PIECE, encode_header, raw_bytes
+    from pipeline.weights.safetensors import PIECE, encode_header, raw_bytes
     from tests import tiny
 
     shapes = tiny.shapes(config)

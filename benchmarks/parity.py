@@ -26,11 +26,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import ROOT, compose
-from pipeline.engine import prepare_environment
+from pipeline.config.compose import compose
+from pipeline.engine.engine import prepare_environment
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate, task_manager
-from pipeline.plan import Task
+from pipeline.evaluate.runner import evaluate
+from pipeline.evaluate.tasks import task_manager
+from pipeline.files import ROOT
+from pipeline.plan.grid import Task
 from pipeline.records import read_record
 from pipeline.stages import prepare
 

@@ -21,13 +21,17 @@ from typing import Any
 import yaml
 
 from benchmarks.parity import local_task
-from pipeline.config import ROOT, EngineConfig, compose
-from pipeline.engine import prepare_environment
-from pipeline.evaluate import task_manager
-from pipeline.plan import Plan, Task, versions
+from pipeline.config.compose import compose
+from pipeline.config.schema import EngineConfig
+from pipeline.engine.engine import prepare_environment
+from pipeline.evaluate.tasks import task_manager
+from pipeline.files import ROOT
+from pipeline.plan.grid import Task
+from pipeline.plan.keys import versions
+from pipeline.plan.plan import Plan
 from pipeline.records import read_record
 from pipeline.stages import prepare
-from pipeline.vector import Term, apply
+from pipeline.weights.steer import Term, apply
 
 ALPHAS = [-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
 Scores = dict[tuple[float, str], float]

@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import compose
-from pipeline.evaluate import Runner
-from pipeline.plan import Cell, versions
+from pipeline.config.compose import compose
+from pipeline.evaluate.runner import Runner
+from pipeline.plan.keys import versions
+from pipeline.plan.plan import Cell
 from pipeline.records import read_record
 from pipeline.stages import extract, prepare
-from pipeline.vector import Term
+from pipeline.weights.steer import Term
 
 TASKS = "tasks=[gsm8k,bbh]"
 SWAPS = 10

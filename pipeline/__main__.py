@@ -8,8 +8,8 @@
     python -m pipeline prompt experiment=micro task=gsm8k condition=vector_think document=3
                                                                  print what the model is asked; starts nothing
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
-                                                                 write a steered checkpoint, push it: pipeline/publish.py
-    python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/dashboard.py
+                                                                 write a steered checkpoint, push it: pipeline/commands/apply.py
+    python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
 
 Kept light: vLLM's processes import it again.
 """
@@ -24,9 +24,9 @@ from pipeline import interrupt
 from pipeline.errors import UserError
 
 SHOWN = {
-    "prompt": "pipeline.prompts",
-    "apply": "pipeline.publish",
-    "dashboard": "pipeline.dashboard",
+    "prompt": "pipeline.commands.prompt",
+    "apply": "pipeline.commands.apply",
+    "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
 VERBS = ("run", "plan", "config", "doctor", *SHOWN)
 
@@ -65,7 +65,7 @@ def _nobody_reads() -> bool:
 
 
 def _run(verb: str, overrides: list[str]) -> int:
-    from pipeline.config import compose
+    from pipeline.config.compose import compose
 
     if verb in SHOWN:
         shown = importlib.import_module(SHOWN[verb])
@@ -80,7 +80,7 @@ def _run(verb: str, overrides: list[str]) -> int:
         print(OmegaConf.to_yaml(OmegaConf.structured(config)))
         return 0
     if verb == "doctor":
-        from pipeline import doctor
+        from pipeline.commands import doctor
 
         return doctor.check(config, print)
     from pipeline import stages

@@ -16,24 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import estimate, revisions
-from pipeline.config import ROOT, Config, Launcher, Stage
+from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
-from pipeline.plan import Family, Plan, code_fingerprint, grid_of, left_out, make_plan
-from pipeline.records import (
-    digest,
-    held,
-    manifest_path,
-    move_away,
-    new_folder,
-    read_manifest,
-    set_aside,
-    write_json,
-    write_manifest,
-)
+from pipeline.files import ROOT, digest, held, move_away, new_folder, write_json
+from pipeline.plan import estimate, revisions
+from pipeline.plan.family import Family
+from pipeline.plan.grid import grid_of, left_out
+from pipeline.plan.keys import code_fingerprint
+from pipeline.plan.plan import Plan, make_plan
+from pipeline.records import manifest_path, read_manifest, set_aside, write_manifest
 
 if TYPE_CHECKING:
-    from pipeline.vector import Variant
+    from pipeline.weights.parts import Variant
 
 Report = Callable[[str], None]
 
@@ -95,7 +89,7 @@ def run(config: Config, report: Report = print) -> None:
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
     if Stage.track in stages:
-        from pipeline.tracking import mode
+        from pipeline.tracking.runs import mode
 
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
@@ -106,7 +100,7 @@ def run(config: Config, report: Report = print) -> None:
             _run(config, stages, report)
         finally:
             if config.launcher.kind is Launcher.ray:
-                from pipeline.cluster import disconnect
+                from pipeline.evaluate.cluster import disconnect
 
                 disconnect()
     report(f"done in {time.monotonic() - started:.0f} s")
@@ -115,11 +109,11 @@ def run(config: Config, report: Report = print) -> None:
 def _check_machine(config: Config) -> None:
     """Find out at once whether there is a GPU or a cluster to evaluate on."""
     if config.launcher.address is None:  # on this machine
-        from pipeline.engine import check_device
+        from pipeline.engine.engine import check_device
 
         check_device(config.engine.device)
     if config.launcher.kind is Launcher.ray:
-        from pipeline.cluster import probe
+        from pipeline.evaluate.cluster import probe
 
         probe(config.launcher)
 
@@ -128,7 +122,7 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
     if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
         if Stage.evaluate in stages and config.launcher.address is not None:
-            from pipeline.cluster import connect
+            from pipeline.evaluate.cluster import connect
 
             connect(config)  # before anything is downloaded
         plan = prepare(config, report)
@@ -156,14 +150,14 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
             if family.vector_key is not None:
                 _check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
-        from pipeline.evaluate import check_inputs
+        from pipeline.evaluate.tasks import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
 
 
 def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
     """Both at once: a cluster on this machine takes as long to start as the inputs to be checked."""
-    from pipeline.cluster import connect
+    from pipeline.evaluate.cluster import connect
 
     with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(_check, plan, stages)
@@ -173,7 +167,8 @@ def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
 
 def _check_vectors(plan: Plan, family: Family) -> list[str]:
     """Notes on a family's vector and on those that conditions add to it, each of which must fit its target."""
-    from pipeline.vector import check_compatible, check_mask
+    from pipeline.weights.compatibility import check_compatible
+    from pipeline.weights.parts import check_mask
 
     others = {name for condition in plan.conditions for name, _ in condition.plus} - {family.name}
     notes = []
@@ -215,8 +210,9 @@ def summary(plan: Plan) -> str:
 
 def extract(plan: Plan, report: Report) -> None:
     """The vector of every family, and the variants of it that conditions ask for."""
-    from pipeline.vector import Vector, derive
-    from pipeline.vector import extract as extract_vector
+    from pipeline.weights.parts import derive
+    from pipeline.weights.vector import Vector
+    from pipeline.weights.vector import extract as extract_vector
 
     for family in plan.families.values():
         if family.vector_key is None or not plan.needs_vector():
@@ -243,7 +239,7 @@ def _new_vector(
     make: Callable[[Path], Path],
 ) -> None:
     """Write a vector with its geometry and fingerprint, or check the one that is there."""
-    from pipeline.vector import Vector
+    from pipeline.weights.vector import Vector
 
     folder = plan.vector_folder(family, variant)
     if folder.is_dir():
@@ -263,8 +259,8 @@ def _write_geometry(
     plan: Plan, family: Family, variant: "Variant | None", notes: list[str], folder: Path
 ) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already."""
-    from pipeline import geometry
-    from pipeline.vector import Vector
+    from pipeline.weights import geometry
+    from pipeline.weights.vector import Vector
 
     path = folder / plan.geometry_file(family, variant).name
     alphas = {c.alpha for c in plan.conditions if c.alpha and c.variant == variant}
@@ -284,15 +280,15 @@ def evaluate(plan: Plan, report: Report) -> None:
         if (away := set_aside(plan.results, cell.key)) is not None:
             report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
     if plan.config.launcher.kind is Launcher.ray:
-        from pipeline.cluster import evaluate as evaluate_cells
+        from pipeline.evaluate.cluster import evaluate as evaluate_cells
     else:
-        from pipeline.evaluate import evaluate as evaluate_cells
+        from pipeline.evaluate.runner import evaluate as evaluate_cells
     evaluate_cells(plan, report)
 
 
 def render(config: Config, manifest: dict[str, Any], report: Report) -> None:
-    from pipeline import figures, tables
-    from pipeline.report import render as render_report
+    from pipeline.report import figures, tables
+    from pipeline.report.page import render as render_report
 
     results, out = Path(config.results), Path(config.tables) / config.name
     with held(out, config.name, report):
@@ -309,6 +305,6 @@ def render(config: Config, manifest: dict[str, Any], report: Report) -> None:
 
 
 def track(config: Config, manifest: dict[str, Any], report: Report) -> None:
-    from pipeline.tracking import track as log_to_wandb
+    from pipeline.tracking.runs import track as log_to_wandb
 
     log_to_wandb(config, manifest, report)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.worker import SteeringExtension
+from pipeline.engine.worker import SteeringExtension
 
 LEFT_OUT = "model.layers.1.mlp.gate_proj.weight"
 EXCHANGED = ("model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight")

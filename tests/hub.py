@@ -26,7 +26,8 @@ import pyarrow
 from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.config import ROOT, BenchmarkConfig, Config
+from pipeline.config.schema import BenchmarkConfig, Config
+from pipeline.files import ROOT
 from tests import tiny
 
 DATA = ROOT / ".." / "shared" / "data"

@@ -43,7 +43,7 @@ def answers(llm: Any) -> list[dict[str, Any]]:
 
 def refusal(engine: Any, fault: str, target: Path) -> str:
     """The message with which the engine refuses a swap that goes wrong in this way; empty if it does not."""
-    from pipeline.engine import SteeringError
+    from pipeline.engine.engine import SteeringError
 
     stock = engine.lm.model.reset_prefix_cache
     if fault == "prefix cache kept":
@@ -61,9 +61,9 @@ def refusal(engine: Any, fault: str, target: Path) -> str:
 
 
 def main(config: dict[str, Any]) -> None:
-    from pipeline.config import EngineConfig
-    from pipeline.engine import Engine
-    from pipeline.vector import Term
+    from pipeline.config.schema import EngineConfig
+    from pipeline.engine.engine import Engine
+    from pipeline.weights.steer import Term
 
     Engine.extension = "tests.faults.FaultyExtension"
     options = {

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import ROOT
+from pipeline.files import ROOT
 
 SMALL = [
     "experiment=micro",

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records import write_json, write_manifest, write_record
+from pipeline.files import write_json
+from pipeline.records import write_manifest, write_record
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     "baseline": {"label": "Baseline", "weights": "target", "alpha": None, "prompt": "plain", "role": "main"},
@@ -230,7 +231,7 @@ def _default_skill(condition: dict[str, Any], name: str) -> float:
 
 
 def write_geometry(results: Path, layers: int = 3) -> str:
-    """A geometry report in pipeline/geometry.py's format; returns its path as a manifest names it."""
+    """A geometry report in pipeline/weights/geometry.py's format; returns its path as a manifest names it."""
 
     def entry(norm: float) -> dict[str, Any]:
         return {

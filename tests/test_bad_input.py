@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import evaluate
 from pipeline.__main__ import main
+from pipeline.evaluate import runner
 from tests import tiny
 from tests.documents import PROGRAM, SCIQ, sums
 
@@ -120,7 +120,7 @@ def place(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(evaluate, "Engine", no_engine)
+    monkeypatch.setattr(runner, "Engine", no_engine)
     return Place(root, command(root))
 
 

@@ -15,14 +15,18 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from benchmarks import parity
-from evals import data as documents
-from pipeline import plan as planning
-from pipeline import prompts
+from pipeline import documents as documents
 from pipeline.__main__ import main
-from pipeline.config import CONF, ROOT, Config, compose
+from pipeline.commands import prompt as prompts
+from pipeline.config.compose import compose
+from pipeline.config.explain import CONF
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
-from pipeline.evaluate import load_task, task_manager
-from pipeline.plan import Task, conditions_of, make_plan, tasks_of
+from pipeline.evaluate.tasks import load_task, task_manager
+from pipeline.files import ROOT
+from pipeline.plan import keys
+from pipeline.plan.grid import Task, conditions_of, tasks_of
+from pipeline.plan.plan import make_plan
 from tests import tiny
 from tests.documents import PROGRAM, SCIQ, sums
 
@@ -371,7 +375,7 @@ def test_the_command_shows_a_prompt_without_vllm_and_leaves_no_manifest(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for module in ("vllm", "lm_eval.models.vllm_causallms", "pipeline.lm"):
+    for module in ("vllm", "lm_eval.models.vllm_causallms", "pipeline.engine.lm"):
         monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
     command = [
         *(
@@ -460,19 +464,19 @@ def test_the_key_of_a_task_moves_with_the_file_that_it_includes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def key() -> str:
-        planning._task_definition.cache_clear()
+        keys._task_definition.cache_clear()
         (cell,) = make_plan(configured(model, own, "tasks=[humaneval_plus]")).cells
         return cell.key
 
     before = key()
-    for path in planning.TASKS.glob("*.yaml"):
+    for path in keys.TASKS.glob("*.yaml"):
         text = path.read_text()
         changed = change(text) if path.name == file else text
         assert path.name != file or changed != text
         (tmp_path / path.name).write_text(changed)
-    monkeypatch.setattr(planning, "TASKS", tmp_path)
+    monkeypatch.setattr(keys, "TASKS", tmp_path)
     assert (key() != before) == moves
-    planning._task_definition.cache_clear()
+    keys._task_definition.cache_clear()
 
 
 def test_parity_counts_each_document_that_differs_in_prompt_or_score(

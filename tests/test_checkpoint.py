@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pipeline import checkpoint
-from pipeline.checkpoint import PIECE, Checkpoint, all_finite, encode_header, pieces, read_header, replacing
 from pipeline.errors import UserError
+from pipeline.files import replacing
+from pipeline.weights import checkpoint, safetensors
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.safetensors import PIECE, all_finite, encode_header, pieces, read_header
 from tests import tiny
 
 
@@ -84,9 +86,9 @@ def test_headers_that_we_write_are_read_by_the_safetensors_library(tmp_path):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(width=16), min_size=1, max_size=20), st.sampled_from(sorted(checkpoint.DTYPES)))
+@given(st.lists(st.floats(width=16), min_size=1, max_size=20), st.sampled_from(sorted(safetensors.DTYPES)))
 def test_finiteness_by_bits_is_finiteness(values, dtype):
-    tensor = torch.tensor(values).to(checkpoint.DTYPES[dtype])
+    tensor = torch.tensor(values).to(safetensors.DTYPES[dtype])
     assert all_finite(tensor) == bool(torch.isfinite(tensor).all())
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import ROOT, Device
-from pipeline.engine import check_device
+from pipeline.config.schema import Device
+from pipeline.engine.engine import check_device
 from pipeline.errors import UserError
+from pipeline.files import ROOT
 
 FAMILY = ROOT / "models" / "micro"
 

@@ -15,10 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline import cluster, stages
-from pipeline.config import ROOT, Config, EngineConfig, Launcher, LauncherConfig, compose
-from pipeline.engine import SteeringError
+from pipeline import stages
+from pipeline.config.compose import compose
+from pipeline.config.schema import Config, EngineConfig, Launcher, LauncherConfig
+from pipeline.engine.engine import SteeringError
 from pipeline.errors import UserError
+from pipeline.evaluate import cluster
+from pipeline.files import ROOT
 from tests.hub import Hub, environment, fill, trained, write_repositories
 
 ray = pytest.importorskip("ray")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from evals import micro
-from pipeline.config import CONF, CheckpointConfig, compose
+from pipeline.config.compose import compose
+from pipeline.config.explain import CONF
+from pipeline.config.schema import CheckpointConfig
 from pipeline.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

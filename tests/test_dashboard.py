@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import dashboard, tracking
 from pipeline.__main__ import main
-from pipeline.config import Config
+from pipeline.config.schema import Config
+from pipeline.tracking import dashboard
+from pipeline.tracking import runs as tracking
 from tests.test_tracking import config as config
 from tests.test_tracking import logged, track
 

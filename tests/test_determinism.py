@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from evals.micro import write_benchmarks
-from pipeline.config import ROOT, Device, EngineConfig
-from pipeline.engine import prepare_environment
+from pipeline.config.schema import Device, EngineConfig
+from pipeline.engine.engine import prepare_environment
+from pipeline.files import ROOT
 from pipeline.records import manifest_path, read_manifest, read_record
 
 DOCUMENTS = 80  # of each benchmark and subtask

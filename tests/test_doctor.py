@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from evals import sandbox
-from pipeline import doctor
 from pipeline.__main__ import main
+from pipeline.commands import doctor
 from pipeline.errors import UserError
 
 HAS_GPU = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()

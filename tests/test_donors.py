@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from evals import micro
-from pipeline import donors as module
-from pipeline.checkpoint import Checkpoint
-from pipeline.donors import Recipe, correctness, final_answer, form, load_recipe, make_donors, overlap
+from pipeline.donors import __main__ as command_line
+from pipeline.donors import train as module
+from pipeline.donors.train import Recipe, correctness, final_answer, form, load_recipe, make_donors, overlap
 from pipeline.errors import UserError
+from pipeline.weights.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "micro"
@@ -491,9 +492,7 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
     recipe, said = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}]), list[str]()
     trained = list[str]()
     monkeypatch.setattr(module, "_stage", lambda folder, *_: trained.append(folder.name))
-    hold = (
-        f"from pipeline.records import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
-    )
+    hold = f"from pipeline.files import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
     hold = f"from pathlib import Path\n{hold}\n    print('held', flush=True)\n    input()"
     first = subprocess.Popen(
         [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -514,7 +513,7 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
     [
         (UserError("one\ntwo"), 2, "error: one; two"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device; check the"),
-        (module.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
+        (command_line.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
         (RuntimeError("[enforce fail at inline_container.cc:672]"), 2, "error: [enforce fail at inline_cont"),
         (
             RuntimeError("CUDA out of memory. Tried"),
@@ -540,8 +539,8 @@ def test_the_command_ends_with_one_line(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(module, "make_donors", fail)
-    assert module.main([f"recipe={ROOT / 'conf/recipe/micro.yaml'}", "out=x"]) == status
+    monkeypatch.setattr(command_line, "make_donors", fail)
+    assert command_line.main([f"recipe={ROOT / 'conf/recipe/micro.yaml'}", "out=x"]) == status
     said = capsys.readouterr().err
     assert said.startswith(line) and said.count("\n") == 1
 
@@ -552,7 +551,7 @@ def test_the_command_ends_with_one_line(
 def test_a_command_without_recipe_and_folder_says_what_it_takes(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert module.main(arguments) == 2
+    assert command_line.main(arguments) == 2
     assert capsys.readouterr().err.startswith(
         "error: expected recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …], found "
     )

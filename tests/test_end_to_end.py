@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import evaluate
-from pipeline.config import ROOT, compose
+from pipeline.config.compose import compose
+from pipeline.evaluate import runner
+from pipeline.files import ROOT
 from pipeline.records import read_record
 from pipeline.stages import prepare
 from pipeline.stages import run as run_stages
@@ -105,7 +106,7 @@ def test_a_second_run_starts_no_engine_and_computes_nothing(
     def engine(*args: Any) -> None:
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(evaluate, "Engine", engine)
+    monkeypatch.setattr(runner, "Engine", engine)
     cells = demo["root"] / "results" / "cells"
     before = {p: p.stat().st_mtime_ns for p in cells.rglob("*")}
     lines: list[str] = []

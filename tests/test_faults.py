@@ -15,20 +15,20 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline import hub
-from pipeline.checkpoint import Checkpoint
-from pipeline.config import ROOT
 from pipeline.errors import UserError
+from pipeline.files import ROOT, move_away
 from pipeline.records import (
-    DamagedRecord,
+    DamagedFile,
     Record,
     is_done,
-    move_away,
     read_manifest,
     read_record,
     write_manifest,
     write_record,
 )
-from pipeline.vector import Term, apply, extract
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, apply
+from pipeline.weights.vector import extract
 from tests import synthetic, tiny
 from tests.hub import Hub, Repository
 from tests.processes import CELLS, Run, command, finished
@@ -128,7 +128,7 @@ def test_a_manifest_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, {"experiment": "e", "cells": [{"key": "a" * 64}]})
     assert read_manifest(path) == {"experiment": "e", "cells": [{"key": "a" * 64}]}
     path.write_text(path.read_text().replace("aaaa", "aaab", 1))
-    with pytest.raises(DamagedRecord, match="checksum differs.*run the experiment again"):
+    with pytest.raises(DamagedFile, match="checksum differs.*run the experiment again"):
         read_manifest(path)
 
 

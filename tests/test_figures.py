@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import figures, grid, tables
+from pipeline.analysis import results as grid
+from pipeline.report import figures, tables
 from tests import synthetic
 
 MAIN = {name: c for name, c in synthetic.CONDITIONS.items() if c["role"] == "main"}

@@ -24,11 +24,13 @@ from evals import code
 from evals.perturbations import names, perturb
 from evals.perturbations.gsm8k import replay
 from evals.sandbox import Program
-from pipeline import vector as vectors
-from pipeline.checkpoint import Checkpoint, read_header
 from pipeline.errors import UserError
-from pipeline.records import digest, manifest_path, read_manifest, read_record
-from pipeline.vector import Vector
+from pipeline.files import digest
+from pipeline.records import manifest_path, read_manifest, read_record
+from pipeline.weights import vector as vectors
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.safetensors import read_header
+from pipeline.weights.vector import Vector
 from tests import synthetic, tiny
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
@@ -321,7 +323,7 @@ def test_a_problem_is_changed_soundly_or_left_out(capsys: pytest.CaptureFixture[
         try:
             was = replay(problem["answer"])
             made = perturb("gsm8k", variant, [problem, problem], seed=seed)
-        except ValueError as e:  # evals.data makes one line of it
+        except ValueError as e:  # pipeline.documents makes one line of it
             assert "4300 digits" in str(e)
             return
         for document in made:

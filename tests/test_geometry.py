@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import geometry
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from pipeline.vector import Vector, extract
+from pipeline.weights import geometry
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.vector import Vector, extract
 from tests import tiny
 
 ALPHAS = [-1.0, 0.0, 0.1, 1.0]

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.records import read_record
-from pipeline.vector import Term, apply, extract
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, apply
+from pipeline.weights.vector import extract
 from tests import synthetic, tiny
 from tests.processes import CELLS, Run, finished
 
@@ -212,8 +213,8 @@ def test_killed_while_it_renders_and_logs(tmp_path: Path) -> None:
 APPLY = """
 import sys
 from pathlib import Path
-from pipeline.checkpoint import Checkpoint
-from pipeline.vector import Term, apply
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, apply
 apply(Checkpoint.open(sys.argv[1]), [Term(sys.argv[2], 0.5)], Path(sys.argv[3]))
 """
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import figures, tables
-from pipeline.config import CONF, ROOT, compose
-from pipeline.estimate import describe
+from pipeline.config.compose import compose
+from pipeline.config.explain import CONF
+from pipeline.files import ROOT
+from pipeline.plan.estimate import describe
 from pipeline.records import read_record
+from pipeline.report import figures, tables
 from pipeline.stages import prepare
 from tests import synthetic
 from tests.hub import Hub, environment, fill, trained, write_repositories
@@ -233,7 +235,7 @@ def test_a_target_whose_donors_are_to_come_is_rendered_with_dashes(tmp_path: Pat
 
 LOAD = """
 import sys
-from evals.data import load
+from pipeline.documents import load
 from pipeline.errors import UserError
 for revision in sys.argv[1:]:
     try:

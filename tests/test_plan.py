@@ -10,9 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from evals.perturbations import common
-from pipeline import plan as planning
-from pipeline.config import ROOT, compose
-from pipeline.plan import Plan, code_fingerprint
+from pipeline.config.compose import compose
+from pipeline.files import ROOT
+from pipeline.plan import keys
+from pipeline.plan.keys import code_fingerprint
+from pipeline.plan.plan import Plan
 from pipeline.stages import prepare
 
 FAMILY = ROOT / "models" / "micro"
@@ -163,7 +165,7 @@ OTHER_FILES = {
 def test_a_changed_file_changes_the_key_where_it_can_change_an_answer(
     what: str, models: Path, data: Path
 ) -> None:
-    from evals import data as documents
+    from pipeline import documents as documents
 
     before = key(plan(models, data))
     (FILES | OTHER_FILES)[what](models, data)
@@ -176,8 +178,8 @@ def test_another_version_of_what_makes_answers_changes_the_key(
     package: str, models: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = key(plan(models, data))
-    other = planning.versions() | {package: "0.0.1"}
-    monkeypatch.setattr(planning, "versions", lambda: other)
+    other = keys.versions() | {package: "0.0.1"}
+    monkeypatch.setattr(keys, "versions", lambda: other)
     assert key(plan(models, data)) != before
 
 
@@ -185,7 +187,7 @@ def test_a_perturbation_changes_the_key_by_its_version_its_code_and_its_seed(
     models: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def found(*overrides: str) -> tuple[str, str]:
-        planning._perturbation.cache_clear()
+        keys._perturbation.cache_clear()
         made = plan(models, data, *overrides)
         return key(made, task="gsm8k@larger_numbers"), key(made)
 
@@ -195,9 +197,9 @@ def test_a_perturbation_changes_the_key_by_its_version_its_code_and_its_seed(
     monkeypatch.setitem(forms, "larger_numbers", dataclasses.replace(forms["larger_numbers"], version=99))
     version = found()
     monkeypatch.undo()
-    monkeypatch.setattr(planning, "code_fingerprint", lambda path: f"changed {path.name}")
+    monkeypatch.setattr(keys, "code_fingerprint", lambda path: f"changed {path.name}")
     code = found()
-    planning._perturbation.cache_clear()
+    keys._perturbation.cache_clear()
     assert len({before[0], seed[0], version[0], code[0]}) == 4
     assert len({before[1], seed[1], version[1], code[1]}) == 1  # plain documents are the same
 
@@ -216,10 +218,10 @@ def test_a_scorer_changes_the_key_by_what_it_does(
     file: str, change: tuple[str, str], moves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "evals", tmp_path / "evals")
-    monkeypatch.setattr(planning, "ROOT", tmp_path)
-    monkeypatch.setattr(planning, "TASKS", tmp_path / "evals" / "tasks")
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    monkeypatch.setattr(keys, "TASKS", tmp_path / "evals" / "tasks")
     task = compose(["experiment=micro"]).benchmarks["humaneval"].task
-    define = planning._task_definition.__wrapped__
+    define = keys._task_definition.__wrapped__
     before = define((task,), True)
     text = (tmp_path / file).read_text()
     assert change[0] in text
@@ -270,7 +272,7 @@ def test_a_changed_document_changes_the_key(models: Path, data: Path) -> None:
     before = key(plan(models, data))
     path = data / "gsm8k" / "test.jsonl"
     path.write_text(path.read_text().replace("Tom", "Tim"))
-    from evals import data as documents
+    from pipeline import documents as documents
 
     documents._sha256.cache_clear()  # a run reads a file once
     assert key(plan(models, data)) != before

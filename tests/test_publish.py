@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import records
+from pipeline import files
 from pipeline.__main__ import main
-from pipeline.checkpoint import Checkpoint
-from pipeline.config import ROOT, compose
+from pipeline.config.compose import compose
+from pipeline.files import ROOT
 from pipeline.stages import extract, prepare
-from pipeline.vector import Term, steered_tensors
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, steered_tensors
 from tests import synthetic
 from tests.hub import environment
 from tests.test_two_at_once import another
@@ -194,7 +195,7 @@ def test_apply_waits_for_a_run_that_holds_the_results(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with another(results) as other:
-        monkeypatch.setattr(records.time, "sleep", lambda seconds: other.communicate("x"))
+        monkeypatch.setattr(files.time, "sleep", lambda seconds: other.communicate("x"))
         assert main(arguments(results, f"out={tmp_path / 'steered'}")) == 0
     assert "waiting for the run 'other'" in capsys.readouterr().out
 

@@ -5,17 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.records import (
-    DamagedRecord,
-    cell_folder,
-    digest,
-    is_done,
-    new_folder,
-    read_record,
-    set_aside,
-    write_json,
-    write_record,
-)
+from pipeline.files import digest, new_folder, write_json
+from pipeline.records import DamagedFile, cell_folder, is_done, read_record, set_aside, write_record
 
 SAMPLES = [{"doc_id": i, "score": float(i % 2), "output": "naïve \u2028 text"} for i in range(4)]
 
@@ -55,7 +46,7 @@ def test_one_changed_byte_is_noticed(tmp_path: Path, file: str) -> None:
     position = data.index(b"0.5" if file == "record.json" else b"1.0")
     data[position : position + 3] = b"0.9"
     path.write_bytes(data)
-    with pytest.raises(DamagedRecord, match=file):
+    with pytest.raises(DamagedFile, match=file):
         record = read_record(tmp_path, key)
         assert record is not None
         record.samples()
@@ -66,7 +57,7 @@ def test_a_cut_file_is_noticed(tmp_path: Path, file: str) -> None:
     key = written(tmp_path)
     path = cell_folder(tmp_path, key) / file
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DamagedRecord, match=file):
+    with pytest.raises(DamagedFile, match=file):
         record = read_record(tmp_path, key)
         assert record is not None
         record.samples()
@@ -154,7 +145,7 @@ def test_a_record_of_another_version_is_refused_with_the_reason_and_kept_aside(
     changes: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     old(tmp_path, **changes)
-    with pytest.raises(DamagedRecord) as caught:
+    with pytest.raises(DamagedFile) as caught:
         read_record(tmp_path, OLD_KEY)
     assert reason in str(caught.value) and "\n" not in str(caught.value)
     away = set_aside(tmp_path, OLD_KEY)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import report
-from pipeline.grid import load
+from pipeline.analysis.results import load
+from pipeline.report import page as report
 from tests import synthetic
 from tests.browser import BINARY, Browser
 from tests.test_tables import manifest

@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from evals import code, sandbox
-from pipeline import report
 from pipeline.__main__ import main
-from pipeline.config import ROOT
 from pipeline.errors import UserError
-from pipeline.evaluate import load_tokenizer, without_secrets
+from pipeline.evaluate.provenance import without_secrets
+from pipeline.evaluate.tasks import load_tokenizer
+from pipeline.files import ROOT
 from pipeline.records import write_record
+from pipeline.report import page as report
 from tests import synthetic, tiny
 from tests.browser import BINARY, Browser
 from tests.test_bad_input import Place, place, sound  # noqa: F401

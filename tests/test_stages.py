@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster, engine, evaluate, stages
-from pipeline.config import Config, Device, EngineConfig, Launcher, LauncherConfig
+from pipeline import stages
+from pipeline.config.schema import Config, Device, EngineConfig, Launcher, LauncherConfig
+from pipeline.engine import engine
 from pipeline.errors import UserError
+from pipeline.evaluate import cluster, runner
 from pipeline.records import cell_folder, is_done, write_record
 
 
@@ -26,7 +28,7 @@ def test_a_damaged_record_is_set_aside_before_its_cell_is_evaluated(
     def write(*_: Any) -> str:
         return write_record(tmp_path, {"alpha": 1.0}, {"score": 0.5}, {}, {}, [{"doc_id": 0}])
 
-    for module in (cluster, evaluate):
+    for module in (cluster, runner):
         monkeypatch.setattr(module, "evaluate", write)
     key = write()
     (cell_folder(tmp_path, key) / "samples.jsonl").write_text("")

@@ -12,7 +12,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from pipeline.statistics import holm, mcnemar_exact, mean_interval, mean_over_seeds, paired_difference
+from pipeline.analysis.statistics import (
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    mean_over_seeds,
+    paired_difference,
+)
 
 EXPERIMENTS = 2000
 COVERED = (0.93, 0.97)

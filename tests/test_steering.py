@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.vector import Term, apply, extract
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, apply
+from pipeline.weights.vector import extract
 from tests import faults, tiny
 
 pytestmark = pytest.mark.engine

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import claims, compare, formats, grid, tables
+from pipeline.analysis import claims
+from pipeline.analysis import results as grid
 from pipeline.errors import UserError
 from pipeline.records import cell_folder
+from pipeline.report import compare, formats, tables
 from tests import synthetic
 
 MAIN = {name: c for name, c in synthetic.CONDITIONS.items() if c["role"] == "main"}
@@ -278,7 +280,7 @@ def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> No
 
 
 def test_a_drop_is_clustered_as_the_plain_benchmark_is(tmp_path: Path) -> None:
-    from pipeline.statistics import paired_difference
+    from pipeline.analysis.statistics import paired_difference
 
     plain = {"label": "P", "cluster": "subtask"}
     variant = {"label": "V", "variant_of": "p", "cluster": "subtask"}
@@ -311,7 +313,7 @@ def test_a_gain_that_vanishes_on_perturbed_documents_does_not_persist(tmp_path: 
 
 
 def test_the_drop_of_a_group_is_the_mean_over_its_families_with_student_s_interval(tmp_path: Path) -> None:
-    from pipeline.statistics import mean_over_seeds
+    from pipeline.analysis.statistics import mean_over_seeds
 
     families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
     run = synthetic.write_run(tmp_path, documents=60, conditions=MAIN, families=families)
@@ -327,7 +329,7 @@ def test_the_drop_of_a_group_is_the_mean_over_its_families_with_student_s_interv
 
 
 def test_mean_over_families_of_a_group_has_student_s_interval(tmp_path: Path) -> None:
-    from pipeline.statistics import mean_over_seeds
+    from pipeline.analysis.statistics import mean_over_seeds
 
     families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
     run = synthetic.write_run(tmp_path, families=families, conditions=MAIN, benchmarks=ONE)
@@ -343,7 +345,7 @@ def test_mean_over_families_of_a_group_has_student_s_interval(tmp_path: Path) ->
 
 
 def test_controls_and_sweep_have_means_over_families_too(tmp_path: Path) -> None:
-    from pipeline.statistics import mean_over_seeds
+    from pipeline.analysis.statistics import mean_over_seeds
 
     families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
     run = synthetic.write_run(tmp_path, families=families, benchmarks=ONE)

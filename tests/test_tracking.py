@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import stages, tracking
-from pipeline.config import Config, Stage, Tracking, compose
+from pipeline import stages
+from pipeline.config.compose import compose
+from pipeline.config.schema import Config, Stage, Tracking
 from pipeline.errors import UserError
 from pipeline.records import read_manifest
+from pipeline.tracking import runs as tracking
 from tests import synthetic
 
 CONDITIONS = ("baseline", "vector", "random-s0", "alpha=-0.5", "alpha=0.0", "alpha=0.5")

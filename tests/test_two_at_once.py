@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import records
-from pipeline.config import ROOT
-from pipeline.records import held
+from pipeline import files
+from pipeline.files import ROOT, held
 from tests.processes import command, finished
 
 HOLD = """
@@ -61,7 +60,7 @@ def test_a_run_waits_for_the_one_that_holds_the_folder_and_says_for_whom(
         def no_more_waiting(seconds: float) -> None:
             other.communicate("x")
 
-        monkeypatch.setattr(records.time, "sleep", no_more_waiting)
+        monkeypatch.setattr(files.time, "sleep", no_more_waiting)
         with held(tmp_path, "mine", lines.append):
             assert other.returncode == 0, "both held the folder"
     (line,) = lines
@@ -112,7 +111,7 @@ def test_removing_the_lock_file_lets_a_waiting_run_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with another(tmp_path) as other:
-        monkeypatch.setattr(records.time, "sleep", lambda seconds: (tmp_path / ".lock").unlink())
+        monkeypatch.setattr(files.time, "sleep", lambda seconds: (tmp_path / ".lock").unlink())
         with held(tmp_path, "mine", lambda line: None):
             assert other.poll() is None
 
@@ -123,7 +122,7 @@ def test_where_there_are_no_locks_the_run_goes_on_says_so_and_removes_nothing(
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(records.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     (tmp_path / ".tmp-x").touch()
     lines: list[str] = []
     with held(tmp_path, "mine", lines.append):

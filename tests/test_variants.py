@@ -8,15 +8,16 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import Stage, compose
+from pipeline.analysis.results import load
+from pipeline.commands.apply import vector_card
+from pipeline.config.compose import compose
+from pipeline.config.schema import Stage
 from pipeline.errors import UserError
-from pipeline.geometry import table as markdown
-from pipeline.grid import load
-from pipeline.plan import Plan
-from pipeline.publish import vector_card
+from pipeline.plan.plan import Plan
+from pipeline.report.tables import geometry
 from pipeline.stages import extract, prepare, run
-from pipeline.tables import geometry
-from pipeline.vector import Vector
+from pipeline.weights.geometry import table as markdown
+from pipeline.weights.vector import Vector
 
 VECTOR = {"weights": "vector", "alpha": 1.0}
 

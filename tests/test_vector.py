@@ -17,10 +17,15 @@ from hypothesis.extra.numpy import arrays
 from peft.utils import merge_utils
 from safetensors.torch import load_file, save_file
 
-from pipeline import vector
-from pipeline.checkpoint import PIECE, Checkpoint
 from pipeline.errors import UserError
-from pipeline.vector import Term, Variant, Vector, apply, check_compatible, derive, extract, steered_tensors
+from pipeline.weights import noise as noises
+from pipeline.weights import packed, vector
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.compatibility import check_compatible
+from pipeline.weights.parts import Variant, derive
+from pipeline.weights.safetensors import PIECE, read_header
+from pipeline.weights.steer import Term, apply, steered_tensors
+from pipeline.weights.vector import Vector, extract
 from tests import tiny
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -256,10 +261,10 @@ def test_the_compact_form_is_small_when_a_fifth_has_changed(tmp_path):
 )
 def test_packing_any_bits_gives_them_back(tmp_path_factory, bits):
     file = tmp_path_factory.mktemp("p") / "packed"
-    content = vector._pack(torch.from_numpy(bits.view(np.float32)))
+    content = packed.pack(torch.from_numpy(bits.view(np.float32)))
     save_file({"x": torch.frombuffer(bytearray(content), dtype=torch.uint8)}, file)
-    info = vector.read_header(file)[1]["x"]
-    (piece,) = vector._unpacked(info, len(bits))
+    info = read_header(file)[1]["x"]
+    (piece,) = packed.unpacked(info, len(bits))
     assert np.array_equal(piece.numpy().view(np.uint32), bits)
 
 
@@ -672,7 +677,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, compact):
 
 
 def noise(folder: str, name: str, seed: int) -> torch.Tensor:
-    return torch.cat([piece.clone() for piece in vector._noise(Vector.open(folder), name, seed)])
+    return torch.cat([piece.clone() for piece in noises.noise(Vector.open(folder), name, seed)])
 
 
 def test_noise_has_the_vectors_norm_in_every_tensor(tmp_path):

@@ -1,0 +1,200 @@
+"""Write a steered checkpoint, and push it with its vector to the hub.
+
+    python -m pipeline apply experiment=paper family=qwen1_5b alpha=0.5 out=steered
+    python -m pipeline apply experiment=paper push=me/qwen-steered dry_run=true     show cards and files, write nothing
+    python -m pipeline apply experiment=paper push=me/qwen-steered
+
+`family` is a target of the experiment (default: the first), `alpha` the strength of its vector (default: 1), `out` a
+folder (default: under results/steered). The checkpoint goes to the repository that `push` names and the vector to
+`<push>-vector`: in one repository an engine could take v for weights. The model card holds the measured table of these
+weights with its intervals, from the records that there are, and the commands that made them. A vector that is not there
+yet is extracted first, but not by a dry run.
+"""
+
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from pipeline import stages
+from pipeline.analysis.results import REFERENCE, Grid
+from pipeline.config.explain import nearest
+from pipeline.config.options import flag
+from pipeline.config.schema import Config, Weights
+from pipeline.errors import UserError
+from pipeline.evaluate.provenance import without_secrets
+from pipeline.files import held
+from pipeline.plan.family import Family
+from pipeline.plan.plan import Plan
+from pipeline.report.formats import Table, Text, markdown
+from pipeline.report.tables import interval, plus_minus
+from pipeline.weights import geometry
+from pipeline.weights.card import card
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import RECIPE, Term, apply, recipe
+from pipeline.weights.vector import Vector
+
+OPTIONS = ("family", "alpha", "out", "push", "dry_run")
+CARD = "README.md"
+
+
+def show(config: Config, options: Mapping[str, str]) -> str:
+    """Do what `options` (see above) say, and return a text that tells what was done.
+
+    Raises:
+        UserError: for an unknown family, an α that is no number, a target that the vector does not fit, or a hub that
+            refuses; what was written stays.
+    """
+    known = config.sizes if config.sizes is not None else list(config.families)
+    name, alpha = options.get("family", known[0]), _number(options.get("alpha", "1"))
+    if name not in known:
+        raise UserError(f"family={name}: no such family{nearest(name, known)}")
+    dry_run = flag(options, "dry_run")
+    push = options.get("push")
+    if push is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", push):
+        raise UserError(f"push={push}: expected a repository of the hub, as in push=me/name")
+    config.sizes = [name]
+    config.conditions = {of: c for of, c in config.conditions.items() if not c.plus}  # need other families
+    with nullcontext() if dry_run else held(Path(config.results), f"apply {config.name}", print):
+        plan = stages.prepare(config, print)
+        family = plan.families[name]
+        if family.vector_key is None:
+            raise UserError(f"families.{name}: no donors to make a vector of; set sft.id and grpo.id")
+        if not dry_run:
+            stages.extract(plan, print)
+        terms = [Term(str(plan.vector(family)), alpha)]
+        out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-alpha{alpha:g}")
+        about = measured(plan, family, alpha)
+        if dry_run:
+            return _preview(plan, family, terms, out, push, about)
+        apply(family.target, terms, out, about)
+    lines = [f"{name} + {alpha:g}·v written to {out}"]
+    if push:
+        lines += _push(plan, family, out, push)
+    return "\n".join(lines)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"alpha={text}: expected a finite number")
+    return number
+
+
+def measured(plan: Plan, family: Family, alpha: float) -> str:
+    """Markdown: each benchmark on target + α·v beside the target, with 95 % intervals, and the commands behind it."""
+    grid = Grid(plan.manifest(), plan.results)
+    same = [
+        c.name
+        for c in plan.conditions
+        if c.weights is Weights.vector and c.alpha == alpha and c.variant is None and not c.plus
+    ]
+    table = Table(
+        "measured",
+        "Measured",
+        [Text(t) for t in ("Benchmark", "Prompt", "n", "Target", "This", "Difference")],
+    )
+    rows: dict[tuple[str, str], list[Text]] = {}
+    commands: dict[str, None] = {}
+    for condition in same:
+        for benchmark, info in grid.benchmarks.items():
+            cell = grid.cells.get((family.name, condition, benchmark))
+            if cell is None:
+                continue
+            plain = info["variant_of"]
+            label = info["label"] if plain is None else f"{grid.benchmarks[plain]['label']}, {info['label']}"
+            values = [grid.value(family.name, (c,), benchmark) for c in (REFERENCE, condition)]
+            change = grid.difference(family.name, (condition,), (REFERENCE,), benchmark)
+            entries = [plus_minus(v) if v else "–" for v in values] + [interval(change) if change else "–"]
+            prompt = grid.conditions[condition]["prompt"]
+            rows[label, prompt] = [Text(t) for t in (label, prompt, str(len(cell.docs)), *entries)]
+            commands[cell.provenance["command"]] = None
+    apply_command = without_secrets("python -m pipeline " + shlex.join(sys.argv[1:]))
+    if not rows:
+        return f"\n# Measured\n\nNothing yet at α = {alpha:g}.\n\nMade by `{apply_command}`.\n"
+    table.blocks.append(("", list(rows.values())))
+    table.notes.append(
+        "Accuracy in per cent ± half of its 95 % interval; difference to the target alone under the plain prompt, paired by"
+        " document, in points with its 95 % interval."
+    )
+    made = "\n".join(["", "Evaluated and made by", "", "```bash", *commands, apply_command, "```", ""])
+    return "\n" + markdown(table) + made
+
+
+def vector_card(plan: Plan, family: Family) -> str:
+    """The card of the vector's own repository: its donors and its geometry."""
+    folder = plan.vector_folder(family)
+    description = Vector.open(folder).description
+    donors = description["donors"]
+    named = [
+        " @ ".join(filter(None, [donors[part]["source"], donors[part]["revision"]]))
+        for part in ("grpo", "sft")
+    ]
+    lines = ["---", "tags: [task-arithmetic, task-vector]", "---", "# A reasoning vector", ""]
+    lines += [f"v = θ({named[0]}) − θ({named[1]}), in fp32 (arXiv 2509.01363).", ""]
+    if description["form"] == "compact":
+        lines += [
+            "Its bits are packed: `Vector` in pipeline/weights/vector.py of the code that made it reads them.",
+            "",
+        ]
+    path = plan.geometry_file(family)
+    try:
+        lines.append(geometry.table(json.loads(path.read_text())))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: no whole geometry of this target there; run the stage 'extract'") from None
+    return "\n".join(lines)
+
+
+def _preview(plan: Plan, family: Family, terms: list[Term], out: Path, push: str | None, about: str) -> str:
+    text = card(family.target, described := recipe(family.target, terms)) + about
+    files = {path.name: path.stat().st_size for path in _files(family.target)}
+    files |= {RECIPE: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
+    lines = [f"─── {push or out}", *_sizes(files), f"─── {CARD}", text]
+    if push:
+        folder, about_v = plan.vector_folder(family), vector_card(plan, family)
+        files = {path.name: path.stat().st_size for path in folder.iterdir()} | {CARD: len(about_v.encode())}
+        lines += [f"─── {push}-vector", *_sizes(files), f"─── {CARD}", about_v]
+    return "\n".join([*lines, "dry run: nothing was written or uploaded"])
+
+
+def _files(target: Checkpoint) -> list[Path]:
+    """What a steered checkpoint has of its target: shards of the same size, and companions."""
+    return [*sorted({info.file for info in target.tensors.values()}), *target.companions()]
+
+
+def _sizes(files: Mapping[str, int]) -> list[str]:
+    return [f"{size:>15,} bytes  {name}" for name, size in sorted(files.items())]
+
+
+def _push(plan: Plan, family: Family, out: Path, push: str) -> list[str]:
+    """Upload both folders; returns the addresses of the commits."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    vector = plan.vector_folder(family)
+    card_of_v: Any = vector_card(plan, family).encode()
+    uploads = {
+        push: [(path.name, path) for path in sorted(out.iterdir())],
+        f"{push}-vector": [*((path.name, path) for path in sorted(vector.iterdir())), (CARD, card_of_v)],
+    }
+    lines = []
+    try:
+        for repository, files in uploads.items():
+            api.create_repo(repository, exist_ok=True)
+            operations = [CommitOperationAdd(name, content) for name, content in files]
+            done = api.create_commit(repository, operations, commit_message=f"Steered by {plan.config.name}")
+            lines.append(f"pushed {repository}: {done.commit_url}")
+    except Exception as e:  # noqa: BLE001 - the client's network library has exceptions of its own
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(
+            f"{repository} was not pushed ({reason}); check `hf auth login` and the name. The checkpoint is in {out}"
+        ) from None
+    return lines

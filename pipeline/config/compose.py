@@ -1,0 +1,100 @@
+"""Compose conf/ with Hydra into a checked `Config`.
+
+    from pipeline.config.compose import compose
+    config = compose(["experiment=micro", "sizes=[micro]"])
+
+Nothing is read that is not declared in the schema: an unknown or misspelt key, a missing group option or a value
+of the wrong type becomes one `UserError` that names the nearest neighbour.
+"""
+
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config.checks import check, check_declared
+from pipeline.config.explain import CONF, explain
+from pipeline.config.schema import CheckpointConfig, Config, VariantConfig, Weights
+from pipeline.errors import UserError
+
+
+def compose(overrides: list[str]) -> Config:
+    """Compose conf/config.yaml with `overrides` into a validated `Config`.
+
+    Raises:
+        UserError: for an unknown key, group option or value, naming the nearest that exists.
+    """
+    for folder in _config_folders(overrides):
+        if not folder.is_dir():
+            raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
+            cfg = hydra_compose("config", overrides=[*overrides, *_unpinned(overrides)])
+        config = typing.cast(Config, OmegaConf.to_object(cfg))
+    except (HydraException, OmegaConfBaseException) as e:
+        raise UserError(explain(e)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        where = _unreadable(_config_folders(overrides))
+        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
+    except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
+        raise UserError(
+            f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
+        ) from None
+    except ValueError as e:  # Hydra's, for a group that is no name
+        raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
+    for part in ("families", "benchmarks", "conditions", "prompts"):
+        for name, value in getattr(config, part).items():
+            if value is None:
+                raise UserError(f"{part}.{name}: a value is required, found null; leave it out of its group")
+    for condition in config.conditions.values():
+        if condition.variant == VariantConfig():
+            condition.variant = None
+    for family in config.families.values():
+        for part in ("sft", "grpo", "base"):
+            if (source := getattr(family, part)) is not None and not source.id:
+                trained = Path(family.donors or "", part)
+                is_there = family.donors is not None and (trained / "training.json").is_file()  # written last
+                setattr(family, part, CheckpointConfig(str(trained)) if is_there else None)
+        waits = family.donors is not None and (family.sft is None or family.grpo is None)
+        if waits and all(c.weights is not Weights.base for c in config.conditions.values()):
+            family.base = None  # it is for the vector's geometry alone
+    check_declared(config)
+    check(config)
+    return config
+
+
+def _unpinned(overrides: list[str]) -> Iterator[str]:
+    """Another id leaves behind the revision and size of the one that the configuration names."""
+    keys = [override.lstrip("+").split("=")[0] for override in overrides]
+    for key in keys:
+        source = re.fullmatch(
+            r"(families\.\w+\.(?:target|sft|grpo|base))\.id|(benchmarks\.\w+\.dataset)\.id", key
+        )
+        if source is not None:
+            facts = ("revision", "size_gb") if source[1] else ("revision",)
+            where = source[1] or source[2]
+            yield from (f"{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)
+
+
+def _config_folders(overrides: list[str]) -> list[Path]:
+    """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
+    added = ",".join(re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))).split(",")
+    named = [folder.strip().strip("'\"") for folder in added]
+    return [CONF, *(Path(f.removeprefix("file://")) for f in named if f and not f.startswith("pkg://"))]
+
+
+def _unreadable(folders: list[Path]) -> str:
+    """The first file that is no YAML, which Hydra does not name."""
+    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
+        try:
+            OmegaConf.load(path)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            return str(path)
+    return "an override"

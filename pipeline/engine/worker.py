@@ -1,0 +1,82 @@
+"""The side of steering that runs inside vLLM's worker: take new weights in place.
+
+`pipeline.engine.engine` starts vLLM with `worker_extension_cls="pipeline.engine.worker.SteeringExtension"` and calls `steer`
+through `collective_rpc` with plain arguments. Every worker of a tensor-parallel group streams the same
+tensors from the same files; vLLM's own loaders fuse and shard them.
+
+vLLM only warns about a tensor that does not come, and its CPU build leaves a tied head, which it packs apart from the
+embedding, as it was. So the head is packed again, and `pipeline.engine.certificate` compares every live parameter with what was
+streamed. The prefix cache is not touched here: the engine empties it.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.engine.certificate import Certificate
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+def _end_with_the_run() -> None:
+    """End this worker, and the engine's core above it, when the process that started the engine is killed.
+
+    vLLM's own processes would wait for it for ever, and keep their memory.
+    """
+    run, core = int(os.environ.get("RV_ENGINE_OF", "0")), os.getppid()
+    if run in (0, os.getpid()):
+        return
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(run)], [], [])
+        if core not in (1, run) and os.getppid() == core:
+            os.kill(core, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_end_with_the_run()  # vLLM imports this module first thing in its worker
+
+
+class SteeringExtension:
+    """Mixed into vLLM's worker class (vLLM 0.24 to 0.33)."""
+
+    model_runner: "GPUModelRunner"
+
+    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> list[str]:
+        """Make the live weights `target` + Σ α·v, as `pipeline.weights.steer.steered_tensors` computes them.
+
+        Args:
+            target: folder of the checkpoint that is added to.
+            terms: (vector file, α, seed of the random control or None) for each vector.
+
+        Returns:
+            Names of live parameters that are not what was asked for: none, if all is well.
+        """
+        from pipeline.weights.steer import Term, steered_tensors
+
+        return self.load(steered_tensors(target, [Term(*term) for term in terms]))
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+        """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns."""
+        model: Any = self.model_runner.get_model()
+        certificate = Certificate(model)
+        self.model_runner.reload_weights(weights_iterator=certificate.watch(tensors))
+        self._pack_tied_head(model)
+        return certificate.differences()
+
+    @staticmethod
+    def _pack_tied_head(model: Any) -> None:
+        """vLLM's CPU build packs the head's matrix apart; reloading refreshes a tied embedding but not that copy."""
+        head: Any = getattr(model, "lm_head", None)
+        if getattr(head, "weight", None) is not None and head.weight.device.type == "cpu":
+            head.quant_method.process_weights_after_loading(head)

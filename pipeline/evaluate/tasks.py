@@ -1,0 +1,258 @@
+"""lm-eval tasks with our documents, changes and prompt conditions, and what is checked of them before a run."""
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from functools import cache, lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals import code
+from pipeline import documents as data
+from pipeline.config.schema import Config, EngineConfig, PromptConfig
+from pipeline.errors import UserError
+from pipeline.plan.family import Family
+from pipeline.plan.grid import Task
+from pipeline.plan.keys import TASKS
+from pipeline.plan.plan import Plan
+from pipeline.weights.checkpoint import EMBEDDING
+from pipeline.weights.compatibility import check_compatible
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+
+def check_inputs(plan: Plan, vectors: bool) -> None:
+    """Everything that the missing cells read: found wrong here, nothing has been written.
+
+    `vectors`: these too; they are not there yet if the stage 'extract' is still to come.
+
+    Raises:
+        UserError: for a checkpoint, tokenizer, task, document or vector that a cell could not be computed with.
+    """
+    missing = plan.missing()
+    if vectors:
+        for cell in {(c.family.name, c.condition): c for c in missing}.values():
+            plan.terms(cell.family, cell.condition)
+    for cell in {(c.family.name, c.condition.weights): c for c in missing}.values():
+        checkpoint = cell.family.checkpoint(cell.condition.weights)
+        check_compatible(cell.family.target, checkpoint, checkpoint)
+    for family in {c.family.name: c.family for c in missing}.values():
+        _check_tokenizer(family, plan.config.engine)
+    manager = manager_of(plan.tasks)
+    for task in {c.task.name: c.task for c in missing}.values():
+        for subtask in task.subtasks:
+            loaded = load_task(manager, plan.config, task, subtask, PromptConfig())
+            _check_task(loaded, task)
+
+
+def load_tokenizer(where: str, revision: str | None = None) -> Any:
+    """The tokenizer of a checkpoint; code of its own is never run.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except Exception as e:  # tokenizers raises nothing narrower
+        reason = " ".join(str(e).split())[:160]
+        raise UserError(f"{where}: its tokenizer cannot be read ({reason}); fetch it again") from e
+
+
+def _check_tokenizer(family: Family, engine: EngineConfig) -> None:
+    target, question = family.target, "What is asked?"
+    tokenizer = load_tokenizer(str(target.path))
+    rows = target.resolve(EMBEDDING).shape[0]
+    if max(tokenizer.get_vocab().values(), default=-1) >= rows:
+        raise UserError(
+            f"{target.source}: its tokenizer has ids up to {max(tokenizer.get_vocab().values())}, its embedding only"
+            f" {rows} rows; copy the tokenizer that the model was trained with into it"
+        )
+    positions = target.config.get("max_position_embeddings")
+    rope = target.config.get("rope_scaling") or target.config.get("rope_parameters") or {}
+    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+    if positions and not scaled and engine.max_model_len > positions:
+        raise UserError(
+            f"engine.max_model_len={engine.max_model_len}: {target.source} has {positions} positions; lower it"
+        )
+    if family.config.chat:
+        try:
+            turn = [{"role": "user", "content": question}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except Exception as e:  # a template raises what it likes
+            reason = f"cannot be applied ({' '.join(str(e).split())[:160]})"
+            raise UserError(f"{target.source}: its chat template {reason}; mend it or set chat=false") from e
+        if question not in text:
+            raise UserError(f"{target.source}: its chat template leaves the user's turn out; mend it")
+
+
+def _check_task(loaded: Any, task: Task) -> None:
+    """Answers must be greedy, filters must be, and every document must have what it is asked with."""
+    from jinja2 import TemplateError
+
+    where, name = f"benchmarks.{task.benchmark}", loaded.config.task
+    kwargs = loaded.config.generation_kwargs or {}
+    if kwargs.get("do_sample", bool(kwargs.get("temperature"))):
+        raise UserError(
+            f"{where}: '{name}' samples; set do_sample: false in the generation_kwargs of its changes"
+        )
+    try:
+        for ensemble in loaded._filters:
+            for make in ensemble.filters:
+                make()
+    except (re.error, TypeError, ValueError) as e:
+        raise UserError(f"{where}: a filter of '{name}' cannot be made ({e}); mend it") from e
+    for number, doc in enumerate(islice(loaded.eval_docs, task.limit)):
+        given = {key: value for key, value in doc.items() if value is not None}  # it would be asked as "None"
+        try:
+            loaded.doc_to_text(given), loaded.doc_to_target(given)
+            if loaded.OUTPUT_TYPE == "multiple_choice":
+                loaded.doc_to_choice(given)
+            if task.config.runs_code:
+                code.check(given)
+        except (TemplateError, LookupError, TypeError, ValueError, AttributeError, UserError) as e:
+            raise UserError(
+                f"{where}: document {number} of '{name}' has not what is asked"
+                f" ({type(e).__name__}: {' '.join(str(e).split())[:160]}); mend it, or leave it out"
+            ) from e
+
+
+def manager_of(tasks: Iterable[Task]) -> "TaskManager":
+    """lm-eval's index of these tasks, or of all that there are where one is in no folder of its name."""
+    names = {task.config.task.format(subtask=subtask) for task in tasks for subtask in task.subtasks}
+    return task_manager(frozenset(names))
+
+
+@lru_cache
+def task_manager(names: frozenset[str] = frozenset()) -> "TaskManager":
+    """lm-eval's index of tasks: its own, and ours in evals/tasks.
+
+    With `names`, of its own only the folders that these begin with: reading all 13,000 files takes 6 s.
+    """
+    from lm_eval import tasks
+
+    _prepare_lm_eval()
+    if names:
+        folders = [path for path in Path(tasks.__file__).parent.iterdir() if path.is_dir()]
+        named = [str(path) for path in folders if any(name.startswith(path.name) for name in names)]
+        manager = tasks.TaskManager(include_path=[*named, str(TASKS)], include_defaults=False)
+        if names <= set(manager.all_subtasks):
+            return manager
+    return tasks.TaskManager(include_path=str(TASKS))
+
+
+@cache
+def _prepare_lm_eval() -> None:
+    from lm_eval import utils
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # lm-eval compiles a task's template again for every document, a quarter of the time of a tiny model's cell
+    utils.env.from_string = lru_cache(utils.env.from_string)
+
+
+def load_task(
+    manager: "TaskManager", config: Config, task: Task, subtask: str | None, prompt: PromptConfig
+) -> Any:
+    """An lm-eval task with our documents, changes, examples and prompt condition.
+
+    Raises:
+        UserError: if lm-eval has no task of that name, it does not fit what the benchmark says of it, or its
+            documents or examples cannot be had.
+    """
+    from jinja2 import TemplateError
+    from lm_eval.config.task import TaskConfig
+
+    b, where = task.config, f"benchmarks.{task.benchmark}"
+    name = b.task.format(subtask=subtask)
+    if name not in manager.all_subtasks:
+        raise UserError(f"{where}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
+    defaults = manager.task_index[name].cfg or {}
+    unknown = sorted(set(b.changes) - {f.name for f in fields(TaskConfig)})
+    if unknown:
+        raise UserError(
+            f"{where}.changes: '{unknown[0]}' is no key of an lm-eval task; known: {', '.join(defaults)}"
+        )
+    settings = defaults | b.changes
+    asked = settings.get("test_split") or settings.get("validation_split")
+    if asked != b.dataset.split:
+        raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
+    documents = data.load(
+        asdict(b.dataset), config.data.folder, subtask, b.form, task.perturbation, config.perturbation_seed
+    )
+    spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
+    if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
+        spec |= {
+            "training_split": None,
+            "validation_split": None,
+            "fewshot_split": None,
+            "fewshot_config": None,
+        }
+        spec["test_split"] = asked
+    else:
+        _check_split_of_examples(settings, task, list(documents), config.data.folder)
+    try:  # an inline group is lm-eval's way to take a stock task with overrides
+        loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
+        first = loaded.eval_docs[0]
+        loaded.doc_to_text(first), loaded.doc_to_target(first)
+        if loaded.OUTPUT_TYPE == "multiple_choice":
+            loaded.doc_to_choice(first)
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as e:
+        columns = ", ".join(documents[b.dataset.split].column_names)
+        raise UserError(
+            f"{where}: '{name}' cannot ask its documents ({type(e).__name__}: {' '.join(str(e).split())[:160]}); found"
+            f" the columns {columns}; see {where}.task, {where}.changes and {where}.dataset"
+        ) from e
+    loaded.set_config(key="num_fewshot", value=b.num_fewshot)
+    loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
+    available = len(loaded.sampler.df) - (loaded.fewshot_cfg.split == asked)  # never the document itself
+    if b.num_fewshot > available:
+        raise UserError(f"{where}.num_fewshot={b.num_fewshot}: '{name}' has {available} examples; lower it")
+    filters = [f["name"] for f in loaded.config.filter_list or [{"name": "none"}]]
+    metrics = [f"{metric},{f}" for metric in loaded.aggregation() for f in filters]
+    for metric in (b.metric, *b.also):
+        if metric not in metrics:
+            raise UserError(f"{where}: '{name}' has no metric '{metric}'; it has {' and '.join(metrics)}")
+    if b.max_gen_toks is not None:
+        if loaded.OUTPUT_TYPE != "generate_until":
+            raise UserError(f"{where}.max_gen_toks: '{name}' scores options and generates nothing; remove it")
+        loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
+    if prompt.prefix:
+        stock = loaded.doc_to_text
+
+        def prefixed(doc: dict[str, Any], doc_to_text: Any = None) -> Any:
+            text = stock(doc, doc_to_text)  # doc_to_text is given for few-shot examples alone
+            return prompt.prefix + text if doc_to_text is None else text
+
+        loaded.doc_to_text = prefixed
+    return loaded
+
+
+def _check_split_of_examples(
+    settings: dict[str, Any], task: Task, splits: list[str], folder: str | None
+) -> None:
+    """Refuse few-shot examples where lm-eval would find no split, or would fall back to the documents asked."""
+    b, where = task.config, f"benchmarks.{task.benchmark}"
+    examples = settings.get("fewshot_config") or {}
+    split = examples.get("split") or settings.get("fewshot_split")
+    if split is None and "samples" in examples:
+        return
+    if split is None:  # lm-eval's own order; it would go on to the documents that are asked
+        split = settings.get("training_split") or (
+            settings.get("validation_split") if settings.get("test_split") else None
+        )
+    if split is None:
+        raise UserError(
+            f"{where}.num_fewshot={b.num_fewshot}: the task '{b.task}' names no split of examples; set"
+            f" {where}.changes.fewshot_split, or num_fewshot=0"
+        )
+    if split not in splits:
+        file = b.dataset.files.get(split, f"<file> and name it in {where}.dataset.files.{split}")
+        remedy = f"add {folder}/{file}" if folder else f"name another in {where}.changes.fewshot_split"
+        raise UserError(
+            f"{where}.num_fewshot={b.num_fewshot}: expected examples in the split '{split}', found only"
+            f" {', '.join(splits)}; {remedy}, or set num_fewshot=0"
+        )

@@ -1,0 +1,193 @@
+"""What a run will need, told before anything is downloaded: cells, downloads, disk and GPU hours.
+
+    print(describe(compose(["experiment=paper"])))
+
+Sizes of checkpoints are asked of the hub, or come from `size_gb` in conf/family where it does not answer. GPU hours are
+documents × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
+says so. Documents and the answers of a cell are counted from conf/benchmark; shared cells count once.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import hub
+from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device, FamilyConfig, Weights
+from pipeline.errors import UserError
+from pipeline.plan.family import locate
+from pipeline.plan.grid import Condition, Task, conditions_of, tasks_of, wanted
+from pipeline.weights.checkpoint import DOWNLOADED
+
+ANSWER_TOKENS = 300  # assumed mean length of a generated answer
+SCORED_TOKENS = 40  # a scored document: four options of about 100 tokens, read ten times as fast as written
+UNANSWERED = "the hub does not answer"
+FP32_OVER_BF16 = 2  # a vector has at most four bytes an entry, a checkpoint two
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint comes from; sizes in GB (10⁹ bytes), None where nobody knows."""
+
+    name: str
+    where: str  # the hub, the cache, or a folder
+    size: float | None
+    download: float | None
+    known_from: str
+
+
+def describe(config: Config) -> str:
+    """The estimate as a few lines of text; empty if every checkpoint is a folder here and no GPU is used.
+
+    Raises:
+        UserError: if a checkpoint is a folder that is not there, or one that the hub refuses to give; nothing has been
+            downloaded then.
+    """
+    _check_folders(config)
+    sources = _sources(config, ask=True)
+    if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
+        return ""
+    conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
+    families = config.sizes if config.sizes is not None else list(config.families)
+    cells = {name: _cells(config, config.families[name], conditions, tasks) for name in families}
+    every = [task for of_family in cells.values() for task in of_family]
+    lines = [
+        f"{config.name}: {len(families)} target(s) × {len(conditions)} conditions × {len(tasks)} benchmarks ="
+        f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
+    ]
+    width = max(len(s.name) for s in sources)
+    lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
+    uncounted = sorted({task.benchmark for task in tasks if not _documents(task)})
+    if uncounted:
+        lines[0] += (
+            f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
+        )
+    lines.append(_disk(config, sources))
+    if config.engine.device is Device.gpu:
+        lines.append(_gpu_hours(config, cells))
+    return "\n".join(lines)
+
+
+def _checkpoints(config: Config) -> Iterator[tuple[str, str, CheckpointConfig]]:
+    """Family, part and source of every checkpoint that the run opens."""
+    for name in config.sizes if config.sizes is not None else config.families:
+        for part in ("target", "sft", "grpo", "base"):
+            source = getattr(config.families[name], part)
+            if source is not None:
+                yield name, part, source
+
+
+def disk_needed(config: Config) -> tuple[float, float]:
+    """GB to download into the hub's cache, and GB of vectors at most, without asking the hub."""
+    return _needed(config, _sources(config, ask=False))
+
+
+def _sources(config: Config, ask: bool) -> list[Source]:
+    found: list[Source] = []
+    for source in {(s.id, s.revision): s for _, _, s in _checkpoints(config)}.values():
+        silent = any(UNANSWERED in s.known_from for s in found)  # each question is asked five times over
+        found.append(_source(source, ask=ask and not silent))
+    return found
+
+
+def _needed(config: Config, sources: list[Source]) -> tuple[float, float]:
+    sizes = {s.name: s.size or 0.0 for s in sources}
+    parts = {None, *(c.variant for c in conditions_of(config))}  # the whole vector, and parts of it
+    donors = [(f.sft, f.grpo) for name in config.sizes or config.families if (f := config.families[name])]
+    pairs = [grpo for sft, grpo in donors if sft is not None and grpo is not None]
+    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[grpo.id] for grpo in pairs)
+    return sum(s.download or 0.0 for s in sources), vectors
+
+
+def _check_folders(config: Config) -> None:
+    """Refuse a folder that is not there before the first checkpoint is downloaded."""
+    for family, part, source in _checkpoints(config):
+        if Path(locate(source)).is_dir() or re.fullmatch(r"[^/.][^/]*/[^/]+", source.id):
+            continue
+        raise UserError(
+            f"families.{family}.{part}: no folder {source.id}; set families.{family}.{part}.id to a checkpoint, or"
+            f" choose other sizes of {', '.join(config.families)}"
+        )
+
+
+def _source(source: CheckpointConfig, ask: bool) -> Source:
+    """Size and place of a checkpoint, asked of the hub or known without it."""
+    folder = Path(locate(source))
+    if folder.is_dir():
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e9
+        return Source(source.id, "a folder", size, 0.0, "")
+    options: dict[str, Any] = {"revision": source.revision, "allow_patterns": DOWNLOADED}
+    download = hub.client().snapshot_download
+    refused = None
+    if ask:
+        try:
+            files = download(source.id, **options, dry_run=True)
+            size = sum(file.file_size for file in files) / 1e9
+            left = sum(file.file_size for file in files if file.will_download) / 1e9
+            where = "to download" if left else "in the cache"
+            return Source(source.id, where, size, left, " (asked of the hub)")
+        except Exception as error:  # noqa: BLE001 - the client's network library has exceptions of its own
+            refused = hub.refusal(error)
+    with contextlib.suppress(Exception):
+        snapshot = Path(download(source.id, **options, local_files_only=True))
+        size = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()) / 1e9
+        return Source(source.id, "in the cache", size, 0.0, f" ({UNANSWERED})")
+    if refused is not None:
+        raise UserError(f"{source.id} at {source.revision or 'main'}: {refused}")
+    known = f" (by conf/family; {UNANSWERED})" if source.size_gb else f" ({UNANSWERED})"
+    return Source(source.id, "to download", source.size_gb, source.size_gb, known)
+
+
+def _cells(
+    config: Config, family: FamilyConfig, conditions: list[Condition], tasks: list[Task]
+) -> list[Task]:
+    """The task of each cell of one family; conditions that come to the same thing count once."""
+    found: dict[Any, Task] = {}
+    for c in conditions:
+        own = (c.weights, c.alpha, c.seed, c.variant) if c.alpha != 0 else (Weights.target, None, None, None)
+        weights = (*own, c.plus)
+        found |= {(weights, c.prompt, task.name): task for task in tasks if wanted(config, family, c, task)}
+    return list(found.values())
+
+
+def _documents(task: Task) -> int:
+    """How many documents a cell asks; 0 where conf/benchmark does not say how many there are."""
+    limit = task.limit * len(task.subtasks) if task.limit else None
+    return min((n for n in (task.config.dataset.documents, limit) if n is not None), default=0)
+
+
+def _tokens(benchmark: BenchmarkConfig) -> int:
+    if benchmark.metric.startswith("acc"):
+        return SCORED_TOKENS
+    return min(ANSWER_TOKENS, benchmark.max_gen_toks or ANSWER_TOKENS)
+
+
+def _disk(config: Config, sources: list[Source]) -> str:
+    download, vectors = _needed(config, sources)
+    there = Path(config.results).absolute()
+    while not there.exists():
+        there = there.parent
+    return (
+        f"  disk: {_gb(download)} to download and at most {_gb(vectors)} of vectors, records aside;"
+        f" {_gb(shutil.disk_usage(there).free / 1e9)} free for results"
+    )
+
+
+def _gpu_hours(config: Config, cells: dict[str, list[Task]]) -> str:
+    tokens = {f: sum(_documents(task) * _tokens(task.config) for task in c) for f, c in cells.items()}
+    speeds = {name: config.families[name].tokens_per_second for name in cells}
+    hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
+    unknown = [name for name, speed in speeds.items() if not speed]
+    each = ", ".join(f"{speed:,.0f} for {name}" for name, speed in speeds.items() if speed)
+    return (
+        f"  GPU: {', '.join(hours) or 'unknown'} on one card: an estimate, {sum(tokens.values()):,} tokens ({ANSWER_TOKENS} an"
+        f" answer and {SCORED_TOKENS} a scored document, assumed) ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
+        + (f"; set tokens_per_second of {', '.join(unknown)}" if unknown else "")
+    )
+
+
+def _gb(size: float | None) -> str:
+    return "? GB" if size is None else f"{size:.1f} GB"

@@ -1,0 +1,160 @@
+"""The key of a cell: a digest of everything that can change its answers."""
+
+import ast
+import importlib.metadata
+import re
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evals import perturbations
+from pipeline import documents as data
+from pipeline.config.schema import (
+    Config,
+)
+from pipeline.errors import UserError
+from pipeline.files import ROOT, digest
+from pipeline.plan.family import Family, model_config, vector_key_of
+from pipeline.plan.grid import Condition, Task, takes_chat_template
+from pipeline.weights.parts import NOISE
+
+PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
+
+
+PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
+
+
+TASKS = ROOT / "evals" / "tasks"
+
+
+def inputs_of(
+    config: Config, families: dict[str, Family], family: Family, condition: Condition, task: Task
+) -> dict[str, Any]:
+    """Everything that can change an answer or a score of this cell."""
+    weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.weights).fingerprint}
+    if condition.alpha:  # α = 0 is the target, bit for bit
+        vector = vector_key_of(family, condition.variant)
+        weights |= {"vector": vector, "alpha": condition.alpha, "random_seed": condition.seed}
+        weights |= {"noise": NOISE} if condition.seed is not None else {}
+    if condition.plus:
+        weights["plus"] = [[families[name].vector_key, alpha] for name, alpha in condition.plus]
+    b, chat = task.config, takes_chat_template(family.config, condition.weights)
+    dataset = asdict(b.dataset)
+    names = [b.task.format(subtask=s) for s in task.subtasks]
+    return {
+        "protocol": PROTOCOL,
+        "weights": weights,
+        "model": model_config(family.target),
+        "tokenizer": family.target.tokenizer_fingerprint,
+        "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
+        "task": {
+            "names": names,
+            "definition": _task_definition(tuple(names), b.runs_code),
+            "changes": b.changes,
+            "metric": b.metric,
+            "also": b.also,
+            "num_fewshot": b.num_fewshot,
+            "max_gen_toks": b.max_gen_toks,
+            "limit": task.limit,
+        },
+        "documents": [
+            data.fingerprint(dataset, config.data.folder, s, b.num_fewshot > 0) for s in task.subtasks
+        ],
+        "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
+        "perturbation": _perturbation(b.form, task.perturbation, config.perturbation_seed),
+        "decoding": "greedy",
+        "engine": _numerics(config),
+        "versions": versions(),
+    }
+
+
+def _numerics(config: Config) -> dict[str, Any]:
+    """Engine options that can move an answer. In float32 greedy answers do not move with the batch."""
+    e = config.engine
+    numerics: dict[str, Any] = {
+        "device": e.device.value,
+        "dtype": e.dtype,
+        "tensor_parallel_size": e.tensor_parallel_size,
+    }
+    if e.dtype != "float32":
+        numerics |= {
+            "batch_invariant": e.batch_invariant,
+            "max_num_seqs": None if e.batch_invariant else e.max_num_seqs,
+            "enforce_eager": e.enforce_eager,
+        }
+    return numerics
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that make answers."""
+    found = {}
+    for name in PACKAGES:
+        candidates = (name, f"{name}-cpu") if name == "vllm" else (name,)
+        for candidate in candidates:
+            try:
+                found[name] = importlib.metadata.version(candidate).removesuffix("+cpu")
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        else:
+            raise UserError(f"{name} is not installed; run `make setup`")
+    return found
+
+
+@lru_cache
+def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
+    """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
+    own = {
+        path: yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
+        for path in sorted(TASKS.glob("*.yaml"))
+    }
+    wanted = [path for path, content in own.items() if content.get("task") in names]
+    found: dict[str, str] = {}
+    while wanted:
+        path = wanted.pop()
+        text = path.read_text()
+        found[path.name] = digest(own[path])
+        included = own[path].get("include", [])
+        wanted += [
+            TASKS / i for i in ([included] if isinstance(included, str) else included) if TASKS / i in own
+        ]
+        for module in re.findall(r"!function (\S+)\.\w+", text):
+            for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
+                if scorer.is_file():
+                    found[scorer.name] = code_fingerprint(scorer)
+    if found and runs_code:
+        found |= {path.name: code_fingerprint(path) for path in (ROOT / "evals").glob("sandbox*.py")}
+    return found or None
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads `!function module.name` as a string."""
+
+
+_TaskLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
+
+
+def code_fingerprint(path: Path) -> str:
+    """Digest of what a Python file does: its syntax tree without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                node.body = body[1:] or [ast.Pass()]
+    return digest(ast.dump(tree))
+
+
+@lru_cache
+def _perturbation(form: str, name: str | None, seed: int) -> Any:
+    if name is None:
+        return None
+    folder = ROOT / "evals" / "perturbations"
+    shared = ("__init__", "common")
+    code = {f.name: code_fingerprint(f) for f in sorted(folder.glob("*.py")) if f.stem in (form, *shared)}
+    return {"id": perturbations.get(form, name).id, "seed": seed, "code": code}

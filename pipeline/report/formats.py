@@ -1,0 +1,194 @@
+"""A table as data, and what it looks like as Markdown, LaTeX (booktabs), CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipeline.analysis.results import MARKS
+
+DASH = "–"
+
+
+class Text(NamedTuple):
+    """A table entry: its text and the marks of its footnotes."""
+
+    text: str
+    marks: str = ""
+
+
+@dataclass
+class Table:
+    """A table before it takes a format; the first column holds labels, `data` becomes the CSV."""
+
+    name: str
+    title: str
+    header: list[Text]
+    blocks: list[tuple[str, list[list[Text]]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+
+    def marks(self) -> str:
+        """The footnote marks in use, in their fixed order."""
+        rows = [self.header, *(row for _, rows in self.blocks for row in rows)]
+        used = {mark for row in rows for entry in row for mark in entry.marks}
+        return "".join(sorted(used, key=lambda m: (m.isdigit(), "".join(MARKS).find(m), m)))
+
+
+def columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def markdown(table: Table) -> str:
+    """GitHub's Markdown, padded so that it also reads as plain text."""
+
+    def entry(e: Text) -> str:
+        text = (
+            e.text.replace("\\", "\\\\")
+            .replace("|", "\\|")
+            .replace("*", "\\*")
+            .replace("<", "&lt;")
+            .replace("_", "\\_")
+        )
+        return f"{text}<sup>{e.marks}</sup>" if e.marks else text
+
+    rows = [[entry(e) for e in table.header]]
+    for title, lines in table.blocks:
+        if title:
+            rows.append([f"**{entry(Text(title))}**"] + [""] * (len(table.header) - 1))
+        rows += [[entry(e) for e in line] for line in lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+    notes = "".join(f"\n{entry(Text(note))}\n" for note in table.notes)
+    return f"# {table.title}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n" + notes
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "+": "$+$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "‖": r"$\|$",
+    "α": r"$\alpha$",
+    "Δ": r"$\Delta$",
+    "θ": r"$\theta$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    '"': "''",
+    "\u202f": r"\,",
+    # A bracket after \\ would be read as its optional argument.
+    "[": "{[}",
+    "]": "{]}",
+}
+
+
+def tex(text: str) -> str:
+    """Text for LaTeX; a character that plain pdflatex cannot set becomes its code point in words."""
+    return "".join(
+        _TEX.get(c, c if c.isascii() or c in "äöüÄÖÜßéèêáàâíóúñç" else f"U+{ord(c):04X}") for c in text
+    )
+
+
+def latex(table: Table) -> str:
+    r"""A booktabs table environment for \input in any document that loads booktabs."""
+
+    def line(entries: list[Text]) -> str:
+        cells = [tex(e.text) + (rf"\textsuperscript{{{e.marks}}}" if e.marks else "") for e in entries]
+        return " & ".join(cells) + r" \\"
+
+    width = len(table.header)
+    body = [line(table.header)]
+    for title, lines in table.blocks:
+        body.append(r"\midrule")
+        if title:
+            body.append(rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{tex(title)}}}}} \\")
+        body += [line(entries) for entries in lines]
+    notes = "\n\n".join(tex(note) for note in table.notes)
+    return "\n".join(
+        [
+            r"\begin{table}[htbp]",
+            r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}",
+            rf"\caption{{{tex(table.title)}.}}",
+            rf"\label{{tab:{table.name.replace('_', '-')}}}",
+            r"\makebox[\linewidth][c]{%",  # a wide table stands out on both sides alike
+            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+            r"\toprule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            "",
+            rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}\end{{minipage}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def as_csv(table: Table) -> str:
+    """Every number behind the table; empty where there is none."""
+    names = list(dict.fromkeys(name for row in table.data for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in table.data:
+        writer.writerow({name: _plain(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
+
+
+def as_html(table: Table) -> str:
+    """A `figure` of HTML, every text escaped."""
+
+    def entry(e: Text, tag: str) -> str:
+        marks = f"<sup>{html.escape(e.marks)}</sup>" if e.marks else ""
+        return f"<{tag}>{html.escape(e.text)}{marks}</{tag}>"
+
+    width = len(table.header)
+    lines = ["<thead><tr>" + "".join(entry(e, "th") for e in table.header) + "</tr></thead>"]
+    for title, rows in table.blocks:
+        lines.append("<tbody>")
+        if title:
+            lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
+        for row in rows:
+            kind = {"Δ": "delta", "paper": "paper"}.get(row[0].text, "value")
+            lines.append(
+                f'<tr class="{kind}">{entry(row[0], "th")}{"".join(entry(e, "td") for e in row[1:])}</tr>'
+            )
+        lines.append("</tbody>")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    caption = f"<figcaption>{notes}</figcaption>" if notes else ""
+    body = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<figure id="table-{table.name}">{body}{caption}</figure>'
