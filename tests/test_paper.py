@@ -260,10 +260,11 @@ def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root:
 
 TRAIN = """
 import sys
-from pipeline import config, donors
-paper = config.compose(["experiment=paper"])
+from pipeline.config import compose
+from pipeline.donors import train as donors
+paper = compose.compose(["experiment=paper"])
 paper.benchmarks["bbh"].subtasks = ["boolean_expressions", "navigate"]
-config.compose = lambda _: paper
+compose.compose = lambda _: paper
 examples, held_out = donors._problems(donors.Recipe(data="openai/gsm8k", data_revision=sys.argv[1]))
 donors._record_overlap({"donors": examples}, held_out, donors.Path(sys.argv[2]))
 """
