@@ -27,7 +27,7 @@ from pipeline.plan.plan import Plan, make_plan
 from pipeline.records import manifest_path, read_manifest, set_aside, write_manifest
 
 if TYPE_CHECKING:
-    from pipeline.weights.parts import Variant
+    from pipeline.weights.parts import Part
 
 Report = Callable[[str], None]
 
@@ -182,7 +182,7 @@ def _check_vectors(plan: Plan, family: Family) -> list[str]:
     return notes
 
 
-def _variants(plan: Plan) -> list["Variant"]:
+def _variants(plan: Plan) -> list["Part"]:
     """The parts of a vector that conditions add."""
     return list(dict.fromkeys(c.variant for c in plan.conditions if c.variant is not None))
 
@@ -233,7 +233,7 @@ def extract(plan: Plan, report: Report) -> None:
 def _new_vector(
     plan: Plan,
     family: Family,
-    variant: "Variant | None",
+    variant: "Part | None",
     notes: list[str],
     report: Report,
     make: Callable[[Path], Path],
@@ -256,7 +256,7 @@ def _new_vector(
 
 
 def _write_geometry(
-    plan: Plan, family: Family, variant: "Variant | None", notes: list[str], folder: Path
+    plan: Plan, family: Family, variant: "Part | None", notes: list[str], folder: Path
 ) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already."""
     from pipeline.weights import geometry

@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
 from pipeline.plan.grid import Condition, donors_of
 from pipeline.weights.checkpoint import Checkpoint
-from pipeline.weights.parts import VARIANTS, Variant
+from pipeline.weights.parts import PARTS_VERSION, Part
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Family:
         return digest([model_config(self.target), self.target.tokenizer_fingerprint])
 
 
-def vector_key_of(family: Family, variant: Variant | None) -> str | None:
-    return family.vector_key if variant is None else digest([family.vector_key, asdict(variant), VARIANTS])
+def vector_key_of(family: Family, variant: Part | None) -> str | None:
+    return (
+        family.vector_key if variant is None else digest([family.vector_key, asdict(variant), PARTS_VERSION])
+    )
 
 
 def locate(source: CheckpointConfig) -> str:

@@ -10,7 +10,7 @@ from pipeline import documents as data
 from pipeline.config.explain import nearest
 from pipeline.config.schema import BenchmarkConfig, ConditionConfig, Config, FamilyConfig, Weights
 from pipeline.errors import UserError
-from pipeline.weights.parts import Variant
+from pipeline.weights.parts import Part
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Condition:
     prompt: str
     role: str  # main, control or sweep
     variants: bool
-    variant: Variant | None = None  # part of the vector; None is the whole
+    variant: Part | None = None  # part of the vector; None is the whole
     plus: tuple[tuple[str, float], ...] = ()  # (family, α) of further vectors
 
 
@@ -160,7 +160,7 @@ def conditions_of(config: Config) -> Iterator[Condition]:
         )
 
 
-def _variant(where: str, c: ConditionConfig) -> Variant | None:
+def _variant(where: str, c: ConditionConfig) -> Part | None:
     if c.variant is None:
         return None
     v = c.variant
@@ -168,7 +168,7 @@ def _variant(where: str, c: ConditionConfig) -> Variant | None:
         raise UserError(
             f"{where}.variant.layers={v.layers}: expected the first and the last layer, such as [0,13]"
         )
-    return Variant(
+    return Part(
         modules=None if v.modules is None else tuple(v.modules),
         layers=None if v.layers is None else (v.layers[0], v.layers[1]),
         trim=v.trim,

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
 from pipeline.plan.family import Family, model_config, vector_key_of
 from pipeline.plan.grid import Condition, Task, takes_chat_template
-from pipeline.weights.parts import NOISE
+from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
 
@@ -38,7 +38,7 @@ def inputs_of(
     if condition.alpha:  # α = 0 is the target, bit for bit
         vector = vector_key_of(family, condition.variant)
         weights |= {"vector": vector, "alpha": condition.alpha, "random_seed": condition.seed}
-        weights |= {"noise": NOISE} if condition.seed is not None else {}
+        weights |= {"noise": NOISE_VERSION} if condition.seed is not None else {}
     if condition.plus:
         weights["plus"] = [[families[name].vector_key, alpha] for name, alpha in condition.plus]
     b, chat = task.config, takes_chat_template(family.config, condition.weights)

@@ -20,7 +20,7 @@ from pipeline.plan.family import Family, open_family, vector_key_of
 from pipeline.plan.grid import Condition, Task, conditions_of, grid_of, left_out, tasks_of, wanted
 from pipeline.plan.keys import inputs_of
 from pipeline.records import SCHEMA, is_done
-from pipeline.weights.parts import Variant
+from pipeline.weights.parts import Part
 from pipeline.weights.steer import Term
 from pipeline.weights.vector import Vector
 
@@ -71,7 +71,7 @@ class Plan:
             terms.append(Term(str(self.vector(self.families[name])), alpha))
         return terms
 
-    def vector(self, family: Family, variant: Variant | None = None) -> Path:
+    def vector(self, family: Family, variant: Part | None = None) -> Path:
         """The file of a family's vector, or of a variant of it.
 
         Raises:
@@ -92,10 +92,10 @@ class Plan:
             )
         return folder / "vector.safetensors"
 
-    def vector_folder(self, family: Family, variant: Variant | None = None) -> Path:
+    def vector_folder(self, family: Family, variant: Part | None = None) -> Path:
         return self.results / "vectors" / str(vector_key_of(family, variant))
 
-    def geometry_file(self, family: Family, variant: Variant | None = None) -> Path:
+    def geometry_file(self, family: Family, variant: Part | None = None) -> Path:
         """Beside the vector; named by the target and its base, because families can share donors and so a vector."""
         compared_with = digest([m.fingerprint for m in (family.target, family.base) if m is not None])
         return self.vector_folder(family, variant) / f"geometry-{compared_with[:12]}.json"
