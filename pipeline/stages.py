@@ -144,7 +144,9 @@ def _check_vectors(plan: Plan, family: Family) -> list[str]:
         for cell in plan.cells
         if any(plan.of(term.family, cell.family) is family for term in cell.condition.added())
     }
-    notes = [note for target in steered.values() for note in check_compatible(target, family.sft, family.grpo)]
+    notes = [
+        note for target in steered.values() for note in check_compatible(target, family.sft, family.grpo)
+    ]
     sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
     for part in filter(None, plan.parts(family)):
         check_mask(part, sizes, family.grpo.source)
@@ -162,7 +164,8 @@ def _as_planned(config: Config, manifest: Manifest, path: Path) -> str:
     differs = [
         what
         for what, named in asked.items()
-        if list(named) != list(getattr(manifest, what)) or (what != "families" and named != getattr(manifest, what))
+        if list(named) != list(getattr(manifest, what))
+        or (what != "families" and named != getattr(manifest, what))
     ]
     line = f"as planned in {path}"
     if differs:
@@ -196,6 +199,7 @@ def extract(plan: Plan, report: Report) -> None:
         make = partial(extract_vector, family.grpo, family.sft, compact=True)
         _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
         for part, alphas in parts.items():
+            assert part is not None
             make = partial(derive, Vector.open(plan.vector_folder(family)), part)
             _new_vector(plan, family, part, alphas, notes, report, make)
 

@@ -22,7 +22,7 @@ from pipeline.weights import noise as noises
 from pipeline.weights import packed, vector
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
-from pipeline.weights.parts import Variant, derive
+from pipeline.weights.parts import Part, derive
 from pipeline.weights.safetensors import PIECE, read_header
 from pipeline.weights.steer import Term, apply, steered_tensors
 from pipeline.weights.vector import Vector, extract
@@ -727,14 +727,14 @@ def test_a_random_term_adds_the_noise(tmp_path):
 # Variants
 
 
-def varied(folder: str, out: Path, variant: Variant) -> tuple[Vector, Vector]:
+def varied(folder: str, out: Path, variant: Part) -> tuple[Vector, Vector]:
     return Vector.open(folder), Vector.open(derive(Vector.open(folder), variant, out))
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 1.0])
 def test_trimming_keeps_what_peft_keeps(tmp_path, share):
     family(tmp_path, rows=ROWS, dtypes=(F32, F32, F32))
-    before, after = varied(extracted(tmp_path), tmp_path / "w", Variant(trim=share))
+    before, after = varied(extracted(tmp_path), tmp_path / "w", Part(trim=share))
     for name in before.shapes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -744,7 +744,7 @@ def test_trimming_keeps_what_peft_keeps(tmp_path, share):
 
 def test_trimming_keeps_the_exact_number_among_equal_magnitudes(tmp_path):
     family(tmp_path, rows=ROWS)
-    before, after = varied(extracted(tmp_path), tmp_path / "w", Variant(trim=0.1))
+    before, after = varied(extracted(tmp_path), tmp_path / "w", Part(trim=0.1))
     for name in before.shapes:
         expected = merge_utils.prune(before.read(name), 0.1, "magnitude").abs().flatten().sort().values
         assert torch.equal(after.read(name).abs().flatten().sort().values, expected)
@@ -753,20 +753,20 @@ def test_trimming_keeps_the_exact_number_among_equal_magnitudes(tmp_path):
 def test_dropping_keeps_a_share_and_rescales_it(tmp_path):
     family(tmp_path, rows=ROWS, dtypes=(F32, F32, F32))
     folder = extracted(tmp_path)
-    before, after = varied(folder, tmp_path / "w", Variant(dare=0.3, seed=1))
+    before, after = varied(folder, tmp_path / "w", Part(dare=0.3, seed=1))
     old, new = before.read(EMBEDDING), after.read(EMBEDDING)
     kept = new != 0
     assert torch.equal(new[kept], old[kept] / 0.3)
     assert kept.sum() / (old != 0).sum() == pytest.approx(0.3, abs=0.01)
-    again = Vector.open(derive(before, Variant(dare=0.3, seed=1), tmp_path / "again"))
-    other = Vector.open(derive(before, Variant(dare=0.3, seed=2), tmp_path / "other"))
+    again = Vector.open(derive(before, Part(dare=0.3, seed=1), tmp_path / "again"))
+    other = Vector.open(derive(before, Part(dare=0.3, seed=2), tmp_path / "other"))
     assert (again.fingerprint == after.fingerprint, other.fingerprint == after.fingerprint) == (True, False)
 
 
 def test_a_mask_keeps_its_modules_and_layers(tmp_path):
     family(tmp_path)
     before, after = varied(
-        extracted(tmp_path), tmp_path / "w", Variant(modules=("mlp", "q_proj"), layers=(1, 1))
+        extracted(tmp_path), tmp_path / "w", Part(modules=("mlp", "q_proj"), layers=(1, 1))
     )
     kept = {name for name in after.shapes if after.read(name).any()}
     assert kept == {
@@ -780,19 +780,19 @@ def test_masks_that_keep_nothing_and_shares_out_of_range_are_refused(tmp_path):
     family(tmp_path)
     found = Vector.open(extracted(tmp_path))
     with pytest.raises(UserError, match="keeps no tensor .* self_attn"):
-        derive(found, Variant(modules=("attention",)), tmp_path / "w")
+        derive(found, Part(modules=("attention",)), tmp_path / "w")
     with pytest.raises(UserError, match="keeps no entry .* whose largest tensor has"):
-        derive(found, Variant(trim=1e-9), tmp_path / "w")
+        derive(found, Part(trim=1e-9), tmp_path / "w")
     assert not (tmp_path / "w").exists()
     for bad in ({"trim": 0.0}, {"dare": 1.5}, {"trim": math.nan}):
         with pytest.raises(UserError, match="expected the share of entries to keep"):
-            Variant(**bad)
+            Part(**bad)
 
 
 def test_a_variant_is_a_vector_that_says_what_it_is(tmp_path):
     family(tmp_path)
     folder = extracted(tmp_path)
-    before, after = varied(folder, tmp_path / "w", Variant(trim=0.2))
+    before, after = varied(folder, tmp_path / "w", Part(trim=0.2))
     assert after.description["variants"] == [{"trim": 0.2, "seed": 0}]
     assert after.description["donors"] == before.description["donors"]
     result = applied(tmp_path, Term(str(tmp_path / "w"), 1.0))

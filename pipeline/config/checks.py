@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.explain import nearest, unknown_key
-from pipeline.config.schema import DTYPES, ConditionConfig, Config, Launcher, PartConfig, Stage
+from pipeline.config.schema import (
+    DTYPES,
+    CheckpointConfig,
+    ConditionConfig,
+    Config,
+    Launcher,
+    PartConfig,
+    Stage,
+)
 from pipeline.errors import UserError
 
 LARGEST = 3.4e38  # of float32, in which α·v is taken
@@ -86,26 +94,40 @@ def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
             raise UserError(f"{where}.alpha: expected a finite number, or a list of them, found {alpha!r}")
     if c.terms and (c.alpha is not None or c.part is not None or c.seeds is not None):
-        raise UserError(f"{where}: alpha, part and seeds are the short form of one term; write them in terms, or leave terms out")
+        raise UserError(
+            f"{where}: alpha, part and seeds are the short form of one term; write them in terms, or leave terms out"
+        )
     if c.alpha is None and (c.part is not None or c.seeds is not None):
-        raise UserError(f"{where}: part and seeds say what α is multiplied with, and there is no alpha; set it")
+        raise UserError(
+            f"{where}: part and seeds say what α is multiplied with, and there is no alpha; set it"
+        )
     if c.seeds is not None and not c.seeds:
-        raise UserError(f"{where}.seeds: expected a seed for each random vector, found none; leave seeds out for the vector itself")
+        raise UserError(
+            f"{where}.seeds: expected a seed for each random vector, found none; leave seeds out for the vector itself"
+        )
     for seed in [*(c.seeds or ()), *(t.seed for t in c.terms if t.seed is not None)]:
         if not 0 <= seed < 2**63:
             raise UserError(f"{where}.seeds: expected whole numbers from 0 to 2^63 − 1, found {seed}")
     for term in c.terms:
         if term.family is not None and term.family not in config.families:
-            raise UserError(f"{where}.terms: '{term.family}' is no family of this run{nearest(term.family, list(config.families))}")
+            raise UserError(
+                f"{where}.terms: '{term.family}' is no family of this run{nearest(term.family, list(config.families))}"
+            )
     for part in filter(None, [c.part, *(term.part for term in c.terms)]):
         _check_part(f"{where}.part", part)
     if c.prompt not in config.prompts:
         raise UserError(f"{where}.prompt: '{c.prompt}' is unknown{nearest(c.prompt, list(config.prompts))}")
     for name in c.benchmarks or ():
         if name not in config.benchmarks:
-            raise UserError(f"{where}.benchmarks: '{name}' is unknown{nearest(name, list(config.benchmarks))}")
+            raise UserError(
+                f"{where}.benchmarks: '{name}' is unknown{nearest(name, list(config.benchmarks))}"
+            )
     if not c.terms and c.alpha is None:
-        same = [n for n, o in config.conditions.items() if (o.start, o.prompt) == (c.start, c.prompt) and not o.terms and o.alpha is None]
+        same = [
+            n
+            for n, o in config.conditions.items()
+            if (o.start, o.prompt) == (c.start, c.prompt) and not o.terms and o.alpha is None
+        ]
         if len(same) > 1:
             raise UserError(
                 f"conditions.{same[1]}: nothing is added to the {c.start.value}, and '{same[0]}' is that already; set"
@@ -115,11 +137,15 @@ def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
 
 def _check_part(where: str, part: PartConfig) -> None:
     if part.layers is not None and (len(part.layers) != 2 or min(part.layers) < 0):
-        raise UserError(f"{where}.layers={part.layers}: expected the first and the last layer, such as [0,13]")
+        raise UserError(
+            f"{where}.layers={part.layers}: expected the first and the last layer, such as [0,13]"
+        )
     for key in ("trim", "dare"):
         share = getattr(part, key)
         if share is not None and not 0 < share <= 1:
-            raise UserError(f"{where}.{key}: expected the share of entries to keep, above 0 and at most 1, found {share}")
+            raise UserError(
+                f"{where}.{key}: expected the share of entries to keep, above 0 and at most 1, found {share}"
+            )
     if part.seed < 0:
         raise UserError(f"{where}.seed: expected a whole number from 0, found {part.seed}")
 
@@ -167,7 +193,7 @@ def _check_paths(config: Config) -> None:
             raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
         if Path(folder).exists() and not Path(folder).is_dir():
             raise UserError(f"{where}={folder}: expected a folder, found a file; name another")
-    sources = {}
+    sources: dict[str, CheckpointConfig] = {}
     for name, family in config.families.items():
         if not family.target.id:
             raise UserError(f"families.{name}.target.id: a value is required; set it")

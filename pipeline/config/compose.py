@@ -10,21 +10,26 @@ of the wrong type becomes one `UserError` that names the nearest neighbour.
 import re
 import typing
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.checks import check, check_declared
 from pipeline.config.explain import CONF, explain
-from pipeline.config.schema import PARTS, CheckpointConfig, Config, PartConfig, Start, frozen
+from pipeline.config.schema import PARTS, CheckpointConfig, Config, Frozen, PartConfig, Start, frozen
 from pipeline.errors import UserError
+
+ADDED = r"\+(families|benchmarks|conditions|prompts)\."
+"""Entries that are added key by key: Hydra itself adds no typed entry to a dictionary."""
 
 
 def compose(overrides: list[str]) -> Config:
@@ -37,9 +42,15 @@ def compose(overrides: list[str]) -> Config:
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
     written = [*map(_long_form, overrides), *_unpinned(overrides)]
+    added = [override for override in written if re.match(ADDED, override)]
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
-            cfg = hydra_compose("config", overrides=written)
+            cfg = hydra_compose("config", overrides=[o for o in written if o not in added])
+        for override in OverridesParser.create().parse_overrides(added):
+            value = override.value()
+            for key in reversed(override.key_or_group.split(".")):
+                value = {key: value}
+            cfg = typing.cast(DictConfig, OmegaConf.merge(cfg, value))  # as a file of the configuration is
         config = typing.cast(Config, OmegaConf.to_object(cfg))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(explain(e)) from None
@@ -65,10 +76,32 @@ def changed(config: Config, **changes: Any) -> Config:
     return typing.cast(Config, frozen(replace(config, **changes)))
 
 
+def as_yaml(config: Config) -> str:
+    """The whole configuration as text, as it is after composition."""
+    return yaml.safe_dump(
+        _plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Frozen):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value
+
+
 def _long_form(override: str) -> str:
     """`families=[…]` and `conditions=[…]` choose from what is there; a list of one may be written without brackets."""
     key, equals, value = override.partition("=")
-    if key in ("families", "tasks", "alpha", "stages") and equals and re.match(r"[^\[{$'\"]", value) and value != "null":
+    if (
+        key in ("families", "tasks", "alpha", "stages")
+        and equals
+        and re.match(r"[^\[{$'\"]", value)
+        and value != "null"
+    ):
         value = f"[{value}]"
     if key == "families" or (key == "conditions" and value.startswith("[")):
         key = f"chosen.{key}"
@@ -82,9 +115,11 @@ def _fill_in(config: Config) -> None:
             if value is None:
                 raise UserError(f"{group}.{name}: a value is required, found null; leave it out of its group")
     for condition in config.conditions.values():
-        for adds in (condition, *condition.terms):
-            if adds.part == PartConfig():
-                adds.part = None
+        if condition.part == PartConfig():
+            condition.part = None
+        for term in condition.terms:
+            if term.part == PartConfig():
+                term.part = None
     for family in config.families.values():
         for part in PARTS[1:]:
             if (source := getattr(family, part)) is not None and not source.id:

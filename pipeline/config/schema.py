@@ -43,11 +43,13 @@ class FrozenDict(dict[str, Any]):
 def frozen(value: Any) -> Any:
     """`value` with every schema in it frozen, and lists and dictionaries replaced by ones that do not change."""
     if isinstance(value, Frozen):
+        if value._frozen:
+            return value
         for field_ in fields(value):  # type: ignore[arg-type]
             setattr(value, field_.name, frozen(getattr(value, field_.name)))
         value.__dict__["_frozen"] = True
         return value
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not isinstance(value, FrozenDict):
         return FrozenDict({key: frozen(inner) for key, inner in value.items()})
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 

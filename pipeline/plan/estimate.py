@@ -91,7 +91,9 @@ def _sources(config: Config, pins: Mapping[str, str], ask: bool) -> list[Source]
 
 def _needed(config: Config, grid: Grid, sources: list[Source]) -> tuple[float, float]:
     sizes = {s.name: s.size or 0.0 for s in sources}
-    parts = {term.part for c in grid.conditions for term in c.added()} | {None}  # the whole vector, and parts of it
+    parts = {term.part for c in grid.conditions for term in c.added()} | {
+        None
+    }  # the whole vector, and parts of it
     pairs = [f.grpo for f in config.opened_families().values() if f.sft is not None and f.grpo is not None]
     vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[grpo.id] for grpo in pairs)
     return sum(s.download or 0.0 for s in sources), vectors
@@ -144,7 +146,11 @@ def _source(source: CheckpointConfig, ask: bool) -> Source:
 def _cells(grid: Grid, family: str) -> list[Task]:
     """The task of each cell of one family; conditions that come to the same thing count once."""
     own = [cell for cell in grid.cells if cell.family == family]
-    return list({(c.condition.start, c.condition.added(), c.condition.prompt, c.task.name): c.task for c in own}.values())
+    return list(
+        {
+            (c.condition.start, c.condition.added(), c.condition.prompt, c.task.name): c.task for c in own
+        }.values()
+    )
 
 
 def _documents(task: Task) -> int:

@@ -36,7 +36,9 @@ class Family:
         """
         found: Checkpoint | None = getattr(self, start.value)
         if found is None:
-            raise UserError(f"families.{self.name}.{start.value}: a condition needs this checkpoint; set its id")
+            raise UserError(
+                f"families.{self.name}.{start.value}: a condition needs this checkpoint; set its id"
+            )
         return found
 
     @cached_property

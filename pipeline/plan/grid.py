@@ -7,12 +7,20 @@ The estimate, the plan and the manifest take this object. A row that a family ca
 trained) is not in `cells`, and `left_out` says so.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from evals import perturbations
 from pipeline.config.explain import nearest
-from pipeline.config.schema import BenchmarkConfig, ConditionConfig, Config, FamilyConfig, PartConfig, Role, Start
+from pipeline.config.schema import (
+    BenchmarkConfig,
+    ConditionConfig,
+    Config,
+    FamilyConfig,
+    PartConfig,
+    Role,
+    Start,
+)
 from pipeline.documents import FIELDS
 from pipeline.errors import UserError
 from pipeline.manifest import BenchmarkEntry, ConditionEntry, TermEntry
@@ -56,7 +64,9 @@ class Condition:
         """The condition as the manifest names it."""
         terms = tuple(term.entry() for term in self.terms)
         start, role = self.start.value, self.role.value
-        return ConditionEntry(self.label, self.origin, self.row, self.row_label, start, terms, self.prompt, role)
+        return ConditionEntry(
+            self.label, self.origin, self.row, self.row_label, start, terms, self.prompt, role
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,9 @@ def make_grid(config: Config) -> Grid:
             GridCell(name, condition, task)
             for condition in conditions
             for task in tasks
-            if not waiting[condition.name] and _is_asked(condition, task) and not _adds_itself(name, condition)
+            if not waiting[condition.name]
+            and _is_asked(condition, task)
+            and not _adds_itself(name, condition)
         ]
         for folder in sorted({family.donors for c in waiting.values() for family in c if family.donors}):
             count = sum(any(f.donors == folder for f in c) for c in waiting.values())
@@ -149,34 +161,38 @@ def make_grid(config: Config) -> Grid:
 
 def _rows(name: str, given: ConditionConfig) -> list[Condition]:
     """A condition of the configuration as rows: one for each α and each seed."""
-    part = _part(given.part)
-    rows = []
-    swept = isinstance(given.alpha, list | tuple)
-    for alpha in given.alphas() or [None]:
-        if swept and alpha is None:
-            continue  # an empty list
-        row = f"{name}={alpha!r}" if swept else name
-        label = f"{given.label} = {alpha:g}".replace("-", "−") if swept else given.label
-        for seed in dict.fromkeys(given.seeds) if given.seeds is not None else [None]:
-            terms = () if alpha is None else (VectorTerm(alpha, None, part, seed),)
-            if given.terms:
-                terms = tuple(VectorTerm(float(t.alpha), t.family, _part(t.part), t.seed) for t in given.terms)
-            rows.append(
-                Condition(
-                    name=row if seed is None else f"{row}-s{seed}",
-                    label=label if seed is None else f"{label} (seed {seed})",
-                    origin=name,
-                    row=row,
-                    row_label=label,
-                    start=given.start,
-                    terms=terms,
-                    prompt=given.prompt,
-                    role=given.role,
-                    variants=given.variants,
-                    benchmarks=None if given.benchmarks is None else tuple(given.benchmarks),
-                )
-            )
+    if given.terms:
+        terms = tuple(VectorTerm(float(t.alpha), t.family, _part(t.part), t.seed) for t in given.terms)
+        return [_row(name, given, name, given.label, terms)]
+    if given.alpha is None:
+        return [_row(name, given, name, given.label, ())]
+    part, rows = _part(given.part), []
+    for alpha in given.alphas():
+        row, label = name, given.label
+        if isinstance(given.alpha, list | tuple):
+            row, label = f"{name}={alpha!r}", f"{label} = {alpha:g}".replace("-", "−")
+        for seed in [None] if given.seeds is None else dict.fromkeys(given.seeds):
+            rows.append(_row(name, given, row, label, (VectorTerm(alpha, None, part, seed),)))
     return rows
+
+
+def _row(
+    origin: str, given: ConditionConfig, row: str, label: str, terms: tuple[VectorTerm, ...]
+) -> Condition:
+    seed = terms[0].seed if len(terms) == 1 and not given.terms else None
+    return Condition(
+        name=row if seed is None else f"{row}-s{seed}",
+        label=label if seed is None else f"{label} (seed {seed})",
+        origin=origin,
+        row=row,
+        row_label=label,
+        start=given.start,
+        terms=terms,
+        prompt=given.prompt,
+        role=given.role,
+        variants=given.variants,
+        benchmarks=None if given.benchmarks is None else tuple(given.benchmarks),
+    )
 
 
 def _part(given: PartConfig | None) -> Part | None:
@@ -196,15 +212,15 @@ def _tasks(config: Config) -> list[Task]:
     tasks = []
     for name, benchmark in config.chosen_benchmarks().items():
         limit = _least(config.limit, benchmark.limit)
-        place = {"seed": config.perturbation_seed, "folder": config.data.folder}
-        tasks.append(Task(name, name, benchmark, None, limit, **place))
+        plain = Task(name, name, benchmark, None, limit, config.perturbation_seed, config.data.folder)
         if benchmark.form not in ("none", *FIELDS):
             near = nearest(benchmark.form, ["none", *FIELDS])
             raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")
+        tasks.append(plain)
         for variant in benchmark.variants:
             perturbations.get(benchmark.form, variant)  # refuse an unknown one now
             least = _least(limit, config.variant_limit)
-            tasks.append(Task(f"{name}@{variant}", name, benchmark, variant, least, **place))
+            tasks.append(replace(plain, name=f"{name}@{variant}", perturbation=variant, limit=least))
     return tasks
 
 

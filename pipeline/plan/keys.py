@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -47,9 +46,7 @@ def inputs_of(
             "max_gen_toks": b.max_gen_toks,
             "limit": task.limit,
         },
-        "documents": [
-            data.fingerprint(dataset, task.folder, s, b.num_fewshot > 0) for s in task.subtasks
-        ],
+        "documents": [data.fingerprint(dataset, task.folder, s, b.num_fewshot > 0) for s in task.subtasks],
         "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
         "perturbation": _perturbation(b.form, task.perturbation, task.seed),
         "decoding": "greedy",

@@ -61,7 +61,11 @@ def _floating(config: Config) -> Iterator[str]:
             if source.revision is None and not is_folder:
                 yield source.id
     for benchmark in config.chosen_benchmarks().values():
-        if benchmark.dataset.revision is None and config.data.folder is None and config.data.generator is None:
+        if (
+            benchmark.dataset.revision is None
+            and config.data.folder is None
+            and config.data.generator is None
+        ):
             yield name_of(benchmark.dataset)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config.schema import CheckpointConfig, Config, DataConfig, DatasetConfig
+from pipeline.config.schema import CheckpointConfig, Config, DataConfig
 from pipeline.errors import UserError
 from pipeline.files import ROOT, code_fingerprint, digest, new_folder
 from pipeline.plan import revisions

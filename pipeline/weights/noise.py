@@ -14,6 +14,8 @@ from pipeline.weights.safetensors import (
 )
 from pipeline.weights.vector import Vector
 
+NOISE_VERSION = 1  # part of every cell's key: raise it when the same seed would give other numbers
+
 
 def generator(purpose: str, seed: int, name: str, piece: int) -> np.random.Generator:
     """Independent numbers for each piece of each tensor, the same in whatever order they are asked for."""

@@ -13,12 +13,11 @@ from pipeline.weights.compatibility import check_compatible as check_compatible
 from pipeline.weights.noise import generator
 from pipeline.weights.vector import Vector, write_vector
 
-# Versions, which keys hold: raise one when the same settings would give other numbers.
-VARIANTS, NOISE = 1, 1
+PARTS_VERSION = 1  # part of every cell's key: raise it when the same part would give other numbers
 
 
 @dataclass(frozen=True)
-class Variant:
+class Part:
     """Which part of a vector is kept, in this order: a mask, then trimming, then dropping.
 
     modules: keep tensors with one of these components in their name, such as "mlp", "self_attn", "q_proj" or
@@ -57,7 +56,7 @@ def layer_of(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def check_mask(variant: Variant, sizes: Mapping[str, int], where: str) -> None:
+def check_mask(variant: Part, sizes: Mapping[str, int], where: str) -> None:
     """Raises UserError when the mask names a module that no tensor belongs to, or nothing of these tensors is kept.
 
     sizes: the entries of each tensor, by name.
@@ -77,7 +76,7 @@ def check_mask(variant: Variant, sizes: Mapping[str, int], where: str) -> None:
         )
 
 
-def derive(source: Vector, variant: Variant, out: Path, compact: bool = True) -> Path:
+def derive(source: Vector, variant: Part, out: Path, compact: bool = True) -> Path:
     """Writes a variant of a vector, itself a vector, to `out`/vector.safetensors and returns that path.
 
     Raises UserError when nothing is kept.
