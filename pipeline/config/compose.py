@@ -46,6 +46,7 @@ def compose(overrides: list[str]) -> Config:
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
             cfg = hydra_compose("config", overrides=[o for o in written if o not in added])
+        OmegaConf.set_struct(cfg, False)  # dictionaries take a new key; what is typed stays typed
         for override in OverridesParser.create().parse_overrides(added):
             value = override.value()
             for key in reversed(override.key_or_group.split(".")):
