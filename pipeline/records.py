@@ -13,10 +13,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from pipeline import interrupt
 from pipeline.errors import UserError
@@ -220,9 +220,7 @@ def read_record(results: Path, key: str) -> Record | None:
         )
     _check(_CONTENT, data, path)
     if data.get("key") != key or _digest(data["inputs"], path) != key:
-        raise DamagedFile(
-            f"{path}: its inputs are those of another cell than {key[:12]}; {_remedy(folder)}"
-        )
+        raise DamagedFile(f"{path}: its inputs are those of another cell than {key[:12]}; {_remedy(folder)}")
     return Record(
         folder,
         data["inputs"],

@@ -148,7 +148,10 @@ def test_a_record_of_the_first_version_is_read(tmp_path: Path) -> None:
         ({"schema": 2}, "written in format 2, this version reads 1; remove"),
         ({"schema": None}, "written in format None"),
         ({"metrics": None}, "metrics: Field required; remove"),
-        ({"samples": "samples.jsonl"}, "samples: Input should be a valid dictionary, found 'samples.jsonl'; remove"),
+        (
+            {"samples": "samples.jsonl"},
+            "samples: Input should be a valid dictionary, found 'samples.jsonl'; remove",
+        ),
         ({"inputs": {"alpha": 0.2}}, "its inputs are those of another cell than 4b0547684"),
         ({"key": "0" * 64}, "its inputs are those of another cell"),
     ],

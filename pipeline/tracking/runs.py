@@ -307,7 +307,9 @@ class _Logger:
                 [s["doc_id"], s["prompt"], s["target"], s["output"], s["score"], s["tokens"]]
                 for s in record.samples()[:SAMPLES]
             ]
-            data[f"{name}/samples"] = wandb.Table(columns=["document", "prompt", "target", "output", "score", "tokens"], data=rows)
+            data[f"{name}/samples"] = wandb.Table(
+                columns=["document", "prompt", "target", "output", "score", "tokens"], data=rows
+            )
         return data
 
     def _vectors(self, run: Run) -> list[str]:
