@@ -4,7 +4,7 @@
     results/cells/<key>/samples.jsonl   one line a document
 
 A folder appears by one rename, so a record is there whole or not at all; samples carry a checksum.
-What is being written is named `.tmp-…`; one run at a time holds the store (`held`), and removes what killed runs left.
+How a folder is written whole: pipeline/files.py. One run at a time holds the store: pipeline/lock.py.
 Formats: ARCHITECTURE.md. Nothing here knows how a record was made.
 """
 

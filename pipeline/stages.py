@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
-from pipeline.files import ROOT, digest, held, move_away, new_folder, write_json
+from pipeline.files import ROOT, digest, move_away, new_folder, write_json
+from pipeline.lock import held
 from pipeline.plan import estimate, revisions
 from pipeline.plan.family import Family
 from pipeline.plan.grid import grid_of, left_out
