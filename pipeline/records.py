@@ -3,9 +3,10 @@
     results/cells/<key>/record.json     metrics, cost, provenance, and all that was hashed into the key
     results/cells/<key>/samples.jsonl   one line a document
 
-A folder appears by one rename, so a record is there whole or not at all. What is read is checked here, and only
-here: the checksums of both files, that the key is the digest of the inputs, and the type of every field. Whatever
-fails is `DamagedFile` with its reason. Nothing here knows how a record was made. Formats: ARCHITECTURE.md.
+A folder appears by one rename, so a record is there whole or not at all (pipeline/files.py); one run at a time holds
+the store (pipeline/lock.py). What is read is checked here, and only here: the checksums of both files, that the key is
+the digest of the inputs, and the type of every field. Whatever fails is `DamagedFile` with its reason. Nothing here
+knows how a record was made. Formats: ARCHITECTURE.md.
 """
 
 import hashlib

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
-from pipeline.files import held, move_away, new_folder, write_json
+from pipeline.files import move_away, new_folder, write_json
+from pipeline.lock import held
 from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.plan import estimate, revisions
 from pipeline.plan.family import Family

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
+from pipeline import lock
 from pipeline.__main__ import main
 from pipeline.config.compose import compose
 from pipeline.files import ROOT
@@ -195,7 +195,7 @@ def test_apply_waits_for_a_run_that_holds_the_results(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with another(results) as other:
-        monkeypatch.setattr(files.time, "sleep", lambda seconds: other.communicate("x"))
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: other.communicate("x"))
         assert main(arguments(results, f"out={tmp_path / 'steered'}")) == 0
     assert "waiting for the run 'other'" in capsys.readouterr().out
 

@@ -32,7 +32,7 @@ from pipeline.config.options import flag
 from pipeline.config.schema import ConditionConfig, Config
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
-from pipeline.files import held
+from pipeline.lock import held
 from pipeline.plan.family import Family
 from pipeline.plan.grid import Condition
 from pipeline.plan.plan import Plan

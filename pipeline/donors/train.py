@@ -48,7 +48,8 @@ from evals import micro
 from pipeline import documents as documents
 from pipeline import hub
 from pipeline.errors import UserError
-from pipeline.files import digest, held, new_folder, write_json
+from pipeline.files import digest, new_folder, write_json
+from pipeline.lock import held
 
 if TYPE_CHECKING:  # torch, transformers and trl take seconds to import: only training pays
     from datasets import Dataset

@@ -14,7 +14,7 @@ from pipeline.weights.safetensors import (
 )
 from pipeline.weights.vector import Vector
 
-NOISE_VERSION = 1  # part of every cell's key: raise it when the same seed would give other numbers
+NOISE_VERSION = 1  # in the key of every cell with noise: raise it when the same seed would give other numbers
 
 
 def generator(purpose: str, seed: int, name: str, piece: int) -> np.random.Generator:

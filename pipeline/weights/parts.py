@@ -13,7 +13,7 @@ from pipeline.weights.compatibility import check_compatible as check_compatible
 from pipeline.weights.noise import generator
 from pipeline.weights.vector import Vector, write_vector
 
-PARTS_VERSION = 1  # part of every cell's key: raise it when the same part would give other numbers
+PARTS_VERSION = 1  # in the key of every part: raise it when the same part would give other numbers
 
 
 @dataclass(frozen=True)
