@@ -366,7 +366,7 @@ def degenerate(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str]
         family = name.replace(" ", "_")
         options += [f"+family@families.{family}=model", f"families.{family}.target.id='{folder}'"]
         options.append(f"families.{family}.label={family}")
-    options.append(f"sizes=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
+    options.append(f"families=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
     run = Run(root, arguments=[sys.executable, "-c", BACKWARDS, *command(root, *options)[3:]])
     assert run.ends() == 0, run.output()[-3000:]
     found = {}

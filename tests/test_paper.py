@@ -50,7 +50,7 @@ def offline(root: Path) -> dict[str, str]:
 
 def test_sizes_are_printed_before_anything_is_downloaded(hub: Hub, root: Path, tmp_path: Path) -> None:
     hub.requests.clear()
-    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "sizes=[1.5b]")
+    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "families=[1.5b]")
     assert ran.returncode == 0, ran.stderr
     for name in (QWEN, SFT):
         (line,) = (line for line in ran.stdout.splitlines() if line.strip().startswith(f"{name} "))
@@ -66,7 +66,7 @@ def test_a_checkpoint_that_the_hub_has_not_stops_the_plan_before_anything_is_dow
 ) -> None:
     hub.requests.clear()
     typo = "families.qwen1_5b.grpo.id=nobody/typo"
-    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "sizes=[1.5b]", typo)
+    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "families=[1.5b]", typo)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert "nobody/typo at main: the hub has no such repository" in ran.stderr
     assert not [r for r in hub.requests if r.startswith("GET ") and "/resolve/" in r]
@@ -104,7 +104,7 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sizes=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
+        ("families=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
         ("families.qwen7b.sft.id=no/such/folder", "families.qwen7b.sft: no folder no/such/folder"),
     ],
 )
@@ -121,7 +121,7 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
 @pytest.mark.parametrize(
     ("override", "cells"),
     [
-        ("sizes=[1.5b]", 14 * 10 + 9 * 4),
+        ("families=[1.5b]", 14 * 10 + 9 * 4),
         ("alpha=[-1,0,1]", 2 * (14 * 10 + 3 * 4)),
         ("conditions=baseline", 2 * (1 * 10 + 9 * 4)),
         ("tasks=[gsm8k,sciq]", 2 * (14 * 6 + 9 * 2)),
@@ -164,7 +164,7 @@ def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> 
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
-    small = ["sizes=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
+    small = ["families=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
     served = hub.repositories["models", SFT]
     lock = tmp_path / "results" / "hub.lock.json"
     assert f"{SFT}@{served.revision[:12]}" in plan()
@@ -183,7 +183,7 @@ def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> 
 
 
 def test_a_data_set_without_a_revision_is_pinned_too(hub: Hub, root: Path, tmp_path: Path) -> None:
-    small = ["sizes=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
+    small = ["families=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
     name, overrides = "datasets/openai/gsm8k", [*small, "benchmarks.gsm8k.dataset.revision=null"]
     lock = tmp_path / "results" / "hub.lock.json"
     commit = hub.repositories["datasets", "openai/gsm8k"].revision

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Condition, Task, make_grid, takes_chat_template
+from pipeline.plan.grid import Condition, Task, columns, rows, takes_chat_template
 from pipeline.plan.sources import Sources, find_sources
 
 OPTIONS = ("task", "condition", "document")
@@ -44,9 +44,9 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     Raises:
         UserError: for a task, condition or document that does not exist.
     """
-    grid, sources = make_grid(config), find_sources(config)
-    task = sources.task(_named("task", options, {t.name: t for t in grid.tasks}))
-    condition = _named("condition", options, {c.name: c for c in grid.conditions})
+    sources = find_sources(config)
+    task = sources.task(_named("task", options, {t.name: t for t in columns(config)}))
+    condition = _named("condition", options, {c.name: c for c in rows(config)})
     number = options.get("document", "0")
     if not number.isdigit():
         raise UserError(f"document={number}: expected a number from 0")

@@ -10,8 +10,7 @@ of the wrong type becomes one `UserError` that names the nearest neighbour.
 import re
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.checks import check, check_declared
 from pipeline.config.explain import CONF, explain
-from pipeline.config.schema import PARTS, CheckpointConfig, Config, Frozen, PartConfig, Start, frozen
+from pipeline.config.schema import PARTS, CheckpointConfig, Config, PartConfig, Start, frozen, plain
 from pipeline.errors import UserError
 
 ADDED = r"\+(families|benchmarks|conditions|prompts)\."
@@ -80,18 +79,8 @@ def changed(config: Config, **changes: Any) -> Config:
 def as_yaml(config: Config) -> str:
     """The whole configuration as text, as it is after composition."""
     return yaml.safe_dump(
-        _plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
+        plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Frozen):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value.value if isinstance(value, Enum) else value
 
 
 def _long_form(override: str) -> str:

@@ -54,6 +54,17 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
+def plain(value: Any) -> Any:
+    """A copy of `value` as dictionaries, lists, texts and numbers, for who takes nothing else or changes what it gets."""
+    if isinstance(value, Frozen):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value
+
+
 class Start(Enum):
     """The checkpoint that a condition starts from."""
 

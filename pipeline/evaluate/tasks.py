@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals import code
 from pipeline import documents as data
-from pipeline.config.schema import EngineConfig, PromptConfig
+from pipeline.config.schema import EngineConfig, PromptConfig, plain
 from pipeline.errors import UserError
 from pipeline.plan.family import Family
 from pipeline.plan.grid import Task
@@ -174,12 +174,13 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
         raise UserError(
             f"{where}.changes: '{unknown[0]}' is no key of an lm-eval task; known: {', '.join(defaults)}"
         )
-    settings = defaults | b.changes
+    changes = plain(b.changes)  # lm-eval changes what it is given
+    settings = defaults | changes
     asked = settings.get("test_split") or settings.get("validation_split")
     if asked != b.dataset.split:
         raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
     documents = data.load(asdict(b.dataset), task.folder, subtask, b.form, task.perturbation, task.seed)
-    spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
+    spec = {"task": name, **changes, "custom_dataset": lambda **_: documents}
     if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
         spec |= {
             "training_split": None,

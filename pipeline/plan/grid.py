@@ -138,8 +138,7 @@ def make_grid(config: Config) -> Grid:
             configuration does not have.
     """
     families = config.chosen_families()
-    conditions = tuple(c for name, given in config.chosen_conditions().items() for c in _rows(name, given))
-    tasks = tuple(_tasks(config))
+    conditions, tasks = rows(config), columns(config)
     if not families or not conditions or not tasks:
         raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
     cells, left_out = [], []
@@ -159,6 +158,11 @@ def make_grid(config: Config) -> Grid:
     return Grid(families, conditions, tasks, tuple(cells), tuple(left_out))
 
 
+def rows(config: Config) -> tuple[Condition, ...]:
+    """The rows of the grid: each chosen condition, once for each α and each seed."""
+    return tuple(row for name, given in config.chosen_conditions().items() for row in _rows(name, given))
+
+
 def _rows(name: str, given: ConditionConfig) -> list[Condition]:
     """A condition of the configuration as rows: one for each α and each seed."""
     if given.terms:
@@ -166,14 +170,14 @@ def _rows(name: str, given: ConditionConfig) -> list[Condition]:
         return [_row(name, given, name, given.label, terms)]
     if given.alpha is None:
         return [_row(name, given, name, given.label, ())]
-    part, rows = _part(given.part), []
+    part, found = _part(given.part), []
     for alpha in given.alphas():
         row, label = name, given.label
         if isinstance(given.alpha, list | tuple):
             row, label = f"{name}={alpha!r}", f"{label} = {alpha:g}".replace("-", "−")
         for seed in [None] if given.seeds is None else dict.fromkeys(given.seeds):
-            rows.append(_row(name, given, row, label, (VectorTerm(alpha, None, part, seed),)))
-    return rows
+            found.append(_row(name, given, row, label, (VectorTerm(alpha, None, part, seed),)))
+    return found
 
 
 def _row(
@@ -207,8 +211,12 @@ def _part(given: PartConfig | None) -> Part | None:
     )
 
 
-def _tasks(config: Config) -> list[Task]:
-    """The columns: each chosen benchmark, and its variants after it."""
+def columns(config: Config) -> tuple[Task, ...]:
+    """The columns of the grid: each chosen benchmark, and its variants after it.
+
+    Raises:
+        UserError: for a form or perturbation that does not exist.
+    """
     tasks = []
     for name, benchmark in config.chosen_benchmarks().items():
         limit = _least(config.limit, benchmark.limit)
@@ -221,7 +229,7 @@ def _tasks(config: Config) -> list[Task]:
             perturbations.get(benchmark.form, variant)  # refuse an unknown one now
             least = _least(limit, config.variant_limit)
             tasks.append(replace(plain, name=f"{name}@{variant}", perturbation=variant, limit=least))
-    return tasks
+    return tuple(tasks)
 
 
 def _least(*limits: int | None) -> int | None:
