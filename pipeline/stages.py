@@ -14,17 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.files import ROOT, digest, held, move_away, new_folder, write_json
+from pipeline.manifest import Manifest, manifest_path, parse_manifest, read_manifest, write_manifest
 from pipeline.plan import estimate, revisions
 from pipeline.plan.family import Family
 from pipeline.plan.grid import grid_of, left_out
 from pipeline.plan.keys import code_fingerprint
 from pipeline.plan.plan import Plan, make_plan
-from pipeline.records import manifest_path, read_manifest, set_aside, write_manifest
+from pipeline.records import set_aside
 
 if TYPE_CHECKING:
     from pipeline.weights.parts import Variant
@@ -89,7 +90,7 @@ def run(config: Config, report: Report = print) -> None:
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
     if Stage.track in stages:
-        from pipeline.tracking.runs import mode
+        from pipeline.tracking.server import mode
 
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
@@ -130,7 +131,7 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
             _check_and_connect(plan, stages)
         else:
             _check(plan, stages)
-        manifest = plan.manifest()
+        manifest = parse_manifest(plan.manifest())
         write_manifest(plan.results, manifest)
         report(summary(plan))
     else:  # models and documents may be elsewhere
@@ -187,13 +188,17 @@ def _variants(plan: Plan) -> list["Variant"]:
     return list(dict.fromkeys(c.variant for c in plan.conditions if c.variant is not None))
 
 
-def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
+def _as_planned(config: Config, manifest: Manifest, path: Path) -> str:
     """Says that the grid is that of the last plan, and in what the configuration describes another."""
-    asked = grid_of(config) | {"families": dict.fromkeys(config.sizes or config.families)}
-    differs = [part for part, named in asked.items() if list(named) != list(manifest[part])]
-    differs += [
-        part for part in ("benchmarks", "conditions") if part not in differs and asked[part] != manifest[part]
-    ]
+    nothing = {"schema": 1, "experiment": config.name, "families": {}, "cells": []}
+    asked = parse_manifest(nothing | grid_of(config))
+    differs = []
+    for group in ("benchmarks", "conditions"):
+        mine, theirs = getattr(asked, group), getattr(manifest, group)
+        if list(mine) != list(theirs) or mine != theirs:
+            differs.append(group)
+    if list(config.sizes or config.families) != list(manifest.families):
+        differs.append("families")
     line = f"as planned in {path}"
     if differs:
         line += f", whose {' and '.join(differs)} are not those of this configuration; add the stage 'extract' to plan anew"
@@ -286,25 +291,25 @@ def evaluate(plan: Plan, report: Report) -> None:
     evaluate_cells(plan, report)
 
 
-def render(config: Config, manifest: dict[str, Any], report: Report) -> None:
-    from pipeline.report import figures, tables
-    from pipeline.report.page import render as render_report
+def render(config: Config, manifest: Manifest, report: Report) -> None:
+    from pipeline.analysis.results import read_results
+    from pipeline.report import terminal
+    from pipeline.report.render import render as render_all
 
-    results, out = Path(config.results), Path(config.tables) / config.name
+    out = Path(config.tables) / config.name
     with held(out, config.name, report):
-        written = tables.render(manifest, results, out)
-        drawn = figures.render(manifest, results, out)
-        page = render_report(manifest, results, out, drawn)
-    for line in tables.problems(manifest, results):
+        results = read_results(manifest, Path(config.results))
+        files = render_all(results, out)
+    for line in results.problems:
         report(line)
-    for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
-        report(f"{what}: " + " ".join(str(f) for f in files))
-    report("\n" + tables.terminal(manifest, results) + "\n")
-    for line in tables.verdicts(manifest, results):
+    for what, paths in files.items():
+        report(f"{what}: " + " ".join(str(path) for path in paths))
+    report("\n" + terminal.summary(results) + "\n")
+    for line in terminal.verdict_lines(results):
         report(line)
 
 
-def track(config: Config, manifest: dict[str, Any], report: Report) -> None:
+def track(config: Config, manifest: Manifest, report: Report) -> None:
     from pipeline.tracking.runs import track as log_to_wandb
 
     log_to_wandb(config, manifest, report)

@@ -8,11 +8,12 @@ import pytest
 import torch
 import yaml
 
-from pipeline.analysis.results import load
+from pipeline.analysis.results import read_results
 from pipeline.commands.apply import vector_card
 from pipeline.config.compose import compose
 from pipeline.config.schema import Stage
 from pipeline.errors import UserError
+from pipeline.manifest import parse_manifest
 from pipeline.plan.plan import Plan
 from pipeline.report.tables import geometry
 from pipeline.stages import extract, prepare, run
@@ -92,7 +93,10 @@ def test_two_targets_of_the_same_donors_each_have_their_own_geometry(tmp_path: P
     plan = planned(tmp_path, {"vector": VECTOR}, *same_donors)
     micro, other = plan.families.values()
     assert plan.vector(micro) == plan.vector(other)
-    shown = {row["family"]: row for row in geometry(load(plan.manifest(), plan.results)).data}
+    shown = {
+        row["family"]: row
+        for row in geometry.table(read_results(parse_manifest(plan.manifest()), plan.results)).data
+    }
     for family in (micro, other):
         report = json.loads(plan.geometry_file(family).read_text())
         assert report["target"] == family.target.fingerprint
