@@ -72,7 +72,7 @@ tables: .venv/.done ## render tables and figures again from the records: make ta
 	$(BIN)/python -m pipeline 'stages=[render]' $(ARGS)
 
 compare: .venv/.done ## set two runs side by side: make compare A=results/runs/a.json B=results/runs/b.json
-	@$(BIN)/python -m pipeline.report.compare $(A) $(B)
+	@$(BIN)/python -m pipeline compare $(A) $(B) $(ARGS)
 
 parity: .venv/.done ## our scores beside the stock lm_eval command's: make parity ARGS="model=FOLDER data=FOLDER"
 	$(BIN)/python -m benchmarks.parity $(ARGS)

@@ -10,6 +10,8 @@
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
+    python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]
+                                                                 set two runs side by side
 
 Kept light: vLLM's processes import it again.
 """
@@ -28,7 +30,7 @@ SHOWN = {
     "apply": "pipeline.commands.apply",
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
-VERBS = ("run", "plan", "config", "doctor", *SHOWN)
+VERBS = ("run", "plan", "config", "doctor", "compare", *SHOWN)
 
 
 def main(arguments: list[str]) -> int:
@@ -65,6 +67,11 @@ def _nobody_reads() -> bool:
 
 
 def _run(verb: str, overrides: list[str]) -> int:
+    if verb == "compare":  # of what has been run: nothing is composed
+        from pipeline.commands import compare
+
+        print(compare.show(overrides))
+        return 0
     from pipeline.config.compose import compose
 
     if verb in SHOWN:

@@ -147,17 +147,21 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: written in format {data.get('schema')}, this version reads 1 and {SCHEMA}; run the experiment again"
         )
     try:
-        if data["schema"] == 1:
-            data["conditions"] = {name: _upgraded(name, c) for name, c in data["conditions"].items()}
-        manifest = _parsed(data)
+        return parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise DamagedFile(
             f"{path}: not a manifest that this version reads ({type(e).__name__}: {e}); run the experiment again"
         ) from None
-    return manifest
 
 
-def _parsed(data: dict[str, Any]) -> Manifest:
+def parse_manifest(data: dict[str, Any]) -> Manifest:
+    """The manifest that `data` of schema 1 or 2 describes.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: if it describes none.
+    """
+    if data["schema"] == 1:
+        data = data | {"conditions": {name: _upgraded(name, c) for name, c in data["conditions"].items()}}
     manifest = Manifest(
         data["experiment"],
         {name: FamilyEntry(**entry) for name, entry in data["families"].items()},

@@ -58,7 +58,7 @@ def run(config: Config, report: Report = print) -> None:
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
     if Stage.track in stages:
-        from pipeline.tracking.runs import mode
+        from pipeline.tracking.server import mode
 
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
@@ -261,20 +261,21 @@ def evaluate(plan: Plan, report: Report) -> None:
 
 
 def render(config: Config, manifest: Manifest, report: Report) -> None:
-    from pipeline.report import figures, tables
-    from pipeline.report.page import render as render_report
 
-    results, out = Path(config.results), Path(config.tables) / config.name
+    from pipeline.analysis.results import read_results
+    from pipeline.report import terminal
+    from pipeline.report.render import render as render_all
+
+    out = Path(config.tables) / config.name
     with held(out, config.name, report):
-        written = tables.render(manifest, results, out)
-        drawn = figures.render(manifest, results, out)
-        page = render_report(manifest, results, out, drawn)
-    for line in tables.problems(manifest, results):
+        results = read_results(manifest, Path(config.results))
+        files = render_all(results, out)
+    for line in results.problems:
         report(line)
-    for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
-        report(f"{what}: " + " ".join(str(f) for f in files))
-    report("\n" + tables.terminal(manifest, results) + "\n")
-    for line in tables.verdicts(manifest, results):
+    for what, paths in files.items():
+        report(f"{what}: " + " ".join(str(path) for path in paths))
+    report("\n" + terminal.summary(results) + "\n")
+    for line in terminal.verdict_lines(results):
         report(line)
 
 

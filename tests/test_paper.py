@@ -6,17 +6,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.analysis.results import read_results
 from pipeline.config.compose import compose
 from pipeline.config.explain import CONF
 from pipeline.files import ROOT
 from pipeline.plan.estimate import describe
 from pipeline.records import read_record
-from pipeline.report import figures, tables
+from pipeline.report import terminal
+from pipeline.report.render import render
 from pipeline.stages import prepare
 from tests import synthetic
 from tests.hub import Hub, environment, fill, trained, write_repositories
@@ -206,7 +209,7 @@ def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     config = compose([*overrides, f"results={tmp_path / 'results'}"])
     for cell in prepare(config).unique():
-        synthetic.write_cell(tmp_path / "results", cell.inputs, synthetic.samples([True, False], {}))
+        synthetic.write_cell(tmp_path / "results", cell.inputs, synthetic.samples([True, False]))
     shutil.rmtree(family)
     (tmp_path / "results").rename(tmp_path / "laptop")
     copied = [f"results={tmp_path / 'laptop'}", f"tables={tmp_path / 'tables'}", "tracking=disabled"]
@@ -221,14 +224,15 @@ def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
 
 def test_a_target_whose_donors_are_to_come_is_rendered_with_dashes(tmp_path: Path) -> None:
     """Its cells are the Baseline's, with Think, and the sweep's α = 0."""
-    families = {"small": {"label": "1.5B", "published_size": "1.5B"}, "large": {"label": "7B"}}
-    run = synthetic.write_run(tmp_path, families=families, documents=12)
+    families = {"small": synthetic.family("1.5B", published_size="1.5B"), "large": synthetic.family("7B")}
+    made = synthetic.write_run(tmp_path, families=families, documents=12)
     kept = ("baseline", "baseline_think", "alpha=0.0")
-    run["cells"] = [c for c in run["cells"] if c["family"] == "small" or c["condition"] in kept]
-    out = tmp_path / "tables"
-    assert figures.render(run, tmp_path, out) and tables.render(run, tmp_path, out)
-    assert tables.problems(run, tmp_path) == []
-    _, large = tables.terminal(run, tmp_path).split("7B", 1)
+    cells = tuple(c for c in made.cells if c.family == "small" or c.condition in kept)
+    results = read_results(replace(made, cells=cells), tmp_path)
+    files = render(results, tmp_path / "tables")
+    assert files["figures"] and files["tables"]
+    assert not results.problems
+    _, large = terminal.summary(results).split("7B", 1)
     rows = {line[:14].strip(): line[21:].split() for line in large.splitlines()[1:11]}
     assert "±" in rows["Baseline"] and set(rows["+Vector"]) == {"–"}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.analysis.results import load
+from pipeline.analysis.results import read_results
 from pipeline.commands.apply import vector_card
 from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Stage
@@ -96,7 +96,7 @@ def test_two_targets_of_the_same_donors_each_have_their_own_geometry(tmp_path: P
     plan = planned(tmp_path, {"vector": VECTOR}, *same_donors)
     micro, other = plan.families.values()
     assert plan.vector(micro) == plan.vector(other)
-    shown = {row["family"]: row for row in geometry(load(plan.manifest(), plan.results)).data}
+    shown = {row["family"]: row for row in geometry.table(read_results(plan.manifest(), plan.results)).data}
     for family in (micro, other):
         report = json.loads(plan.geometry_file(family).read_text())
         assert report["target"] == family.target.fingerprint

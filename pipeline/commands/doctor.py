@@ -181,19 +181,19 @@ def hub(config: Config) -> Iterator[Finding]:
 
 
 def wandb(config: Config) -> Iterator[Finding]:
-    from pipeline.tracking import runs as tracking
+    from pipeline.tracking import server
 
     try:
-        mode = tracking.mode(config) if Stage.track in config.stages else "disabled"
+        mode = server.mode(config) if Stage.track in config.stages else "disabled"
     except UserError as e:
         yield Finding("fail", "W&B", str(e))
         return
     if mode != "online":
         how = "runs are written for `wandb sync`" if mode == "offline" else "no runs are written"
-        key = "a key is known" if tracking.has_key() else "no key is known"
+        key = "a key is known" if server.has_key() else "no key is known"
         yield Finding("ok", "W&B", f"nothing is sent ({key}); {how}")
         return
-    address = tracking.server() if "//" in tracking.server() else f"https://{tracking.server()}"
+    address = server.address() if "//" in server.address() else f"https://{server.address()}"
     if refused := _unreachable(address):
         text = f"{address}: {refused}; mend the network, or set tracking.mode=offline"
         yield Finding("warning", "W&B", text)

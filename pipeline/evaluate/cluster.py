@@ -33,8 +33,9 @@ from pipeline.engine.engine import SteeringError
 from pipeline.errors import UserError
 from pipeline.evaluate.runner import ATTEMPTS, Progress, Runner, in_order
 from pipeline.evaluate.runner import name_of as _name
+from pipeline.manifest import manifest_path
 from pipeline.plan.plan import Cell, Plan
-from pipeline.records import is_done, manifest_path
+from pipeline.records import is_done
 
 PATIENCE = 60.0  # seconds without a running worker before the user is told
 LIVES = 4  # workers that may die one after the other in one place, on whatever cells, before none is started there
