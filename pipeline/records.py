@@ -8,7 +8,6 @@ How a folder is written whole: pipeline/files.py. One run at a time holds the st
 Formats: ARCHITECTURE.md. Nothing here knows how a record was made.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from pipeline.files import (
     json_bytes,
     move_away,
     new_folder,
+    read_bytes,
     read_json,
+    sha256,
     write_json,
     write_synced,
 )
@@ -56,12 +57,10 @@ class Record:
     def _samples(self) -> bytes:
         path = self.folder / "samples.jsonl"
         try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise DamagedFile(
-                f"{path}: cannot be read ({e.strerror}); remove {self.folder} and run again"
-            ) from None
-        if hashlib.sha256(data).hexdigest() != self.samples_sha256:
+            data = read_bytes(path)
+        except (OSError, UserError) as e:
+            raise DamagedFile(f"{path}: cannot be read ({e}); remove {self.folder} and run again") from None
+        if sha256(data) != self.samples_sha256:
             raise DamagedFile(f"{path}: checksum differs from its record; remove {self.folder} and run again")
         return data
 
@@ -133,7 +132,7 @@ def write_record(
         "provenance": provenance,
         "samples": {
             "file": "samples.jsonl",
-            "sha256": hashlib.sha256(lines).hexdigest(),
+            "sha256": sha256(lines),
             "rows": len(samples),
         },
     }
