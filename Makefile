@@ -60,7 +60,7 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
-	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=baseline conditions.baseline.variants=false $(ARGS)
+	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=sweep $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
 	$(BIN)/python -m pipeline apply $(ARGS)

@@ -75,9 +75,9 @@ def _run(verb: str, overrides: list[str]) -> int:
         return 0
     config = compose(overrides)
     if verb == "config":
-        from omegaconf import OmegaConf
+        from pipeline.config.compose import as_yaml
 
-        print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        print(as_yaml(config))
         return 0
     if verb == "doctor":
         from pipeline.commands import doctor

@@ -26,7 +26,6 @@ from pipeline.records import (
     read_manifest,
     read_record,
     write_manifest,
-    write_record,
 )
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
@@ -35,11 +34,10 @@ from tests import synthetic, tiny
 from tests.hub import Hub, Repository
 from tests.processes import CELLS, Run, command, finished
 
-SAMPLES = [{"doc_id": i, "score": 1.0, "output": "four"} for i in range(4)]
-
 
 def record(results: Path, alpha: float, output: str = "four") -> str:
-    return write_record(results, {"alpha": alpha}, {}, {}, {}, [s | {"output": output} for s in SAMPLES])
+    rows = [sample | {"output": output} for sample in synthetic.samples([True] * 4, {})]
+    return synthetic.write_cell(results, {"alpha": alpha}, rows)
 
 
 # --- disks
@@ -208,7 +206,8 @@ def test_what_the_hub_refuses_is_one_line_and_nothing_half_is_taken_for_whole(
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import __main__, interrupt, records, stages
+from pipeline import __main__, interrupt, stages
+from tests import synthetic
 
 def run(config, report):
     report("writing")
@@ -218,7 +217,7 @@ def run(config, report):
             os.kill(os.getpid(), number)
         rename(*names)
     os.rename = interrupted
-    records.write_record(Path(sys.argv[1]), {"alpha": 1.0}, {}, {}, {}, [{"score": 1.0}])
+    synthetic.write_cell(Path(sys.argv[1]), {"alpha": 1.0}, synthetic.samples([True], {}))
     os.rename = rename
     report("not reached")
 

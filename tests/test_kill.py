@@ -123,7 +123,8 @@ def answers(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in finished(root):
         record = read_record(root / "results", path.parent.name)
-        assert record is not None and record.check()
+        assert record is not None
+        record.check_samples()
         found[path.parent.name] = (
             record.inputs,
             record.metrics,

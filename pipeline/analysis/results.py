@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.statistics import Difference, Estimate, mean_interval, paired_difference
 from pipeline.errors import UserError
-from pipeline.records import Record, read_record
+from pipeline.records import Cost, Inputs, Metrics, Provenance, Record, read_record
 
 REFERENCE = "baseline"
 FLAG_SHARE = 0.1  # above this share of truncated or unreadable answers a cell is marked
@@ -52,10 +52,10 @@ class Cell:
     clusters: NDArray[np.intp] | None
     score: NDArray[np.float64]
     tokens: NDArray[np.float64]
-    metrics: dict[str, Any]
-    cost: dict[str, Any]
-    provenance: dict[str, Any]
-    inputs: dict[str, Any]
+    metrics: Metrics
+    cost: Cost
+    provenance: Provenance
+    inputs: Inputs
 
     @property
     def flags(self) -> str:
@@ -306,7 +306,7 @@ def _cell(results: Path, key: str, cluster: str | None, stamp: tuple[int, ...]) 
         made[source] += 1
     clusters = None
     if cluster is not None:
-        clusters = _codes(sources if cluster == "source_doc" else [s[cluster] for s in samples])
+        clusters = _codes(sources if cluster == "source_doc" else [s["subtask"] for s in samples])
     return Cell(
         key=key,
         docs=tuple(docs),

@@ -25,7 +25,6 @@ from pipeline.config.schema import (
     Config,
     DatasetConfig,
     Device,
-    FamilyConfig,
     Launcher,
     Stage,
 )
@@ -252,13 +251,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _families(config: Config) -> list[FamilyConfig]:
-    return [config.families[name] for name in (config.sizes or config.families)]
-
-
 def _checkpoints(config: Config) -> list[CheckpointConfig]:
-    parts = [getattr(f, part) for f in _families(config) for part in ("target", "sft", "grpo", "base")]
-    return list({s.id: s for s in parts if s is not None}.values())
+    sources = [s for family in config.opened_families().values() for s in family.sources().values()]
+    return list({s.id: s for s in sources}.values())
 
 
 def _is_local(source: CheckpointConfig) -> bool:

@@ -1,7 +1,7 @@
 """Compose conf/ with Hydra into a checked `Config`.
 
     from pipeline.config.compose import compose
-    config = compose(["experiment=micro", "sizes=[micro]"])
+    config = compose(["experiment=micro", "tasks=[gsm8k]"])
 
 Nothing is read that is not declared in the schema: an unknown or misspelt key, a missing group option or a value
 of the wrong type becomes one `UserError` that names the nearest neighbour.
@@ -10,23 +10,30 @@ of the wrong type becomes one `UserError` that names the nearest neighbour.
 import re
 import typing
 from collections.abc import Iterator
+from dataclasses import fields, replace
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.checks import check, check_declared
 from pipeline.config.explain import CONF, explain
-from pipeline.config.schema import CheckpointConfig, Config, VariantConfig, Weights
+from pipeline.config.schema import PARTS, CheckpointConfig, Config, Frozen, PartConfig, Start, frozen
 from pipeline.errors import UserError
+
+ADDED = r"\+(families|benchmarks|conditions|prompts)\."
+"""Entries that are added key by key: Hydra itself adds no typed entry to a dictionary."""
 
 
 def compose(overrides: list[str]) -> Config:
-    """Compose conf/config.yaml with `overrides` into a validated `Config`.
+    """Compose conf/config.yaml with `overrides` into a checked `Config`, which takes no change after that.
 
     Raises:
         UserError: for an unknown key, group option or value, naming the nearest that exists.
@@ -34,40 +41,95 @@ def compose(overrides: list[str]) -> Config:
     for folder in _config_folders(overrides):
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
+    written = [*map(_long_form, overrides), *_unpinned(overrides)]
+    added = [override for override in written if re.match(ADDED, override)]
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
-            cfg = hydra_compose("config", overrides=[*overrides, *_unpinned(overrides)])
+            cfg = hydra_compose("config", overrides=[o for o in written if o not in added])
+        OmegaConf.set_struct(cfg, False)  # dictionaries take a new key; what is typed stays typed
+        for override in OverridesParser.create().parse_overrides(added):
+            value = override.value()
+            for key in reversed(override.key_or_group.split(".")):
+                value = {key: value}
+            cfg = typing.cast(DictConfig, OmegaConf.merge(cfg, value))  # as a file of the configuration is
         config = typing.cast(Config, OmegaConf.to_object(cfg))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(explain(e)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         where = _unreadable(_config_folders(overrides))
-        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
+        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); fix it") from None
     except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
         raise UserError(
             f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
         ) from None
+    except RecursionError:
+        raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
     except ValueError as e:  # Hydra's, for a group that is no name
         raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
-    for part in ("families", "benchmarks", "conditions", "prompts"):
-        for name, value in getattr(config, part).items():
+    check_declared(config)
+    _fill_in(config)
+    check(config)
+    return typing.cast(Config, frozen(config))
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    """A configuration with other values at its top level; the one given stays as it is."""
+    return typing.cast(Config, frozen(replace(config, **changes)))
+
+
+def as_yaml(config: Config) -> str:
+    """The whole configuration as text, as it is after composition."""
+    return yaml.safe_dump(
+        _plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Frozen):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def _long_form(override: str) -> str:
+    """`families=[…]` and `conditions=[…]` choose from what is there; a list of one may be written without brackets."""
+    key, equals, value = override.partition("=")
+    if (
+        key in ("families", "tasks", "alpha", "stages")
+        and equals
+        and re.match(r"[^\[{$'\"]", value)
+        and value != "null"
+    ):
+        value = f"[{value}]"
+    if key == "families" or (key == "conditions" and value.startswith("[")):
+        key = f"chosen.{key}"
+    return f"{key}{equals}{value}"
+
+
+def _fill_in(config: Config) -> None:
+    """What the schema cannot say: an empty source is none, donors that a recipe has trained are found by their folder."""
+    for group in ("families", "benchmarks", "conditions", "prompts"):
+        for name, value in getattr(config, group).items():
             if value is None:
-                raise UserError(f"{part}.{name}: a value is required, found null; leave it out of its group")
+                raise UserError(f"{group}.{name}: a value is required, found null; leave it out of its group")
     for condition in config.conditions.values():
-        if condition.variant == VariantConfig():
-            condition.variant = None
+        if condition.part == PartConfig():
+            condition.part = None
+        for term in condition.terms:
+            if term.part == PartConfig():
+                term.part = None
     for family in config.families.values():
-        for part in ("sft", "grpo", "base"):
+        for part in PARTS[1:]:
             if (source := getattr(family, part)) is not None and not source.id:
                 trained = Path(family.donors or "", part)
                 is_there = family.donors is not None and (trained / "training.json").is_file()  # written last
                 setattr(family, part, CheckpointConfig(str(trained)) if is_there else None)
         waits = family.donors is not None and (family.sft is None or family.grpo is None)
-        if waits and all(c.weights is not Weights.base for c in config.conditions.values()):
+        if waits and all(c.start is not Start.base for c in config.conditions.values()):
             family.base = None  # it is for the vector's geometry alone
-    check_declared(config)
-    check(config)
-    return config
 
 
 def _unpinned(overrides: list[str]) -> Iterator[str]:

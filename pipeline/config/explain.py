@@ -10,6 +10,13 @@ from pipeline.config.schema import Config
 from pipeline.files import ROOT
 
 CONF = ROOT / "conf"
+RENAMED = {  # keys of earlier versions, and what is written now
+    "sizes": "families=[…]",
+    "sweep": "conditions.alpha.prompt=… or conditions.alpha.benchmarks=[…]",
+    "weights": "start (target, base, sft or grpo), alpha, and seeds for random vectors",
+    "variant": "part",
+    "plus": "terms: [{alpha: 1.0}, {alpha: 1.0, family: other}]",
+}
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -34,6 +41,10 @@ def _known_keys(path: str) -> list[str]:
 
 def unknown_key(path: str, known: list[str]) -> str:
     """The message for a key that is not declared; `known` are those beside it, others lie one level down."""
+    first, last = path.split(".")[0], path.split(".")[-1]
+    if first in ("sizes", "sweep") or (first == "conditions" and last in RENAMED):
+        renamed = RENAMED[first if first in RENAMED else last]
+        return f"'{path}' is of an earlier version; write {renamed}"
     parts = {
         part: cls for part, cls in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(cls)
     }

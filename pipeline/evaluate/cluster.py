@@ -22,11 +22,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 from evals import sandbox
+from pipeline.config.compose import changed
 from pipeline.config.schema import Config, Device, EngineConfig, LauncherConfig
 from pipeline.engine.engine import SteeringError
 from pipeline.errors import UserError
@@ -82,7 +83,10 @@ class Actor:
         if any(task.config.runs_code for task in self.plan.tasks):
             sandbox.require(self.plan.config.allow_unsandboxed)
         if self.plan.config.engine.tensor_parallel_size == 1:
-            self.plan.config.engine.in_process = True  # a killed worker leaves no engine behind
+            engine = replace(
+                self.plan.config.engine, in_process=True
+            )  # a killed worker leaves no engine behind
+            self.plan = replace(self.plan, config=changed(self.plan.config, engine=engine))
         self.cells = {cell.key: cell for cell in self.plan.cells}
         self.runner = Runner(self.plan)
 

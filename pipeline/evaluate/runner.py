@@ -170,7 +170,7 @@ class Runner:
             "requests": lm.requests,
         }
         metrics = summarise(samples, cell.task.config.metric)
-        chat = takes_chat_template(cell.family.config, cell.condition.weights)
+        chat = takes_chat_template(cell.family.config, cell.condition.start)
         template = chat_template_sha(lm.tokenizer) if chat else None
         provenance = provenance_of(self.plan.config, cell, started, template)
         write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
@@ -190,7 +190,7 @@ class Runner:
         return self.engine
 
     def _steer(self, engine: Engine, family: Family, condition: Condition) -> None:
-        start, terms = family.checkpoint(condition.weights), self.plan.terms(family, condition)
+        start, terms = family.checkpoint(condition.start), self.plan.terms(family, condition)
         wanted = f"{start.path} {terms}"
         if wanted != self.weights:
             self.weights = ""  # until the swap is certified nothing is loaded
@@ -207,7 +207,7 @@ class Runner:
             task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
             limit=cell.task.limit,
             system_instruction=prompt.system,
-            apply_chat_template=takes_chat_template(cell.family.config, cell.condition.weights),
+            apply_chat_template=takes_chat_template(cell.family.config, cell.condition.start),
             fewshot_as_multiturn=True,
             bootstrap_iters=0,
             log_samples=True,
@@ -221,4 +221,4 @@ class Runner:
     def _tasks(self, task: Task, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""
         manager = manager_of(self.plan.tasks)
-        return {s: load_task(manager, self.plan.config, task, s, prompt) for s in task.subtasks}
+        return {s: load_task(manager, task, s, prompt) for s in task.subtasks}

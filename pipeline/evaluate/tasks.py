@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals import code
 from pipeline import documents as data
-from pipeline.config.schema import Config, EngineConfig, PromptConfig
+from pipeline.config.schema import EngineConfig, PromptConfig
 from pipeline.errors import UserError
 from pipeline.plan.family import Family
 from pipeline.plan.grid import Task
@@ -36,15 +36,15 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
     if vectors:
         for cell in {(c.family.name, c.condition): c for c in missing}.values():
             plan.terms(cell.family, cell.condition)
-    for cell in {(c.family.name, c.condition.weights): c for c in missing}.values():
-        checkpoint = cell.family.checkpoint(cell.condition.weights)
+    for cell in {(c.family.name, c.condition.start): c for c in missing}.values():
+        checkpoint = cell.family.checkpoint(cell.condition.start)
         check_compatible(cell.family.target, checkpoint, checkpoint)
     for family in {c.family.name: c.family for c in missing}.values():
         _check_tokenizer(family, plan.config.engine)
     manager = manager_of(plan.tasks)
     for task in {c.task.name: c.task for c in missing}.values():
         for subtask in task.subtasks:
-            loaded = load_task(manager, plan.config, task, subtask, PromptConfig())
+            loaded = load_task(manager, task, subtask, PromptConfig())
             _check_task(loaded, task)
 
 
@@ -154,9 +154,7 @@ def _prepare_lm_eval() -> None:
     utils.env.from_string = lru_cache(utils.env.from_string)
 
 
-def load_task(
-    manager: "TaskManager", config: Config, task: Task, subtask: str | None, prompt: PromptConfig
-) -> Any:
+def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: PromptConfig) -> Any:
     """An lm-eval task with our documents, changes, examples and prompt condition.
 
     Raises:
@@ -180,9 +178,7 @@ def load_task(
     asked = settings.get("test_split") or settings.get("validation_split")
     if asked != b.dataset.split:
         raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
-    documents = data.load(
-        asdict(b.dataset), config.data.folder, subtask, b.form, task.perturbation, config.perturbation_seed
-    )
+    documents = data.load(asdict(b.dataset), task.folder, subtask, b.form, task.perturbation, task.seed)
     spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
     if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
         spec |= {
@@ -193,7 +189,7 @@ def load_task(
         }
         spec["test_split"] = asked
     else:
-        _check_split_of_examples(settings, task, list(documents), config.data.folder)
+        _check_split_of_examples(settings, task, list(documents), task.folder)
     try:  # an inline group is lm-eval's way to take a stock task with overrides
         loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
         first = loaded.eval_docs[0]

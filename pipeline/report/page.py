@@ -23,7 +23,7 @@ from pipeline.analysis import claims
 from pipeline.analysis.results import MARKS, REFERENCE, Cell, Grid, load
 from pipeline.errors import UserError
 from pipeline.files import write_file
-from pipeline.records import read_record
+from pipeline.records import Sample, read_record
 from pipeline.report import figures
 from pipeline.report.formats import as_html
 from pipeline.report.tables import build, verdict_reason
@@ -113,7 +113,7 @@ def _packs(grid: Grid) -> Iterator[tuple[dict[str, Any], list[list[Any]]]]:
                     if old and new and old.key != new.key:
                         places.append((family, benchmark, name, old, new, _changed(old, new)))
     cap = _cap([len(changed) for *_, changed in places])
-    texts: dict[str, dict[Any, dict[str, Any]]] = {}
+    texts: dict[str, dict[Any, Sample]] = {}
     for family, benchmark, name, old, new, changed in places:
         shown = changed[:cap]
         texts = {old.key: texts.get(old.key) or _samples(grid, old)}  # of one benchmark at a time
@@ -148,14 +148,14 @@ def _cap(sizes: list[int]) -> int:
     return low
 
 
-def _samples(grid: Grid, cell: Cell) -> dict[Any, dict[str, Any]]:
+def _samples(grid: Grid, cell: Cell) -> dict[Any, Sample]:
     record = read_record(grid.results, cell.key)
     if record is None:
         raise UserError(f"record {cell.key[:12]} vanished while the report was made; render again")
     return dict(zip(cell.docs, record.samples(), strict=True))
 
 
-def _pair(doc: Any, old: dict[str, Any], new: dict[str, Any]) -> list[Any]:
+def _pair(doc: Any, old: Sample, new: Sample) -> list[Any]:
     """One document for the page's script: name, target, prompt, the other prompt or null, two answers."""
     name = f"{doc[0]} {doc[1]}" if doc[0] is not None else f"{doc[1]}"
     other = new["prompt"] if new["prompt"] != old["prompt"] else None
@@ -169,7 +169,7 @@ def _pair(doc: Any, old: dict[str, Any], new: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _answer(sample: dict[str, Any]) -> list[Any]:
+def _answer(sample: Sample) -> list[Any]:
     extracted = "; ".join(f"{name}: {text}" for name, text in sample["extracted"].items())
     return [sample["score"], sample["output"], extracted, sample["tokens"], sample["finish"]]
 

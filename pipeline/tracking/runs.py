@@ -23,7 +23,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ SERVER = "https://api.wandb.ai"
 ANSWER_WITHIN = 3.0  # seconds that a server has to answer at all
 UPLOAD_WITHIN = 10.0  # seconds that the upload may make no progress
 MODES = {m: m for m in ("online", "offline", "disabled")} | {"run": "online", "dryrun": "offline"}
-TEXTS = ("prompt", "target", "output")
 METRICS = ("score", "stderr", "n", "share_truncated", "share_not_extracted", "mean_tokens")
 COSTS = ("seconds", "generated_tokens", "prompt_tokens", "requests")
 Run = dict[str, Any]  # id, content, name, family, condition (None: the summary), cells: {benchmark: key}
@@ -300,15 +299,17 @@ class _Logger:
         for benchmark, key in run["cells"].items():
             name, record = benchmark.replace("@", "/"), read_record(self.results, key)
             assert record is not None
-            data |= {f"{name}/{k}": v for k in METRICS if (v := record.metrics[k]) is not None}
-            data |= {f"{name}/{k}": record.cost[k] for k in COSTS}
+            numbers: Mapping[str, Any] = {**record.metrics, **record.cost}
+            data |= {f"{name}/{k}": v for k in (*METRICS, *COSTS) if (v := numbers[k]) is not None}
             seconds = record.cost["seconds"]
             data[f"{name}/tokens_per_second"] = record.cost["generated_tokens"] / seconds if seconds else 0.0
             rows: list[Any] = [
-                [s["doc_id"], *(s[t] for t in TEXTS), s["score"], s["tokens"]]
+                [s["doc_id"], s["prompt"], s["target"], s["output"], s["score"], s["tokens"]]
                 for s in record.samples()[:SAMPLES]
             ]
-            data[f"{name}/samples"] = wandb.Table(columns=["document", *TEXTS, "score", "tokens"], data=rows)
+            data[f"{name}/samples"] = wandb.Table(
+                columns=["document", "prompt", "target", "output", "score", "tokens"], data=rows
+            )
         return data
 
     def _vectors(self, run: Run) -> list[str]:
