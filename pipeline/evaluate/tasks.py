@@ -17,7 +17,7 @@ from pipeline.plan.family import Family
 from pipeline.plan.grid import Task
 from pipeline.plan.keys import TASKS
 from pipeline.plan.plan import Plan
-from pipeline.weights.checkpoint import EMBEDDING
+from pipeline.weights.architecture import EMBEDDING
 from pipeline.weights.compatibility import check_compatible
 
 if TYPE_CHECKING:
