@@ -50,6 +50,7 @@ from typing import Literal
 from pipeline.errors import UserError
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
+MODULES = [CHILD.with_name("sandbox_protocol.py")]  # of our own, that it imports
 NAMESPACES = Path(__file__).with_name("sandbox_namespaces.py")
 # A fixed hash seed makes the order of a set, and with it the verdict, the same in every run.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
@@ -228,7 +229,7 @@ def _visible() -> tuple[str | None, list[str]]:
     """The folder to import numpy from, if there is one, and every path that the sandbox shows, in place."""
     python = os.path.realpath(sys.executable)
     paths = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/dev/null"]
-    paths += [f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64", python, str(CHILD)]
+    paths += [f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64", python, str(CHILD), *map(str, MODULES)]
     packages = None
     spec = importlib.util.find_spec("numpy")  # the tests of HumanEval+ import it
     if spec is not None and spec.submodule_search_locations:

@@ -4,18 +4,15 @@
 
 `sandbox.py` starts it and says what it guards against. Order matters: the candidate is forked off and
 confined before the checker reads the job (tests and token), so the candidate's memory cannot hold them. The
-two speak in frames (8 bytes of length, then a pickle) over two pipes. The candidate is never believed: its
-pickles may name plain types only, and anything else is a number to which the checker gives a `Remote`, which
-equals nothing but itself and whose calls and attributes are again questions to the candidate. Standard
-library only.
+two speak in the frames of `sandbox_protocol.py`. The candidate is never believed: what it sends is made anew
+as plain data, and an object that stays with it is a `Remote` to the checker, which equals nothing but itself
+and whose calls and attributes are again questions to the candidate. Standard library only.
 """
 
 import builtins
 import ctypes
-import io
 import json
 import os
-import pickle
 import random
 import re
 import resource
@@ -25,16 +22,11 @@ import sys
 import types
 from typing import Any, NoReturn
 
-FRAME_BYTES = 64 * 2**20  # the largest answer that the checker reads
-# What an answer may consist of: values whose equality is that of the standard library.
-BASES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
-VALUES = {
-    *(("builtins", kind.__name__) for kind in (*BASES, range, slice)),
-    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
-    ("collections", "deque"),
-    ("decimal", "Decimal"),
-    ("fractions", "Fraction"),
-}
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from evals.sandbox_protocol import decode, encode, receive, send
+
+sys.path.pop()  # of this project a program can import nothing more
+
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # System calls that make or reach other processes, threads, namespaces or machines, with their numbers on
 # x86_64 and aarch64 (asm/unistd.h). No program of a benchmark needs one.
@@ -92,76 +84,18 @@ def limit(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def send(fd: int, frame: bytes) -> None:
-    data = memoryview(struct.pack("Q", len(frame)) + frame)
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def receive(fd: int) -> bytes:
-    """One frame. Raises EOFError if the other side has ended, ValueError if the frame is too long."""
-
-    def read(count: int) -> bytes:
-        parts = []
-        while count:
-            part = os.read(fd, min(count, 2**20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    (length,) = struct.unpack("Q", read(8))
-    if length > FRAME_BYTES:
-        raise ValueError(f"a value of {length} bytes")
-    return read(length)
-
-
 # ---- the candidate ----
 
 
-class Handles:
+class Objects:
     """Objects that have no plain form stay in the candidate; the checker knows them by number."""
 
     def __init__(self) -> None:
-        self.objects: list[Any] = []
+        self.kept: list[Any] = []
 
-    def dumps(self, value: Any) -> bytes:
-        objects = self.objects
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, obj: Any) -> int | None:
-                kind = obj if isinstance(obj, type) else type(obj)
-                plain = obj is None or isinstance(obj, BASES) or is_numpy_scalar(obj)
-                if plain or (kind.__module__, kind.__qualname__) in VALUES:
-                    return None
-                objects.append(obj)
-                return len(objects) - 1
-
-            def reducer_override(self, obj: Any) -> Any:
-                if is_numpy_scalar(obj):
-                    return type(obj.item()), (obj.item(),)
-                for base in () if type(obj) in BASES else BASES:
-                    if isinstance(obj, base):  # an instance of a subclass: what travels is its plain content
-                        return base, (base(obj),)  # type: ignore[arg-type]
-                return NotImplemented
-
-        buffer = io.BytesIO()
-        Pickler(buffer).dump(value)
-        return buffer.getvalue()
-
-    def loads(self, data: bytes) -> Any:
-        objects = self.objects
-
-        class Unpickler(pickle.Unpickler):
-            def persistent_load(self, number: int) -> Any:
-                return objects[number]
-
-        return Unpickler(io.BytesIO(data)).load()
-
-
-def is_numpy_scalar(obj: Any) -> bool:
-    return type(obj).__module__ == "numpy" and hasattr(obj, "item") and not hasattr(obj, "__len__")
+    def number(self, thing: Any) -> int:
+        self.kept.append(thing)
+        return len(self.kept) - 1
 
 
 def confine(kept: tuple[int, int], limits: dict[str, Any]) -> None:
@@ -189,9 +123,9 @@ def serve(requests: int, answers: int) -> NoReturn:
     random.seed(0)
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
-    handles = Handles()
+    objects = Objects()
     while True:
-        question, *arguments = handles.loads(receive(requests))
+        question, *arguments = decode(receive(requests), objects.kept.__getitem__)
         value: Any = None
         try:
             if question == "exec":
@@ -206,10 +140,10 @@ def serve(requests: int, answers: int) -> NoReturn:
                 setattr(*arguments)
             elif question == "list":
                 value = list(arguments[0])
-            answer = handles.dumps(("ok", value))
+            answer = encode(("ok", value), objects.number)
         except BaseException as error:  # noqa: BLE001  the tests decide what an exception means
             known = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
-            answer = handles.dumps(("error", type(error).__name__, known, str(error)[:200]))
+            answer = encode(("error", type(error).__name__, known, str(error)[:200]), objects.number)
         send(answers, answer)
 
 
@@ -263,11 +197,10 @@ class Checker:
 
     def ask(self, *question: Any) -> Any:
         """The candidate's answer; what it raised is raised here as the nearest built-in exception."""
-        buffer = io.BytesIO()
-        QuestionPickler(buffer).dump(question)
+        frame = encode(question, number_of)
         try:
-            send(self.requests, buffer.getvalue())
-            answer = AnswerUnpickler(io.BytesIO(receive(self.answers)), self).load()
+            send(self.requests, frame)
+            answer = decode(receive(self.answers), lambda number: Remote(self, number))
             if answer[0] == "ok":
                 return answer[1]
             _, name, known, message = map(str, answer)
@@ -285,25 +218,6 @@ class Checker:
         except TypeError:  # UnicodeDecodeError and its like take more arguments
             raised = RuntimeError(text)
         raise raised
-
-
-class QuestionPickler(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> int | None:
-        return obj._number if type(obj) is Remote else None
-
-
-class AnswerUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, checker: Checker) -> None:
-        super().__init__(file)
-        self.checker = checker
-
-    def persistent_load(self, number: int) -> "Remote":
-        return Remote(self.checker, number)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in VALUES:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module, name)
 
 
 class Remote:
@@ -328,6 +242,12 @@ class Remote:
 
     def __iter__(self) -> Any:
         return iter(self._checker.ask("list", self))
+
+
+def number_of(thing: Any) -> int:
+    if type(thing) is not Remote:
+        raise TypeError(f"a program cannot be given a {type(thing).__name__} of the tests")
+    return thing._number
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from evals import sandbox
@@ -177,6 +178,14 @@ def shout(text):
         try: os.write(fd, text.encode())
         except OSError: pass
 """
+# Answers that no honest candidate would send: `raw` sends bytes of its own in the place of an answer.
+RAW = """
+import os, struct
+def raw(data):
+    for fd in range(3, 64):
+        try: os.write(fd, struct.pack('Q', len(data)) + data)
+        except OSError: pass
+"""
 ATTEMPTS = {
     "exit before the check": "import sys; sys.exit(0)",
     "exit during the check": "import sys\ndef f(x): sys.exit(0)",
@@ -196,7 +205,7 @@ import sys
 main = sys.modules['__main__']
 main.Checker.check = main.Checker.finish = main.Checker.ask = lambda *a: None
 for name in list(vars(main)):
-    if name not in ('Handles', 'receive', 'send'): setattr(main, name, lambda *a: None)
+    if name not in ('decode', 'encode', 'receive', 'send'): setattr(main, name, lambda *a: None)
 """,
     "equal to everything": """
 class Equal:
@@ -228,6 +237,15 @@ def f(x):
     for fd in range(3, 64):
         try: os.write(fd, struct.pack('Q', len(frame)) + frame)
         except OSError: pass
+""",
+    "a pickle that changes a class of the checker": RAW
+    + r"""
+from fractions import Fraction
+kinds = b''.join(b'U%c%scbuiltins\nslice\ns' % (len(n), n) for n in (b'__eq__', b'__ne__', b'__lt__', b'__gt__'))
+build = b'cfractions\nFraction\n(N(d' + kinds + b'tb0'
+def f(x):
+    raw(build + b'(U\x02okcfractions\nFraction\n(I1\ntRt.')
+    return Fraction(1)
 """,
     "an answer without end": """
 import os, struct
@@ -322,12 +340,12 @@ def test_a_program_cannot_answer_with_more_names_than_the_tests_take() -> None:
     source = """
 import sys
 main = sys.modules['__main__']
-dumps = main.Handles.dumps
-def lie(self, answer):
+encode = main.encode
+def lie(answer, number_of):
     if isinstance(answer[1], dict):
         answer = 'ok', {**answer[1], 'abs': lambda x: 4}
-    return dumps(self, answer)
-main.Handles.dumps = lie
+    return encode(answer, number_of)
+main.encode = lie
 """
     tests = "assert abs(f(2)) == 4"
     assert judge(source + RIGHT, sandbox.require(), tests) == Verdict("passed")
@@ -530,7 +548,7 @@ def test_namespaces_alone_show_no_home_no_processes_and_no_environment(looked: d
         "lib64",
         "tmp",
         "usr",
-        *(p.parts[1] for p in (Path(sys.base_prefix), ROOT)),
+        *(p.parts[1] for p in (Path(sys.base_prefix), ROOT, Path(numpy.__file__))),
     }
     assert set(looked["top"]) <= allowed
     assert set(looked["environment"]) <= {*sandbox.ENVIRONMENT, "LC_CTYPE", "PWD"}
