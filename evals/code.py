@@ -7,13 +7,18 @@ them in parallel in the sandbox. What it returns for an answer is the verdict as
 
 Different from the stock tasks: 10 s of CPU time instead of 3 s on the clock, and the other limits of
 `sandbox.Limits`; what `sandbox` says about arguments and arrays; and the tests use the helpers that a prompt
-defines (HumanEval/32, 38, 50) as the prompt defines them, not as the answer may have redefined them.
+defines (HumanEval/32, 38, 50) as the prompt defines them, and modules such as `math` as Python has them, not
+as the answer may have redefined them.
+
+Not different: a test that is too weak. Those of HumanEval+ compare floats with `np.allclose`, for which an
+empty list is close to any number: `return []` passes HumanEval/2, 4 and 45.
 """
 
 import ast
 import builtins
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +76,14 @@ def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
     if not blocks or not blocks[0].strip():
         return None
     tests = "\n".join(doc["test_list"][:3])
-    return sandbox.Program(source=blocks[0], tests=tests, names=_free_names(tests))
+    names = _free_names(tests)
+    modules = {name for name in names & sys.stdlib_module_names if re.search(rf"\b{name}\.", tests)}
+    return sandbox.Program(
+        source=blocks[0],
+        tests=tests,
+        names=tuple(sorted(names - modules)),
+        setup="".join(f"import {name}\n" for name in sorted(modules)),
+    )
 
 
 def check(doc: Doc) -> None:
@@ -125,7 +137,7 @@ def _without_body(prompt: str) -> str:
     )
 
 
-def _free_names(tests: str) -> tuple[str, ...]:
+def _free_names(tests: str) -> set[str]:
     """The names that the tests read and that neither Python nor the tests define: the program's."""
     try:
         tree = ast.parse(tests)
@@ -133,4 +145,4 @@ def _free_names(tests: str) -> tuple[str, ...]:
         raise UserError(f"tests must be Python, found {error!r}: mend {tests[:60]!r}") from None
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    return tuple(sorted({node.id for node in names} - bound - set(dir(builtins))))
+    return {node.id for node in names} - bound - set(dir(builtins))

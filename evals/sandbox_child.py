@@ -167,7 +167,10 @@ class Checker:
             exec(compile(job["setup"], "setup", "exec"), tests)
             self.ask("exec", job["source"])
             given = self.ask("names", job["names"])
-            tests |= {name: given[name] for name in job["names"] if name in given}  # and no other name
+            for name in job["names"]:  # and no other name
+                tests.pop(name, None)
+                if name in given:
+                    tests[name] = given[name]
             exec(compile(job["tests"], "tests", "exec"), tests)
         except BaseException as error:  # noqa: BLE001  whatever the tests raise is a failure
             self.finish("failed", f"{type(error).__name__}: {error}")
@@ -200,10 +203,13 @@ class Checker:
         frame = encode(question, number_of)
         try:
             send(self.requests, frame)
-            answer = decode(receive(self.answers), lambda number: Remote(self, number))
-            if answer[0] == "ok":
-                return answer[1]
-            _, name, known, message = map(str, answer)
+            match decode(receive(self.answers), lambda number: Remote(self, number)):
+                case ("ok", value):
+                    return value
+                case ("error", str(name), str(known), str(message)):
+                    pass
+                case _:
+                    raise ValueError("neither an answer nor an error")
         except (EOFError, BrokenPipeError):
             self.candidate_ended()
         except Exception as error:  # noqa: BLE001  the candidate may have sent anything

@@ -321,6 +321,19 @@ def longest(pairs):
     ]
 
 
+def test_mbpp_tests_compare_with_functions_of_their_own() -> None:
+    tests = ["assert math.isclose(half(3), 1.5)", "assert sorted(half(x) for x in (4, 2)) == [1, 2]"]
+    own = "class math:\n    isclose = lambda *a, **k: True\nsorted = lambda *a: [1, 2]\n"
+    for answer, passed in (
+        ("def half(x): return x / 2", True),
+        ("import math\ndef half(x): return x / 2", True),
+        (f"{own}def half(x): return x / 2", True),
+        (f"{own}def half(x): return 0", False),
+    ):
+        ((verdict,),) = code.mbpp_verdicts([[answer + "\n```"]], [{"test_list": tests}])
+        assert (verdict == "passed") is passed, verdict
+
+
 def test_mbpp_answers_without_a_closed_block_are_not_extracted() -> None:
     given = code.mbpp_verdicts([["def add(a, b):\n  return a + b"], [MBPP[0]["code"] + "\n```"]], MBPP[:2])
     assert given == [["[invalid]"], ["passed"]]

@@ -157,6 +157,11 @@ def test_setup_is_trusted_and_only_named_globals_are_taken_from_the_program() ->
     assert sandbox.run([program]) == [Verdict("passed")]
 
 
+def test_a_name_that_the_program_lacks_is_not_taken_from_the_setup() -> None:
+    program = Program("def g(): pass", "assert f(2) == 4", ("f",), setup="def f(x): return 4")
+    assert sandbox.run([program]) == [Verdict("failed", "NameError: name 'f' is not defined")]
+
+
 def test_order_of_sets_and_random_numbers_are_the_same_in_every_run() -> None:
     source = "import random\ndef f(): return list({str(i) for i in range(50)}), random.random()"
     reports = [judge(source, sandbox.require(), "raise ValueError(f())").detail for _ in range(3)]
