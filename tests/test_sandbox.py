@@ -341,6 +341,44 @@ def f(known):
     assert judge(source, level, tests) == Verdict("passed")
 
 
+def test_no_byte_of_the_programs_memory_is_of_the_tests_or_the_token() -> None:
+    """At the level where a program sees /proc and can look at all that was mapped before it was forked off."""
+    source = """
+import ctypes, re
+mark = bytes(range(65, 91))[::-1]
+def f():
+    count = [0, 0, 0]
+    for line in open('/proc/self/maps'):
+        place, rights, *rest = line.split()
+        if rights.startswith('r') and rest[-1] not in ('[vvar]', '[vvar_vclock]', '[vsyscall]'):
+            start, end = (int(part, 16) for part in place.split('-'))
+            memory = ctypes.string_at(start, end - start)
+            for i, pattern in enumerate((b'MARK[-]OF[-]TESTS', b'"token"[:] "[0-9a-f]', b'ZY[X]W')):
+                count[i] += len(re.findall(pattern, memory))
+    return count
+"""
+    tests = "mark = 'MARK-OF-TESTS'\ncount = f()\nassert count[:2] == [0, 0] and count[2] > 0, count"
+    assert judge(source, Level.none, tests) == Verdict("passed")
+
+
+def test_a_program_holds_no_descriptor_but_its_own(level: Level) -> None:
+    source = """
+import os, stat
+def f():
+    kinds = []
+    for fd in range(2**16):
+        try: kinds.append(stat.S_IFMT(os.fstat(fd).st_mode))
+        except OSError: pass
+    writes = 0
+    for fd in range(64):
+        try: writes += os.write(fd, b'')  == 0
+        except OSError: pass
+    return kinds == [stat.S_IFCHR, stat.S_IFREG, stat.S_IFREG, stat.S_IFIFO, stat.S_IFIFO], kinds, writes
+"""
+    tests = "right, kinds, writes = f()\nassert right and writes == 3, (kinds, writes)"
+    assert judge(source, level, tests) == Verdict("passed")
+
+
 def test_a_program_cannot_answer_with_more_names_than_the_tests_take() -> None:
     source = """
 import sys
