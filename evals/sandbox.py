@@ -50,7 +50,7 @@ from typing import Literal
 from pipeline.errors import UserError
 
 CHILD = Path(__file__).with_name("sandbox_child.py")
-MODULES = [CHILD.with_name("sandbox_protocol.py")]  # of our own, that it imports
+MODULES = [CHILD.with_name(f"sandbox_{part}.py") for part in ("protocol", "seccomp")]  # what it imports
 NAMESPACES = Path(__file__).with_name("sandbox_namespaces.py")
 # A fixed hash seed makes the order of a set, and with it the verdict, the same in every run.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
@@ -77,6 +77,7 @@ class Limits:
     memory_bytes: int = 2 * 2**30
     file_bytes: int = 16 * 2**20  # of any one file, and of standard output and error together
     temporary_bytes: int = 64 * 2**20  # of everything in /tmp
+    files: int = 4096  # in /tmp
     open_files: int = 64
 
 
@@ -205,11 +206,12 @@ def _command(level: Level, limits: Limits) -> list[str]:
     packages, visible = _visible()
     # -I would do, but for the hash seed, which comes from the environment.
     python = [os.path.realpath(sys.executable), "-s", "-S", "-P"]
-    child = [*python, str(CHILD), json.dumps(asdict(limits) | {"packages": packages})]
+    what = asdict(limits) | {"packages": packages, "own_tmp": level is not Level.none}
+    child = [*python, str(CHILD), json.dumps(what)]
     if level is Level.none:
         return child
     if level is Level.namespaces:
-        spec = {"visible": visible, "temporary_bytes": limits.temporary_bytes, "command": child}
+        spec = {"visible": visible, "bytes": limits.temporary_bytes, "files": limits.files, "command": child}
         return [*python, str(NAMESPACES), json.dumps(spec)]
     bwrap = shutil.which("bwrap")
     if bwrap is None:

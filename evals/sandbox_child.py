@@ -10,70 +10,23 @@ and whose calls and attributes are again questions to the candidate. Standard li
 """
 
 import builtins
-import ctypes
 import json
 import os
 import random
 import re
 import resource
+import select
 import signal
-import struct
 import sys
 import types
 from typing import Any, NoReturn
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from evals import sandbox_seccomp
 from evals.sandbox_protocol import decode, encode, receive, send
+from evals.sandbox_seccomp import prctl
 
 sys.path.pop()  # of this project a program can import nothing more
-
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# System calls that make or reach other processes, threads, namespaces or machines, with their numbers on
-# x86_64 and aarch64 (asm/unistd.h). No program of a benchmark needs one.
-FORBIDDEN_CALLS = {
-    "socket": (41, 198),
-    "clone": (56, 220),
-    "fork": (57, None),
-    "vfork": (58, None),
-    "execve": (59, 221),
-    "kill": (62, 129),
-    "ptrace": (101, 117),
-    "rt_sigqueueinfo": (129, 138),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "unshare": (272, 97),
-    "rt_tgsigqueueinfo": (297, 240),
-    "setns": (308, 268),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "execveat": (322, 281),
-    "pidfd_send_signal": (424, 424),
-    "io_uring_setup": (425, 425),
-    "clone3": (435, 435),
-}
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def prctl(option: int, *arguments: Any) -> None:
-    if libc.prctl(option, *arguments, *[0] * (4 - len(arguments))) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
-
-
-def forbid_calls() -> None:
-    """Have the kernel kill this process, for good, at any of FORBIDDEN_CALLS (seccomp(2), a BPF program)."""
-    machine = os.uname().machine
-    numbers = [pair[list(AUDIT_ARCH).index(machine)] for pair in FORBIDDEN_CALLS.values()]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, RET|K
-    # The number 2**30 and above are x32's doubles of the same calls.
-    tests = [(at_least, 2**30), *((equal, number) for number in numbers if number is not None)]
-    code = [(load, 0, 0, 4), (equal, 0, len(tests) + 2, AUDIT_ARCH[machine]), (load, 0, 0, 0)]
-    code += [(test, len(tests) - i, 0, number) for i, (test, number) in enumerate(tests)]
-    code += [(give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x80000000)]  # allow; kill the process
-    lines = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(lines)))
-    prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
-    prctl(22, 2, ctypes.byref(program))  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 def limit(limits: dict[str, Any]) -> None:
@@ -101,9 +54,7 @@ class Objects:
 def confine(kept: tuple[int, int], limits: dict[str, Any]) -> None:
     """Leave this process its limits, the two descriptors `kept`, and no way to reach another process."""
     prctl(1, signal.SIGKILL)  # dies with the checker
-    path = f"/tmp/output-{os.getpid()}"
-    output = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(path)
+    output = os.memfd_create("output")
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -115,7 +66,7 @@ def confine(kept: tuple[int, int], limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits["open_files"], limits["open_files"]))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; here too much output ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    forbid_calls()
+    sandbox_seccomp.install()
 
 
 def serve(requests: int, answers: int) -> NoReturn:
@@ -198,12 +149,22 @@ class Checker:
         }
         self.finish("failed", reasons.get(number, f"the program was ended by signal {number}"))
 
+    def wait(self) -> None:
+        """Until the candidate has sent something. No mount option of bubblewrap limits the files in /tmp."""
+        most = self.limits["files"]
+        while True:
+            if self.limits["own_tmp"] and files_in_tmp() > most:
+                os.kill(self.pid, signal.SIGKILL)
+                self.finish("failed", f"the program made more than {most} files")
+            if select.select([self.answers], [], [], 0.05)[0]:
+                return
+
     def ask(self, *question: Any) -> Any:
         """The candidate's answer; what it raised is raised here as the nearest built-in exception."""
         frame = encode(question, number_of)
         try:
             send(self.requests, frame)
-            match decode(receive(self.answers), lambda number: Remote(self, number)):
+            match decode(receive(self.answers, self.wait), lambda number: Remote(self, number)):
                 case ("ok", value):
                     return value
                 case ("error", str(name), str(known), str(message)):
@@ -248,6 +209,12 @@ class Remote:
 
     def __iter__(self) -> Any:
         return iter(self._checker.ask("list", self))
+
+
+def files_in_tmp() -> int:
+    """Files, folders and links in the file system of /tmp, deleted ones that are open among them."""
+    found = os.statvfs("/tmp")
+    return found.f_files - found.f_ffree
 
 
 def number_of(thing: Any) -> int:

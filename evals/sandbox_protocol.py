@@ -34,12 +34,18 @@ def send(fd: int, frame: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def receive(fd: int) -> bytes:
-    """One frame. Raises EOFError if the other side has ended, ValueError if the frame is too long."""
+def receive(fd: int, wait: Callable[[], None] = lambda: None) -> bytes:
+    """One frame; `wait` is called before each read.
+
+    Raises:
+        EOFError: if the other side has ended.
+        ValueError: if the frame is too long.
+    """
 
     def read(count: int) -> bytes:
         parts = []
         while count:
+            wait()
             part = os.read(fd, min(count, 2**20))
             if not part:
                 raise EOFError
