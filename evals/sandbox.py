@@ -31,6 +31,7 @@ program and tests in one interpreter: the tests do not see changes made in place
 functions of their own to the program, and get no arrays from it (a numpy scalar is a number).
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -40,8 +41,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import StrEnum, auto
 from pathlib import Path
@@ -54,6 +56,8 @@ MODULES = [CHILD.with_name(f"sandbox_{part}.py") for part in ("protocol", "secco
 NAMESPACES = Path(__file__).with_name("sandbox_namespaces.py")
 # A fixed hash seed makes the order of a set, and with it the verdict, the same in every run.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "HOME": "/tmp"}
+
+Process = subprocess.Popen[bytes]
 
 
 class Level(StrEnum):
@@ -115,12 +119,19 @@ def run(
 ) -> list[Verdict]:
     """Judge every program, `workers` at a time (default: this process's CPUs); verdicts in the same order.
 
+    An interrupt ends the programs that run, at once, and starts no more.
+
     Raises:
         UserError: if `level` (default: that of `require`) does not start here. That is never a verdict.
     """
-    judge = functools.partial(_judge, level=level or require(), limits=limits or Limits())
+    running = _Running()
+    judge = functools.partial(_judge, running=running, level=level or require(), limits=limits or Limits())
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(judge, programs))
+        try:
+            return list(pool.map(judge, programs))
+        except BaseException:
+            running.end()
+            raise
 
 
 def probe() -> Level:
@@ -151,37 +162,71 @@ def require(allow_unsandboxed: bool = False) -> Level:
 @functools.cache
 def _probe() -> tuple[Level, str]:
     reasons = []
+    program = Program("def f(): return 1", "assert f() == 1", ("f",))
     for level in (Level.bubblewrap, Level.namespaces):
         try:
-            if _judge(Program("def f(): return 1", "assert f() == 1", ("f",)), level, Limits()).passed:
+            if _judge(program, _Running(), level, Limits()).passed:
                 return level, ""
         except UserError as error:
             reasons.append(str(error))
     return Level.none, "; ".join(reasons)
 
 
-def _judge(program: Program, level: Level, limits: Limits) -> Verdict:
+class _Running:
+    """The sandboxes of one `run`, each a process group, so that all can be ended together."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.processes: set[Process] = set()
+        self.ended = False
+
+    @contextlib.contextmanager
+    def started(self, command: list[str]) -> Iterator[Process]:
+        with self.lock:
+            if self.ended:
+                raise CancelledError
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+            self.processes.add(process)
+        try:
+            yield process
+        except BaseException:
+            _kill(process)
+            raise
+        finally:
+            with self.lock:
+                self.processes.remove(process)
+
+    def end(self) -> None:
+        with self.lock:
+            self.ended = True
+            for process in self.processes:
+                _kill(process)
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _judge(program: Program, running: _Running, level: Level, limits: Limits) -> Verdict:
     token = secrets.token_hex(16)
     job = json.dumps(asdict(program) | {"token": token}).encode()
-    process = subprocess.Popen(
-        _command(level, limits),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-        cwd="/",
-        start_new_session=True,
-    )
     late = False
-    try:
-        out, err = process.communicate(job, limits.wall_seconds)
-    except subprocess.TimeoutExpired:
-        late = True
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    with running.started(_command(level, limits)) as process:
+        try:
+            out, err = process.communicate(job, limits.wall_seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+            _kill(process)
+            out, err = process.communicate()
     # The checker alone holds this pipe: "ready" once the candidate is confined, then one line of verdict.
     ready, _, report = out.decode().partition("\n")
     if ready != "ready":

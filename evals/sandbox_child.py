@@ -66,6 +66,7 @@ def confine(kept: tuple[int, int], limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits["open_files"], limits["open_files"]))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; here too much output ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sandbox_seccomp.drop_capabilities()
     sandbox_seccomp.install()
 
 

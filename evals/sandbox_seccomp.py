@@ -1,4 +1,4 @@
-"""Which system calls a candidate may make: a list of what is allowed, enforced by the kernel (seccomp(2)).
+"""What a candidate may ask of the kernel: a list of allowed system calls (seccomp(2)), and no capability.
 
 The list is what the interpreter, its standard library and numpy need to compute, to use files and to wait. A
 call that is not on it does not exist (ENOSYS), as on a kernel without it: what a library merely probes for, it
@@ -131,6 +131,12 @@ def install() -> None:
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(text)))
     prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
     prctl(22, 2, ctypes.byref(program))  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+def drop_capabilities() -> None:
+    """Leave a process of root's none of root's rights over other processes (capabilities(7), version 3)."""
+    if libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) != 0:
+        raise OSError(ctypes.get_errno(), "capset failed")
 
 
 def prctl(option: int, *arguments: Any) -> None:

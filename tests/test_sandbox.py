@@ -301,6 +301,21 @@ for path in ('/proc/1/mem', '/proc/1/environ', '/proc/1/fd/0', '/proc/self/mem',
     try: shout(open(path, 'rb').read(100).decode('latin-1'))
     except OSError: pass
 """,
+    "token from the checker's memory, as root": """
+import os, re
+def f(x):
+    parent = f'/proc/{os.getppid()}'
+    with open(parent + '/mem', 'rb') as memory:
+        for line in open(parent + '/maps'):
+            start, end = (int(part, 16) for part in line.split()[0].split('-'))
+            try: memory.seek(start); found = re.search(rb'"token": "[0-9a-f]{32}"', memory.read(end - start))
+            except (OSError, ValueError, OverflowError): continue
+            if found:
+                for fd in range(64):
+                    try: os.write(os.open(f'{parent}/fd/{fd}', os.O_WRONLY), b'{%s}' % found[0])
+                    except OSError: pass
+                os._exit(0)
+""",
     "token from the home folder": SHOUT
     + WRONG
     + f"""
@@ -684,6 +699,31 @@ run([Program("import time; time.sleep(10000)", "", ())], level=Level.{level.name
     time.sleep(0.5)
     process.kill()
     process.wait()
+    assert wait_until_gone() == []
+
+
+def test_one_interrupt_ends_programs_that_sleep(level: Level) -> None:
+    """Four programs for two workers, so that some run and some wait for their turn."""
+    code = f"""
+from evals.sandbox import *
+limits = Limits(wall_seconds={LIMITS.wall_seconds})
+programs = [Program(f"import time; time.sleep(10000 + {{i}})", "", ()) for i in range(4)]
+try: run(programs, workers=2, limits=limits, level=Level.{level.name})
+except KeyboardInterrupt: print("interrupted")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while len(survivors()) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        try:
+            out, _ = process.communicate(timeout=LIMITS.wall_seconds / 2)
+        finally:
+            process.kill()
+    assert out == "interrupted\n"
     assert wait_until_gone() == []
 
 
