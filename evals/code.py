@@ -26,6 +26,7 @@ from evals import sandbox
 from pipeline.errors import UserError
 
 INVALID = "[invalid]"
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # a zero byte, brackets nested too deep
 Doc = dict[str, Any]
 Build = Callable[[Doc, str], sandbox.Program | None]
@@ -87,10 +88,42 @@ def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
 
 
 def check(doc: Doc) -> None:
-    """Raises UserError unless the prompt and the tests of a HumanEval or MBPP document are Python."""
-    program = humaneval_program(doc, "pass") if "entry_point" in doc else mbpp_program(doc, "pass\n```")
-    assert program is not None
-    _free_names(program.tests)
+    """Raises UserError unless a document of HumanEval's or MBPP's form is Python that can tell answers apart."""
+    if "test_list" in doc:
+        _check_mbpp(doc["test_list"])
+    else:
+        _check_humaneval(doc)
+
+
+def _check_humaneval(doc: Doc) -> None:
+    for field in ("entry_point", "prompt", "test"):
+        if not isinstance(doc.get(field), str) or not doc[field].strip():
+            raise UserError(
+                f"a HumanEval document needs {field} as text, found {doc.get(field)!r}: fill it in"
+            )
+    name = doc["entry_point"]
+    if not name.isidentifier():
+        raise UserError(f"entry_point must be the name of a function, found {name[:60]!r}: fix it")
+    if name not in {
+        node.name for node in _parsed(_without_body(doc["prompt"])).body if isinstance(node, FUNCTION)
+    }:
+        raise UserError(
+            f"a HumanEval prompt must define {name!r}, its entry_point: fix {doc['prompt'][:60]!r}"
+        )
+    checks = [
+        node for node in _parsed(doc["test"]).body if isinstance(node, FUNCTION) and node.name == "check"
+    ]
+    if not checks or not checks[-1].args.args or not _reads(checks[-1], checks[-1].args.args[0].arg):
+        raise UserError(f"a HumanEval test must define check(candidate) and use it: fix {doc['test'][:60]!r}")
+
+
+def _check_mbpp(tests: Any) -> None:
+    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        raise UserError(f"test_list must be a list of texts, found {str(tests)[:60]!r}: fix it")
+    if not _free_names("\n".join(tests[:3])):
+        raise UserError(
+            f"the first three of test_list must call the program, found {str(tests)[:60]!r}: fix it"
+        )
 
 
 def mbpp_fewshot(prompt_split: Any) -> Any:
@@ -133,16 +166,23 @@ def _without_body(prompt: str) -> str:
         else:
             return program
     raise UserError(
-        f"a HumanEval prompt must be Python up to a function's body, found {reason!r}: mend {prompt[:60]!r}"
+        f"a HumanEval prompt must be Python up to a function's body, found {reason!r}: fix {prompt[:60]!r}"
     )
 
 
 def _free_names(tests: str) -> set[str]:
     """The names that the tests read and that neither Python nor the tests define: the program's."""
-    try:
-        tree = ast.parse(tests)
-    except NOT_PYTHON as error:
-        raise UserError(f"tests must be Python, found {error!r}: mend {tests[:60]!r}") from None
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    names = [node for node in ast.walk(_parsed(tests)) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
     return {node.id for node in names} - bound - set(dir(builtins))
+
+
+def _reads(function: ast.AST, name: str) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(function))
+
+
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except NOT_PYTHON as error:
+        raise UserError(f"tests must be Python, found {error!r}: fix {text[:60]!r}") from None
