@@ -26,7 +26,6 @@ from evals import sandbox
 from pipeline.errors import UserError
 
 INVALID = "[invalid]"
-FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # a zero byte, brackets nested too deep
 Doc = dict[str, Any]
 Build = Callable[[Doc, str], sandbox.Program | None]
@@ -98,32 +97,23 @@ def check(doc: Doc) -> None:
 def _check_humaneval(doc: Doc) -> None:
     for field in ("entry_point", "prompt", "test"):
         if not isinstance(doc.get(field), str) or not doc[field].strip():
-            raise UserError(
-                f"a HumanEval document needs {field} as text, found {doc.get(field)!r}: fill it in"
-            )
-    name = doc["entry_point"]
+            found = str(doc.get(field))[:60]
+            raise UserError(f"a HumanEval document needs {field} as text, found {found!r}: fill it in")
+    name, prompt, test = doc["entry_point"], doc["prompt"], doc["test"]
     if not name.isidentifier():
         raise UserError(f"entry_point must be the name of a function, found {name[:60]!r}: fix it")
-    if name not in {
-        node.name for node in _parsed(_without_body(doc["prompt"])).body if isinstance(node, FUNCTION)
-    }:
-        raise UserError(
-            f"a HumanEval prompt must define {name!r}, its entry_point: fix {doc['prompt'][:60]!r}"
-        )
-    checks = [
-        node for node in _parsed(doc["test"]).body if isinstance(node, FUNCTION) and node.name == "check"
-    ]
-    if not checks or not checks[-1].args.args or not _reads(checks[-1], checks[-1].args.args[0].arg):
-        raise UserError(f"a HumanEval test must define check(candidate) and use it: fix {doc['test'][:60]!r}")
+    if name not in _functions(_without_body(prompt)):
+        raise UserError(f"a HumanEval prompt must define {name!r}, its entry_point: fix {prompt[:60]!r}")
+    check = _functions(test).get("check")
+    if check is None or not check.args.args or not _reads(check, check.args.args[0].arg):
+        raise UserError(f"a HumanEval test must define check(candidate) and use it: fix {test[:60]!r}")
 
 
 def _check_mbpp(tests: Any) -> None:
     if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
         raise UserError(f"test_list must be a list of texts, found {str(tests)[:60]!r}: fix it")
     if not _free_names("\n".join(tests[:3])):
-        raise UserError(
-            f"the first three of test_list must call the program, found {str(tests)[:60]!r}: fix it"
-        )
+        raise UserError(f"the tests of test_list must call the program, found {str(tests)[:60]!r}: fix it")
 
 
 def mbpp_fewshot(prompt_split: Any) -> Any:
@@ -175,6 +165,10 @@ def _free_names(tests: str) -> set[str]:
     names = [node for node in ast.walk(_parsed(tests)) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
     return {node.id for node in names} - bound - set(dir(builtins))
+
+
+def _functions(source: str) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in _parsed(source).body if isinstance(node, ast.FunctionDef)}
 
 
 def _reads(function: ast.AST, name: str) -> bool:

@@ -250,6 +250,7 @@ ODD = {
         "check",
     ),
     "a check that is no function": (HUMANEVAL, {"test": "check = print\n"}, "check"),
+    "a check that is never awaited": (HUMANEVAL, {"test": f"async {HUMANEVAL['test']}"}, "check"),
     "a check of nothing": (HUMANEVAL, {"test": "def check():\n    assert double(2) == 4\n"}, "check"),
     "a check that asks nothing": (HUMANEVAL, {"test": "def check(candidate):\n    pass\n"}, "check"),
     "no list of tests": ({}, {"text": "Add."}, "entry_point"),
