@@ -103,7 +103,7 @@ def load(
             if wrong is not None:
                 raise UserError(
                     f"{dataset['id']}: document {wrong} of the split '{split}' has no text in '{field}', which the form"
-                    f" '{form}' asks; mend the documents{f' in {folder}' if folder else ''}"
+                    f" '{form}' asks; fix the documents{f' in {folder}' if folder else ''}"
                 )
     documents = [dict(row) for row in splits[asked]]
     if source is not None and source not in splits[asked].column_names:
@@ -142,9 +142,7 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
             splits[split] = Dataset.from_list(rows)
         except (ArrowException, ValueError, TypeError, OverflowError) as e:
             reason = " ".join(str(e).split())[:160]
-            raise UserError(
-                f"{path}: its rows are no table with one type a column ({reason}); mend it"
-            ) from e
+            raise UserError(f"{path}: its rows are no table with one type a column ({reason}); fix it") from e
     return DatasetDict(splits)
 
 
@@ -160,7 +158,7 @@ def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, RecursionError) as e:
-        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e}); mend it") from None
+        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e}); fix it") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected a list of JSON objects, found something else; check the file")
     if not rows:

@@ -119,7 +119,7 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
             if plan.parts(family):
                 _check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
-        from pipeline.evaluate.tasks import check_inputs
+        from pipeline.evaluate.checks import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
 

@@ -646,6 +646,51 @@ def _(place: Place) -> None:
         place.json(f"{part}/tokenizer.json", lambda t: t["model"]["vocab"].update({"far": 4000}))
 
 
+@case("two tokens with one id", "share the id 5")
+def _(place: Place) -> None:
+    for part in ("target", "sft", "grpo"):
+        place.json(f"{part}/tokenizer.json", lambda t: t["model"]["vocab"].update({"twin": 5}))
+
+
+def configured(place: Place, **changes: Any) -> None:
+    """The same change in the configurations of all three models."""
+    for part in ("target", "sft", "grpo"):
+        place.json(f"{part}/config.json", lambda c: c.update(changes))
+
+
+@case("a model without heads", "num_attention_heads=0; expected a positive number")
+def _(place: Place) -> None:
+    configured(place, num_attention_heads=0)
+
+
+@case("a number of layers that is a text", "num_hidden_layers='two'; expected a positive number")
+def _(place: Place) -> None:
+    configured(place, num_hidden_layers="two")
+
+
+@case("key-value heads that do not divide the heads", "2 attention heads and 3 key-value heads")
+def _(place: Place) -> None:
+    configured(place, num_key_value_heads=3)
+
+
+@case("a vocabulary unlike the rows", "vocab_size=97, its embedding has 96 rows; set it to 96")
+def _(place: Place) -> None:
+    configured(place, vocab_size=97)
+
+
+@case("more tensor-parallel workers than the heads can be shared out among", "engine.tensor_parallel_size=3")
+def _(place: Place) -> list[str]:
+    return ["engine.tensor_parallel_size=3"]
+
+
+@case(
+    "no room for an answer beside its prompt",
+    "engine.max_model_len=160: 'gsm8k' lets an answer have 160 tokens",
+)
+def _(place: Place) -> list[str]:
+    return ["engine.max_model_len=160"]
+
+
 @case("a model without a chat template", "expected a chat template, found none")
 def _(place: Place) -> None:
     place.json("target/tokenizer_config.json", lambda t: t.__delitem__("chat_template"))

@@ -174,7 +174,7 @@ def hub(config: Config) -> Iterator[Finding]:
         token = huggingface_hub.get_token() is not None
         yield Finding("ok", "hub token", "known" if token else "none: enough for public repositories")
     elif absent:
-        remedy = "mend the network, or fill the cache (HF_HOME) on another machine"
+        remedy = "fix the network, or fill the cache (HF_HOME) on another machine"
         yield Finding("fail", "hub", f"{ENDPOINT}: {refused}, and {left} ({', '.join(absent)}); {remedy}")
     else:
         yield Finding("warning", "hub", f"{ENDPOINT}: {refused}; all is in the cache: set HF_HUB_OFFLINE=1")
@@ -195,7 +195,7 @@ def wandb(config: Config) -> Iterator[Finding]:
         return
     address = tracking.server() if "//" in tracking.server() else f"https://{tracking.server()}"
     if refused := _unreachable(address):
-        text = f"{address}: {refused}; mend the network, or set tracking.mode=offline"
+        text = f"{address}: {refused}; fix the network, or set tracking.mode=offline"
         yield Finding("warning", "W&B", text)
     else:
         yield Finding("ok", "W&B", f"a key is known, {address} answers")
@@ -227,9 +227,7 @@ def folders(config: Config) -> Iterator[Finding]:
             with tempfile.TemporaryFile(dir=_existing(Path(folder))):
                 yield Finding("ok", "folder", f"{what} can be written: {folder}")
         except OSError as e:
-            text = (
-                f"{what} cannot be written: {folder} ({e.strerror}); mend its permissions, or choose another"
-            )
+            text = f"{what} cannot be written: {folder} ({e.strerror}); change its permissions, or choose another"
             yield Finding("fail", "folder", text)
     if config.data.folder is not None and not Path(config.data.folder).is_dir():
         text = f"data.folder={config.data.folder} is not there; make it, or unset it to use the hub"
