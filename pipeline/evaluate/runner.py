@@ -115,11 +115,14 @@ class Runner:
             except Exception as e:  # vLLM tells of a dead worker in several ways
                 if isinstance(e, UserError) or engine.alive():
                     raise
+                cause = engine.last_error()
                 self.close()
                 again = (
                     "it is tried again" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} such deaths"
                 )
-                self.report(f"the engine died on {name_of(cell)}; {again}")
+                self.report(
+                    f"the engine died on {name_of(cell)}; {again}" + (f" ({cause:.200})" if cause else "")
+                )
         raise EngineDied(f"{ATTEMPTS} engines died on {name_of(cell)}")
 
     def close(self) -> None:
