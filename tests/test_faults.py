@@ -286,7 +286,7 @@ def test_an_engine_ends_when_its_run_is_killed(tmp_path: Path) -> None:
 DYING = """
 import sys
 from pipeline import __main__
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
 Engine.extension = "tests.faults.DyingExtension"
 if __name__ == "__main__":
     sys.exit(__main__.main(sys.argv[1:]))
@@ -332,12 +332,13 @@ import sys, time
 from datetime import datetime
 began = time.time()
 time.time = lambda: began - 1000 * time.monotonic()
-from pipeline import __main__, evaluate
+from pipeline import __main__
+from pipeline.evaluate import runner
 class Clock(datetime):
     @classmethod
     def now(cls, tz=None):
         return datetime.fromtimestamp(time.time(), tz)
-evaluate.datetime = Clock
+runner.datetime = Clock
 sys.exit(__main__.main(sys.argv[1:]))
 """
 SAYS = {"nothing": "<|im_end|>", "stop tokens": "<|endoftext|>", "half characters": "ÿ", "one letter": "A"}

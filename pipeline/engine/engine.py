@@ -156,6 +156,7 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if config.in_process else "1"
     os.environ["RV_ENGINE_OF"] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where `output` captures it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.device is Device.cpu and config.kv_cache_gb is not None:
