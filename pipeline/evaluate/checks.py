@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
 from pipeline.plan.family import Family
 from pipeline.plan.plan import Plan
-from pipeline.weights.architecture import EMBEDDING, Checkpoint
+from pipeline.weights.checkpoint import EMBEDDING, Checkpoint
 from pipeline.weights.compatibility import check_compatible
 
 QUESTION = "What is asked?"  # a user's turn that a chat template must let through
