@@ -54,6 +54,14 @@ def main(arguments: list[str]) -> int:
             return 128 + signal.SIGPIPE
         print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as e:
+        if (e.name or "").split(".")[0] in ("pipeline", "evals"):
+            raise
+        print(
+            f"error: {sys.executable} has no package '{e.name}'; run `make setup`, then .venv/bin/python -m pipeline …",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
         return interrupt.status()
@@ -96,7 +104,7 @@ def _run(verb: str, overrides: list[str]) -> int:
         print(line, flush=True)
 
     if verb == "plan":
-        report(stages.prepare(config, report).describe())
+        report(stages.describe(config, report))
     else:
         stages.run(config, report)
     return 0
