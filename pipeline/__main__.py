@@ -10,6 +10,7 @@
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
+    source <(python -m pipeline completion)                      complete words in bash
     python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]
                                                                  set two runs side by side
 
@@ -30,16 +31,29 @@ SHOWN = {
     "apply": "pipeline.commands.apply",
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
-VERBS = ("run", "plan", "config", "doctor", "compare", *SHOWN)
+VERBS = ("run", "plan", "config", "doctor", "compare", "completion", *SHOWN)
+MULTIRUN = (
+    "-m: one run evaluates a whole grid on one engine; write lists instead, such as 'alpha=[0.5,1]', 'tasks=[gsm8k,sciq]'"
+    " or 'conditions=[baseline,vector]'"
+)
 
 
 def main(arguments: list[str]) -> int:
     """Run one command and return the exit status: 0, 1 for a machine that fails `doctor`, 2 for a user's mistake, 130, 141 or 143 when interrupted."""
-    if arguments and arguments[0] in ("-h", "--help", "help"):
-        print(__doc__)
-        return 0
-    verb = arguments.pop(0) if arguments and "=" not in arguments[0] else "run"
     try:
+        if any(a in ("-h", "--help", "help") for a in arguments):
+            from pipeline.commands import help as helps
+
+            print(helps.text(str(__doc__).partition("Kept light")[0]))
+            return 0
+        if any(a in ("-m", "--multirun") for a in arguments):
+            raise UserError(MULTIRUN)
+        if "--cfg" in arguments:  # as Hydra's own programs take it: --cfg job
+            at = arguments.index("--cfg")
+            arguments = ["config", *arguments[:at], *arguments[at + 2 :]]
+        if "--info" in arguments:
+            arguments = ["doctor", *(a for a in arguments if a != "--info")]
+        verb = arguments.pop(0) if arguments and "=" not in arguments[0] else "run"
         if verb not in VERBS:
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
         status = _run(verb, arguments)
@@ -75,6 +89,11 @@ def _nobody_reads() -> bool:
 
 
 def _run(verb: str, overrides: list[str]) -> int:
+    if verb == "completion":
+        from pipeline.commands import help as helps
+
+        print(helps.completion(VERBS))
+        return 0
     if verb == "compare":  # of what has been run: nothing is composed
         from pipeline.commands import compare
 
