@@ -9,6 +9,7 @@
                                                                  print what the model is asked; starts nothing
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
+    python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
 
 Kept light: vLLM's processes import it again.
@@ -28,7 +29,7 @@ SHOWN = {
     "apply": "pipeline.commands.apply",
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
-VERBS = ("run", "plan", "config", "doctor", *SHOWN)
+VERBS = ("run", "plan", "config", "doctor", "donors", *SHOWN)
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +54,10 @@ def main(arguments: list[str]) -> int:
         print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
+        kept = "cells are kept; the same command goes on from there"
+        if verb == "donors":
+            kept = "stages are kept; the same command goes on from the last checkpoint"
+        print(f"interrupted: finished {kept}", file=sys.stderr)
         return interrupt.status()
 
 
@@ -65,6 +69,14 @@ def _nobody_reads() -> bool:
 
 
 def _run(verb: str, overrides: list[str]) -> int:
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    if verb == "donors":
+        from pipeline.donors import command
+
+        command.run(overrides, report)
+        return 0
     from pipeline.config.compose import compose
 
     if verb in SHOWN:
@@ -85,9 +97,6 @@ def _run(verb: str, overrides: list[str]) -> int:
         return doctor.check(config, print)
     from pipeline import stages
 
-    def report(line: str) -> None:
-        print(line, flush=True)
-
     if verb == "plan":
         report(stages.prepare(config, report).describe())
     else:
@@ -97,6 +106,7 @@ def _run(verb: str, overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
+    if sys.argv[1:2] != ["donors"]:  # its progress is told by step
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
     interrupt.install()
     sys.exit(main(sys.argv[1:]))
