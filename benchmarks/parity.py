@@ -21,12 +21,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.engine.engine import prepare_environment
 from pipeline.errors import UserError
 from pipeline.evaluate.runner import evaluate
@@ -76,22 +77,26 @@ def main(arguments: list[str]) -> int:
             f"engine.threads={options.get('threads', 1)}",
         ]
     )
-    changed = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
-    index = task_manager().task_index
+    asked = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
+    index, benchmarks = task_manager().task_index, {}
     for name in config.tasks or []:
         b = config.benchmarks[name]
-        if b.subtasks and "subtasks" in options:
-            b.subtasks = options["subtasks"].split(",")
-        b.limit = math.ceil(limit / max(1, len(b.subtasks)))
-        stock = stock_name(b.task.format(subtask=next(iter(b.subtasks), None)))
+        subtasks = options["subtasks"].split(",") if b.subtasks and "subtasks" in options else b.subtasks
+        stock = stock_name(b.task.format(subtask=next(iter(subtasks), None)))
         if b.changes or stock not in index or (b.runs_code and b.task not in STOCK):
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
         examples = (index[stock].cfg or {}).get("num_fewshot") or 0
-        b.num_fewshot = changed.get("num_fewshot", examples)
-        b.max_gen_toks = None if b.metric.startswith("acc") else changed.get("max_gen_toks")
+        benchmarks[name] = replace(
+            b,
+            subtasks=subtasks,
+            limit=math.ceil(limit / max(1, len(subtasks))),
+            num_fewshot=asked.get("num_fewshot", examples),
+            max_gen_toks=None if b.metric.startswith("acc") else asked.get("max_gen_toks"),
+        )
+    config = changed(config, benchmarks=config.benchmarks | benchmarks)
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, changed)
+    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, asked)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:

@@ -11,6 +11,8 @@
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
     python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
+    python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]
+                                                                 set two runs side by side
 
 Kept light: vLLM's processes import it again.
 """
@@ -29,7 +31,7 @@ SHOWN = {
     "apply": "pipeline.commands.apply",
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
-VERBS = ("run", "plan", "config", "doctor", "donors", *SHOWN)
+VERBS = ("run", "plan", "config", "doctor", "donors", "compare", *SHOWN)
 
 
 def main(arguments: list[str]) -> int:
@@ -77,6 +79,11 @@ def _run(verb: str, overrides: list[str]) -> int:
 
         command.run(overrides, report)
         return 0
+    if verb == "compare":  # of what has been run: nothing is composed
+        from pipeline.commands import compare
+
+        print(compare.show(overrides))
+        return 0
     from pipeline.config.compose import compose
 
     if verb in SHOWN:
@@ -87,9 +94,9 @@ def _run(verb: str, overrides: list[str]) -> int:
         return 0
     config = compose(overrides)
     if verb == "config":
-        from omegaconf import OmegaConf
+        from pipeline.config.compose import as_yaml
 
-        print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        print(as_yaml(config))
         return 0
     if verb == "doctor":
         from pipeline.commands import doctor

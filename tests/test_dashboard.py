@@ -9,8 +9,7 @@ from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.config.schema import Config
-from pipeline.tracking import dashboard
-from pipeline.tracking import runs as tracking
+from pipeline.tracking import dashboard, server
 from tests.test_tracking import config as config
 from tests.test_tracking import logged, track
 
@@ -36,7 +35,9 @@ def metrics(panel: dict[str, Any]) -> list[str]:
     return list(panel["config"].get("metrics") or panel["config"].get("mediaKeys"))
 
 
-def test_the_panels_are_those_that_a_reader_wants(panels: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_panels_show_what_a_reader_of_the_paper_looks_for(
+    panels: dict[str, list[dict[str, Any]]],
+) -> None:
     assert list(panels) == [
         "Accuracy against α",
         "Ours beside published",
@@ -97,7 +98,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return kept[url]
 
     address = property(lambda self: f"https://server/{self.entity}/{self.project}?nw={self._internal_name}")
-    monkeypatch.setattr(tracking, "silence", lambda: "")
+    monkeypatch.setattr(server, "silence", lambda: "")
     monkeypatch.setattr(Workspace, "url", address)
     monkeypatch.setattr(Workspace, "save", save)
     monkeypatch.setattr(Workspace, "from_url", load)

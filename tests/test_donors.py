@@ -388,7 +388,7 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
     recipe, said = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}]), list[str]()
     trained = list[str]()
     monkeypatch.setattr(train, "run_stage", lambda folder, *_: trained.append(folder.name))
-    hold = f"from pipeline.files import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
+    hold = f"from pipeline.lock import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
     hold = f"from pathlib import Path\n{hold}\n    print('held', flush=True)\n    input()"
     first = subprocess.Popen(
         [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

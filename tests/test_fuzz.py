@@ -26,7 +26,8 @@ from evals.perturbations.gsm8k import replay
 from evals.sandbox import Program
 from pipeline.errors import UserError
 from pipeline.files import digest
-from pipeline.records import manifest_path, read_manifest, read_record
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.records import read_record
 from pipeline.weights import vector as vectors
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.safetensors import read_header
@@ -216,7 +217,7 @@ def test_a_vector_is_sound_or_refused(
 
 def test_a_record_is_what_was_written_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     identity = {"family": "micro", "alpha": 1.0}
-    rows = synthetic.samples([True, False, True], {})
+    rows = synthetic.samples([True, False, True])
     key = synthetic.write_cell(tmp_path, identity, rows)
     folder = tmp_path / "cells" / key
     sound = {name: (folder / name).read_bytes() for name in ("record.json", "samples.jsonl")}
@@ -252,7 +253,7 @@ def test_a_manifest_is_what_was_written_or_refused(
 ) -> None:
     few = {name: synthetic.CONDITIONS[name] for name in ("baseline", "vector", "random-s0", "alpha=0.5")}
     manifest = synthetic.write_run(tmp_path, conditions=few, documents=3)
-    path = manifest_path(tmp_path, manifest["experiment"])
+    path = manifest_path(tmp_path, manifest.experiment)
     raw = path.read_bytes()
 
     @given(edits, swaps, st.booleans())

@@ -226,7 +226,7 @@ def test_an_override_without_a_value_is_refused(key: str) -> None:
 def test_a_key_of_before_recipes_had_parts_is_told_its_name_of_today(
     old: str, new: str, tmp_path: Path
 ) -> None:
-    line = f"unknown configuration key '{old}'; it is '{new}' now"
+    line = f"'{old}' is of an earlier version; write {new}"
     assert refusal(["recipe=micro", f"{old}=1"]) == line
     assert refusal(["recipe=micro", f"+{old}=1"]) == line
     assert refusal(written(tmp_path, f"{HEADER}name: own\n{old}: null")) == line

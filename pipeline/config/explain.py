@@ -11,6 +11,13 @@ from pipeline.files import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+RENAMED = {  # keys of earlier versions, and what is written now
+    "sizes": "families=[…]",
+    "sweep": "conditions.alpha.prompt=… or conditions.alpha.benchmarks=[…]",
+    "weights": "start (target, base, sft or grpo), alpha, and seeds for random vectors",
+    "variant": "part",
+    "plus": "terms: [{alpha: 1.0}, {alpha: 1.0, family: other}]",
+}
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -35,6 +42,10 @@ def _known_keys(path: str, schema: type) -> list[str]:
 
 def unknown_key(path: str, known: list[str], schema: type = Config) -> str:
     """The message for a key that is not declared; `known` are those beside it, others lie one level down."""
+    first, last = path.split(".")[0], path.split(".")[-1]
+    if first in ("sizes", "sweep") or (first == "conditions" and last in RENAMED):
+        renamed = RENAMED[first if first in RENAMED else last]
+        return f"'{path}' is of an earlier version; write {renamed}"
     parts = {
         part: cls for part, cls in typing.get_type_hints(schema).items() if dataclasses.is_dataclass(cls)
     }

@@ -47,6 +47,8 @@ def composed(
         raise UserError(
             f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
         ) from None
+    except RecursionError:
+        raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
     except ValueError as e:  # Hydra's, for a group that is no name
         raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
 

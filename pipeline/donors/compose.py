@@ -79,7 +79,7 @@ def _by_name(path: Path) -> str:
 
 def _check_former(key: str) -> None:
     if key in FORMER_KEYS:
-        raise UserError(f"unknown configuration key '{key}'; it is '{FORMER_KEYS[key]}' now")
+        raise UserError(f"'{key}' is of an earlier version; write {FORMER_KEYS[key]}")
 
 
 def _typed(composed: DictConfig) -> Recipe:

@@ -42,7 +42,8 @@ from pipeline.donors.recipe import Recipe, flat, settings
 from pipeline.donors.stages import RECORD, STAGES, Builder, Start, has_begun, is_done, reuse_stage, run_stage
 from pipeline.donors.trainers import grpo_trainer, instruct_trainer, pretraining_trainer, sft_trainer
 from pipeline.errors import UserError
-from pipeline.files import held, write_json
+from pipeline.files import write_json
+from pipeline.lock import held
 
 if TYPE_CHECKING:  # it imports torch
     from pipeline.weights.checkpoint import Checkpoint

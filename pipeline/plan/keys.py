@@ -1,52 +1,44 @@
 """The key of a cell: a digest of everything that can change its answers."""
 
-import ast
+import contextlib
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evals import perturbations
 from pipeline import documents as data
-from pipeline.config.schema import (
-    Config,
-)
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
-from pipeline.files import ROOT, digest
+from pipeline.files import ROOT, code_fingerprint, digest
 from pipeline.plan.family import Family, model_config, vector_key_of
 from pipeline.plan.grid import Condition, Task, takes_chat_template
-from pipeline.weights.parts import NOISE
+from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
-
-
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
+SCORER_PACKAGES = {
+    "evals.math": ("math-verify", "latex2sympy2_extended", "sympy")
+}  # what makes the scores of a task
 
 
 TASKS = ROOT / "evals" / "tasks"
 
 
 def inputs_of(
-    config: Config, families: dict[str, Family], family: Family, condition: Condition, task: Task
+    config: Config, families: Mapping[str, Family], family: Family, condition: Condition, task: Task
 ) -> dict[str, Any]:
     """Everything that can change an answer or a score of this cell."""
-    weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.weights).fingerprint}
-    if condition.alpha:  # α = 0 is the target, bit for bit
-        vector = vector_key_of(family, condition.variant)
-        weights |= {"vector": vector, "alpha": condition.alpha, "random_seed": condition.seed}
-        weights |= {"noise": NOISE} if condition.seed is not None else {}
-    if condition.plus:
-        weights["plus"] = [[families[name].vector_key, alpha] for name, alpha in condition.plus]
-    b, chat = task.config, takes_chat_template(family.config, condition.weights)
+    b, chat = task.config, takes_chat_template(family.config, condition.start)
     dataset = asdict(b.dataset)
     names = [b.task.format(subtask=s) for s in task.subtasks]
     return {
         "protocol": PROTOCOL,
-        "weights": weights,
+        "weights": _weights(families, family, condition),
         "model": model_config(family.target),
         "tokenizer": family.target.tokenizer_fingerprint,
         "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
@@ -60,15 +52,29 @@ def inputs_of(
             "max_gen_toks": b.max_gen_toks,
             "limit": task.limit,
         },
-        "documents": [
-            data.fingerprint(dataset, config.data.folder, s, b.num_fewshot > 0) for s in task.subtasks
-        ],
+        "documents": [data.fingerprint(dataset, task.folder, s, b.num_fewshot > 0) for s in task.subtasks],
         "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
-        "perturbation": _perturbation(b.form, task.perturbation, config.perturbation_seed),
+        "perturbation": _perturbation(b.form, task.perturbation, task.seed),
         "decoding": "greedy",
         "engine": _numerics(config),
         "versions": versions(),
     }
+
+
+def _weights(families: Mapping[str, Family], family: Family, condition: Condition) -> dict[str, Any]:
+    """The bytes of the checkpoint, and what is added to them, in its order: sums round in it."""
+    weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.start).fingerprint}
+    terms = condition.added()
+    added = [
+        {
+            "vector": vector_key_of(family if term.family is None else families[term.family], term.part),
+            "alpha": term.alpha,
+            "random_seed": term.seed,
+        }
+        for term in terms
+    ]
+    weights |= added[0] if len(added) == 1 else {"terms": added} if added else {}
+    return weights | ({"noise": NOISE_VERSION} if any(term.seed is not None for term in terms) else {})
 
 
 def _numerics(config: Config) -> dict[str, Any]:
@@ -91,18 +97,14 @@ def _numerics(config: Config) -> dict[str, Any]:
 @lru_cache
 def versions() -> dict[str, str]:
     """Versions of the packages that make answers."""
-    found = {}
-    for name in PACKAGES:
-        candidates = (name, f"{name}-cpu") if name == "vllm" else (name,)
-        for candidate in candidates:
-            try:
-                found[name] = importlib.metadata.version(candidate).removesuffix("+cpu")
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        else:
-            raise UserError(f"{name} is not installed; run `make setup`")
-    return found
+    return {name: _version(name, *([f"{name}-cpu"] if name == "vllm" else [])) for name in PACKAGES}
+
+
+def _version(name: str, *other_names: str) -> str:
+    for candidate in (name, *other_names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(candidate).removesuffix("+cpu")
+    raise UserError(f"{name} is not installed; run `make setup`")
 
 
 @lru_cache
@@ -112,20 +114,22 @@ def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
         path: yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
         for path in sorted(TASKS.glob("*.yaml"))
     }
-    wanted = [path for path, content in own.items() if content.get("task") in names]
+    left = [path for path, content in own.items() if content.get("task") in names]
     found: dict[str, str] = {}
-    while wanted:
-        path = wanted.pop()
+    while left:
+        path = left.pop()
         text = path.read_text()
         found[path.name] = digest(own[path])
         included = own[path].get("include", [])
-        wanted += [
+        left += [
             TASKS / i for i in ([included] if isinstance(included, str) else included) if TASKS / i in own
         ]
         for module in re.findall(r"!function (\S+)\.\w+", text):
             for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
                 if scorer.is_file():
-                    found[scorer.name] = code_fingerprint(scorer)
+                    parts = sorted(scorer.parent.glob(f"{scorer.stem}*.py"))  # math.py and math_judge.py
+                    found |= {part.name: code_fingerprint(part) for part in parts}
+            found |= {package: _version(package) for package in SCORER_PACKAGES.get(module, ())}
     if found and runs_code:
         found |= {path.name: code_fingerprint(path) for path in (ROOT / "evals").glob("sandbox*.py")}
     return found or None
@@ -136,18 +140,6 @@ class _TaskLoader(yaml.SafeLoader):
 
 
 _TaskLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
-
-
-def code_fingerprint(path: Path) -> str:
-    """Digest of what a Python file does: its syntax tree without comments and docstrings."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = body[1:] or [ast.Pass()]
-    return digest(ast.dump(tree))
 
 
 @lru_cache
