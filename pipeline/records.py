@@ -19,6 +19,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pipeline import interrupt
+from pipeline.errors import UserError
 from pipeline.files import (
     DamagedFile,
     digest,
