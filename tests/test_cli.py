@@ -42,7 +42,7 @@ def pipeline(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]
         (["experiment=micro", "data.folder=no/such/folder", "data.generator=null"], "no/such/folder"),
         (["experiment=micro", "data.generator=other"], "data.generator"),
         (["experiment=micro", "+data.sizes.sciqq=3"], "data.sizes.sciqq"),
-        (["experiment=micro", "families.micro.sft=null"], "need both donors"),
+        (["experiment=micro", "families.micro.sft=null"], "needs this checkpoint; set it"),
         (["experiment=micro", "data.folder=some/folder"], "folder and generator are both set"),
         (["plann"], "unknown command 'plann'"),
     ],
