@@ -81,6 +81,7 @@ class Task:
     limit: int | None
     seed: int = 0  # of the perturbation
     folder: str | None = None  # where the documents are; None is the hub
+    task_folders: tuple[str, ...] = ()  # of task files of one's own
 
     @property
     def subtasks(self) -> list[str | None]:
@@ -241,7 +242,9 @@ def columns(config: Config) -> tuple[Task, ...]:
     tasks = []
     for name, benchmark in config.chosen_benchmarks().items():
         limit = _least(config.limit, benchmark.limit)
-        plain = Task(name, name, benchmark, None, limit, config.perturbation_seed, config.data.folder)
+        folder = benchmark.dataset.folder or config.data.folder
+        seed, own = config.perturbation_seed, tuple(config.evals_path)
+        plain = Task(name, name, benchmark, None, limit, seed, folder, own)
         if benchmark.form not in ("none", *FIELDS):
             near = nearest(benchmark.form, ["none", *FIELDS])
             raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")
