@@ -1,6 +1,7 @@
 """The W&B workspace: what would be sent to the server, and that its panels show what is logged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
+from pipeline.config.compose import changed
 from pipeline.config.schema import Config
 from pipeline.tracking import dashboard, server
 from tests.test_tracking import config as config
@@ -105,20 +107,24 @@ def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
+def logged_to(config: Config, entity: str, project: str = "reasoning-vectors") -> Config:
+    return changed(config, tracking=replace(config.tracking, entity=entity, project=project))
+
+
 def test_the_same_view_is_made_once_and_each_project_has_its_own(
     config: Config, views: dict[str, Any]
 ) -> None:
-    config.tracking.entity = "me"
+    config = logged_to(config, "me")
     first = dashboard.show(config, {})
     assert dashboard.show(config, {}) == first and list(views) == [first]
-    config.tracking.project = "other"
+    config = logged_to(config, "me", "other")
     assert "/me/other?" in dashboard.show(config, {})
-    config.tracking.entity = "you"
+    config = logged_to(config, "you", "other")
     assert "/you/other?" in dashboard.show(config, {}) and len(views) == 3
 
 
 def test_a_view_that_was_deleted_on_the_server_is_made_anew(config: Config, views: dict[str, Any]) -> None:
-    config.tracking.entity = "me"
+    config = logged_to(config, "me")
     dashboard.show(config, {})
     views.clear()
     assert dashboard.show(config, {}) in views

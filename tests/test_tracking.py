@@ -6,6 +6,7 @@ import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import stages
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Config, Stage, Tracking
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, read_manifest
@@ -227,8 +228,12 @@ def test_another_project_gets_all_runs_and_the_first_keeps_its_own(
     assert track(config) == []
 
 
+def in_mode(config: Config, mode: Tracking) -> Config:
+    return changed(config, tracking=replace(config.tracking, mode=mode))
+
+
 def test_disabled_writes_nothing(config: Config) -> None:
-    config.tracking.mode = Tracking.disabled
+    config = in_mode(config, Tracking.disabled)
     assert track(config) == [] and not (Path(config.results) / "wandb").exists()
 
 
@@ -240,7 +245,7 @@ def test_auto_is_what_the_environment_says(
     monkeypatch.setenv("WANDB_MODE", name)
     expected = {"disabled": "disabled", "online": "online", "": "online"}
     assert server.mode(config) == expected.get(name, "offline")
-    config.tracking.mode = Tracking.online
+    config = in_mode(config, Tracking.online)
     assert server.mode(config) == "online", "what the configuration says comes first"
 
 
@@ -249,12 +254,11 @@ def test_online_without_a_key_is_refused_before_anything_is_done(
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(stages, "_run", lambda *a: done.append(a))
-    config.tracking.mode = Tracking.online
+    config = in_mode(config, Tracking.online)
     with pytest.raises(UserError, match="wandb login"):
         stages.run(config)
     assert not done
-    config.stages = [Stage.render]
-    stages.run(config)
+    stages.run(changed(config, stages=[Stage.render]))
     assert done, "who does not log needs no key"
 
 

@@ -1,7 +1,8 @@
 """What records cost: tokens, time and GPUs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.analysis.scores import CellScores
 
@@ -39,5 +40,5 @@ def cost_of(cells: Iterable[CellScores]) -> Cost:
     )
 
 
-def _gpus(engine: dict[str, object]) -> int:
-    return int(str(engine["tensor_parallel_size"])) if engine["device"] == "gpu" else 0
+def _gpus(engine: Mapping[str, Any]) -> int:
+    return int(engine["tensor_parallel_size"]) if engine["device"] == "gpu" else 0

@@ -9,7 +9,6 @@ differs is left out and counted.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -154,13 +153,13 @@ def _same_targets(old: CellScores, new: CellScores) -> Positions:
     return np.array([i for i, (doc, target) in enumerate(pairs) if targets.get(doc) == target], dtype=np.intp)
 
 
-def _origin(cell: CellScores) -> dict[str, Any]:
+def _origin(cell: CellScores) -> dict[str, object]:
     """What a record was made from and by, by dotted path."""
     assert cell.record is not None, "an average has no record"
     return dict(_leaves({"inputs": cell.record.inputs, "provenance": cell.record.provenance}))
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Leaves of nested dictionaries by dotted path; lists stay whole."""
     if not isinstance(value, dict):
         yield path, value

@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -105,6 +104,8 @@ def _listed(texts: Iterable[str]) -> str:
 
 # ---- the browser of samples ----
 
+Packed = str | float | None | list["Packed"]  # of what the page's script reads
+
 
 @dataclass(frozen=True)
 class _Change:
@@ -118,7 +119,7 @@ class _Change:
     docs: list[Doc]
 
 
-def _packs(results: Results) -> Iterator[tuple[dict[str, Any], list[list[Any]]]]:
+def _packs(results: Results) -> Iterator[tuple[dict[str, str | int], list[Packed]]]:
     """For each family, benchmark and condition: what the comparison is, and its changed documents."""
     changes = list(_changes(results))
     cap = _cap([len(change.docs) for change in changes])
@@ -128,7 +129,7 @@ def _packs(results: Results) -> Iterator[tuple[dict[str, Any], list[list[Any]]]]
         old, new = change.old, change.new
         texts = {old.key: texts.get(old.key) or _samples(old)}  # of one benchmark at a time
         new_texts = _samples(new) if shown else {}
-        about = {
+        about: dict[str, str | int] = {
             "family": results.families[change.family].label,
             "benchmark": results.label(change.benchmark),
             "condition": change.row.label,
@@ -177,7 +178,7 @@ def _samples(cell: CellScores) -> dict[Doc, Sample]:
     return dict(zip(cell.docs, cell.record.samples(), strict=True))
 
 
-def _pair(doc: Doc, old: Sample, new: Sample) -> list[Any]:
+def _pair(doc: Doc, old: Sample, new: Sample) -> Packed:
     """One document for the page's script: name, target, prompt, the other prompt or null, two answers."""
     subtask, source, which = doc
     name = f"{source}" if subtask is None else f"{subtask} {source}"
@@ -192,12 +193,12 @@ def _pair(doc: Doc, old: Sample, new: Sample) -> list[Any]:
     ]
 
 
-def _answer(sample: Sample) -> list[Any]:
+def _answer(sample: Sample) -> Packed:
     extracted = "; ".join(f"{name}: {text}" for name, text in sample["extracted"].items())
     return [sample["score"], sample["output"], extracted, sample["tokens"], sample["finish"]]
 
 
-def _packed(data: Any) -> bytes:
+def _packed(data: Sequence[object]) -> bytes:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return gzip.compress(text.encode("utf-8", "surrogatepass"), compresslevel=6, mtime=0)
 

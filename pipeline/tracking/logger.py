@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import wandb
 from pipeline.analysis.results import Results
 from pipeline.config.schema import Config
-from pipeline.manifest import Place
 from pipeline.records import Record
 from pipeline.tracking.summary import comparisons, figures, rendered, sweep_rows, sweep_steps
 
@@ -80,7 +79,7 @@ class Logger:
 
     # ---- the summary ----
 
-    def _log_summary(self, logged: Any) -> None:
+    def _log_summary(self, logged: wandb.Run) -> None:
         logged.define_metric("sweep/*", step_metric="alpha")
         for step in sweep_steps(self.results):
             logged.log(step)
@@ -118,21 +117,19 @@ class Logger:
             "versions": record.provenance["versions"],
             "checkpoints": record.provenance["family"],
             "vectors": self._vectors(run),
-            "keys": run.keys,
+            "keys": {cell.benchmark: cell.key for cell in run.cells},
         }
 
     def _records(self, run: "Run") -> list[Record]:
         """The records of a condition's run, in the order of its benchmarks."""
-        cells = [
-            self.results.cells[Place(run.family, str(run.condition), benchmark)] for benchmark in run.keys
-        ]
-        return [record for cell in cells if (record := cell.record) is not None]
+        found = (self.results.cells[cell.place].record for cell in run.cells)
+        return [record for record in found if record is not None]
 
     def _metrics(self, run: "Run") -> dict[str, Any]:
         """Scores, lengths, cost and throughput by benchmark, and a table of samples."""
         data: dict[str, Any] = {}
-        for benchmark, record in zip(run.keys, self._records(run), strict=True):
-            name = benchmark.replace("@", "/")
+        for cell, record in zip(run.cells, self._records(run), strict=True):
+            name = cell.benchmark.replace("@", "/")
             facts = {k: v for k, v in record.metrics.items() if k in METRICS and v is not None}
             facts |= {k: v for k, v in record.cost.items() if k in COSTS}
             data |= {f"{name}/{k}": v for k, v in facts.items()}
@@ -173,7 +170,7 @@ class Logger:
                     self.geometries[key, name] = json.loads(path.read_text())
         return self.geometries[key, name]
 
-    def _refer_to_vectors(self, logged: Any, run: "Run") -> None:
+    def _refer_to_vectors(self, logged: wandb.Run, run: "Run") -> None:
         """Log each vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
         for key in self._vectors(run):
             file = self.results.folder / "vectors" / key / "vector.safetensors"

@@ -9,14 +9,14 @@ pipeline/tracking/logger.py); with an API key they are then uploaded (pipeline/t
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.analysis.results import Results, read_results
 from pipeline.config.schema import Config, Tracking
 from pipeline.files import digest, write_file
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, PlannedCell
 from pipeline.tracking import server
 from pipeline.tracking.summary import rendered
 
@@ -32,7 +32,7 @@ class Run:
     name: str
     family: str
     condition: str | None  # None: the summary
-    keys: Mapping[str, str] = field(default_factory=dict)  # of its cells, by benchmark
+    cells: tuple[PlannedCell, ...] = ()  # of the condition
 
 
 def track(config: Config, manifest: Manifest, report: Callable[[str], None]) -> None:
@@ -104,16 +104,15 @@ def noted(path: Path) -> list[str]:
 
 def runs_of(config: Config, results: Results) -> list[Run]:
     """One run for each condition whose cells are all there, and one for the summary."""
-    groups: dict[tuple[str, str], dict[str, str]] = {}
-    for place, key in results.planned.items():
-        groups.setdefault((place.family, place.condition), {})[place.benchmark] = key
-    absent = {(place.family, place.condition) for place in results.absent}
+    groups: dict[tuple[str, str], list[PlannedCell]] = {}
+    for cell in results.manifest.cells:
+        groups.setdefault((cell.family, cell.condition), []).append(cell)
     runs = []
-    for (family, condition), keys in groups.items():
-        if (family, condition) not in absent:
-            identity = _id(results, f"{family}/{condition}", sorted(keys.values()))
+    for (family, condition), cells in groups.items():
+        if all(cell.place in results.cells for cell in cells):
+            identity = _id(results, f"{family}/{condition}", sorted(cell.key for cell in cells))
             name = f"{family} {results.conditions[condition].label}"
-            runs.append(Run(identity, identity, name, family, condition, keys))
+            runs.append(Run(identity, identity, name, family, condition, tuple(cells)))
     if runs:
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in rendered(config)}
         identity = _id(results, SUMMARY, sorted(results.planned.values()))
