@@ -75,6 +75,7 @@ def test_each_group_with_commands_is_read() -> None:
     """The patterns above find what is there: a group that loses its last command, or is written otherwise, shows."""
     found = {name.split("/")[0] for name in NAMES for line in head(CONF / name) if commands(line)}
     assert found >= {
+        "conditions",
         "config.yaml",
         "donors.yaml",
         "experiment",

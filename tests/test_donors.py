@@ -63,9 +63,9 @@ def a_recipe(changes: dict[str, Any] | None = None) -> Recipe:
     """The defaults with other values, by their keys."""
     made = Recipe(name="test")
     for key, value in (changes or {}).items():
-        part, _, inner = key.rpartition(".")
-        value = replace(getattr(made, part), **{inner: value}) if part else value
-        made = replace(made, **{part or inner: value})
+        section, _, inner = key.rpartition(".")
+        value = replace(getattr(made, section), **{inner: value}) if section else value
+        made = replace(made, **{section or inner: value})
     return made
 
 
@@ -667,7 +667,9 @@ def test_the_shipped_family_was_trained_by_the_recipe_that_is_here() -> None:
         assert flat(record(SHIPPED, stage)["recipe"]) == written
 
 
-def test_a_family_of_before_recipes_had_parts_is_finished_and_belongs_to_its_recipe(tmp_path: Path) -> None:
+def test_a_family_from_before_recipes_had_sections_is_finished_and_belongs_to_its_recipe(
+    tmp_path: Path,
+) -> None:
     shutil.copytree(SHIPPED, tmp_path / "micro")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     own = compose_recipe(["recipe=micro", "seed=2"])
@@ -748,7 +750,7 @@ def test_a_stage_made_of_something_else_is_not_reused(key: str, trained: list[st
     assert record(tmp_path / "other", "base")["copied_from"] == str(tmp_path / "one" / "base")
 
 
-def test_what_a_stage_was_trained_with_before_recipes_had_parts_is_compared_by_its_names_of_today(
+def test_what_a_stage_was_trained_with_before_recipes_had_sections_is_compared_by_its_names_of_today(
     trained: list[str], tmp_path: Path
 ) -> None:
     make_donors(a_recipe({"sft.lr": 1e-4}), tmp_path / "one")

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.compose import compose
 from pipeline.config.explain import CONF
 from pipeline.donors.compose import compose_recipe
-from pipeline.donors.recipe import FORMER_KEYS, PARTS, Recipe, flat, settings
+from pipeline.donors.recipe import FORMER_KEYS, SECTIONS, Recipe, flat, settings
 from pipeline.errors import UserError
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
@@ -133,8 +133,8 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_refused(
     setting: str, message: str, tmp_path: Path
 ) -> None:
     key, value = setting.split(": ")
-    part, _, inner = key.rpartition(".")
-    line = f"{part}: {{{inner}: {value}}}" if part else f"{key}: {value}"
+    section, _, inner = key.rpartition(".")
+    line = f"{section}: {{{inner}: {value}}}" if section else f"{key}: {value}"
     named = "" if key == "name" else "name: own\n"
     assert message in refusal(written(tmp_path, f"{HEADER}{named}{line}"))
     value = {".inf": "inf", ".nan": "nan"}.get(value, value)
@@ -205,7 +205,7 @@ def test_an_override_without_a_value_is_refused(key: str) -> None:
         assert refusal(["recipe=smol", f"{key}={empty}"]) == line
 
 
-# ---- keys of before recipes had parts
+# ---- keys from before recipes had sections
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_an_override_without_a_value_is_refused(key: str) -> None:
         ("hidden", "base.hidden"),
     ],
 )
-def test_a_key_of_before_recipes_had_parts_is_told_its_name_of_today(
+def test_a_key_from_before_recipes_had_sections_is_told_its_name_of_today(
     old: str, new: str, tmp_path: Path
 ) -> None:
     line = f"'{old}' is of an earlier version; write {new}"
@@ -237,7 +237,7 @@ def test_every_setting_of_the_shipped_family_has_a_name_of_today() -> None:
     assert not any(isinstance(value, dict) for value in old.values())
     assert flat(old).keys() == settings(Recipe()).keys()
     assert {FORMER_KEYS[key] for key in old.keys() - asdict(Recipe()).keys() | {"init", "data"}} == {
-        key for key in settings(Recipe()) if key.split(".")[0] in PARTS
+        key for key in settings(Recipe()) if key.split(".")[0] in SECTIONS
     }
 
 
@@ -272,17 +272,17 @@ def test_a_commit_of_nothing_on_the_hub_is_refused(what: str, tmp_path: Path) ->
     assert compose_recipe([*plain, f"{what}.id=some/thing"])
 
 
-@pytest.mark.parametrize("part", ["init", "data"])
-def test_a_pinned_commit_stays_with_the_id_that_it_is_of(part: str) -> None:
+@pytest.mark.parametrize("section", ["init", "data"])
+def test_a_pinned_commit_stays_with_the_id_that_it_is_of(section: str) -> None:
     chosen = ["recipe=qwen2.5-7b"]
     own = compose_recipe(chosen)
-    source = getattr(own, part)
+    source = getattr(own, section)
     assert source.revision
-    assert compose_recipe([*chosen, f"{part}.id={source.id}"]) == own
-    for other in (f"{part}.id=some/other", f"{part}={{id: some/other}}", f"++{part}.id=some/other"):
-        assert getattr(compose_recipe([*chosen, other]), part).revision is None
+    assert compose_recipe([*chosen, f"{section}.id={source.id}"]) == own
+    for other in (f"{section}.id=some/other", f"{section}={{id: some/other}}", f"++{section}.id=some/other"):
+        assert getattr(compose_recipe([*chosen, other]), section).revision is None
     for other in (
-        [f"{part}.id=some/other", f"{part}.revision=v2"],
-        [f"{part}={{id: some/other, revision: v2}}"],
+        [f"{section}.id=some/other", f"{section}.revision=v2"],
+        [f"{section}={{id: some/other, revision: v2}}"],
     ):
-        assert getattr(compose_recipe([*chosen, *other]), part).revision == "v2"
+        assert getattr(compose_recipe([*chosen, *other]), section).revision == "v2"

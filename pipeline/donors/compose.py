@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.explain import CONF
 from pipeline.config.roots import composed
-from pipeline.donors.recipe import FORMER_KEYS, PARTS, Recipe, flat, settings
+from pipeline.donors.recipe import FORMER_KEYS, SECTIONS, Recipe, flat, settings
 from pipeline.errors import UserError
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor")  # those that need no further package
@@ -35,7 +35,7 @@ def compose_recipe(overrides: list[str]) -> Recipe:
 
     Raises:
         UserError: for an unknown key or recipe, naming the nearest that exists; for a value of another type or out of
-            range, an override without a value, a key of before recipes had parts, and a setting that would do nothing.
+            range, an override without a value, a key from before recipes had sections, and a setting that would do nothing.
     """
     for override in overrides:
         _check_override(override)
@@ -52,7 +52,7 @@ def _check_override(override: str) -> None:
     """What Hydra would accept or explain badly.
 
     Raises:
-        UserError: for an empty value, a recipe given by its path, and a key of before recipes had parts.
+        UserError: for an empty value, a recipe given by its path, and a key from before recipes had sections.
     """
     key, equals, value = override.partition("=")
     if equals and not value.strip():
@@ -61,7 +61,7 @@ def _check_override(override: str) -> None:
         raise UserError(f"{override}: expected a recipe's name, found a path; {_by_name(Path(value))}")
     if key == "recipe" and value.startswith("["):
         raise UserError(f"{override}: expected the name of one recipe")
-    if not value.startswith("{"):  # data={documents: 8} is a part
+    if not value.startswith("{"):  # data={documents: 8} is a section
         _check_former(key.lstrip("+~"))
 
 
@@ -86,13 +86,13 @@ def _typed(composed: DictConfig) -> Recipe:
     """The composed values as a recipe.
 
     Raises:
-        UserError: for a part that is none, and for what yaml reads as another type than the schema has.
+        UserError: for a section that is not one, and for what yaml reads as another type than the schema has.
     """
     raw = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    _check_parts(raw)
+    _check_sections(raw)
     schema = OmegaConf.structured(Recipe)
-    for node in (schema, *(schema[part] for part in PARTS)):
-        OmegaConf.set_readonly(node, None)  # as a frozen dataclass is
+    for node in (schema, *(schema[section] for section in SECTIONS)):
+        OmegaConf.set_readonly(node, None)  # what a frozen dataclass declares is read-only
     recipe = cast(Recipe, OmegaConf.to_object(OmegaConf.merge(schema, raw)))
     given = flat(raw)
     for key, value in settings(recipe).items():
@@ -104,8 +104,8 @@ def _typed(composed: DictConfig) -> Recipe:
     return recipe
 
 
-def _check_parts(raw: dict[str, Any]) -> None:
-    """Raise UserError for a part that is no group of settings, or a file whose keys are not at the top."""
+def _check_sections(raw: dict[str, Any]) -> None:
+    """Raise UserError for a section without settings, or a file whose keys are not at the top level."""
     if "recipe" in raw:
         raise UserError(
             "the recipe's file: expected lines of key: value after a first line '# @package _global_', found"
@@ -114,18 +114,18 @@ def _check_parts(raw: dict[str, Any]) -> None:
     for key, value in raw.items():
         if not isinstance(value, dict):
             _check_former(str(key))
-            if key in PARTS:
+            if key in SECTIONS:
                 like = next(known for known in DEFAULTS if known.startswith(f"{key}."))
                 raise UserError(f"{key}: expected settings such as {like}, found {value!r}")
 
 
 def _unpinned(recipe: Recipe, own: Recipe, overrides: list[str]) -> Recipe:
     """The recipe without the commits that were pinned for its `own` `init` and `data`, if it has others."""
-    for part in ("init", "data"):
-        stated = any(re.match(rf"\+*{part}(\.revision=|=.*revision)", override) for override in overrides)
-        source = getattr(recipe, part)
-        if source.id != getattr(own, part).id and not stated:
-            recipe = replace(recipe, **{part: replace(source, revision=None)})
+    for section in ("init", "data"):
+        stated = any(re.match(rf"\+*{section}(\.revision=|=.*revision)", override) for override in overrides)
+        source = getattr(recipe, section)
+        if source.id != getattr(own, section).id and not stated:
+            recipe = replace(recipe, **{section: replace(source, revision=None)})
     return recipe
 
 
@@ -178,22 +178,22 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_microbatches(recipe: Recipe) -> None:
-    for what, batch, part in (
+    for what, batch, section in (
         ("sft.batch", recipe.sft.batch, recipe.sft),
         ("grpo.prompts * grpo.rollouts", recipe.grpo.prompts * recipe.grpo.rollouts, recipe.grpo),
     ):
-        if batch % part.microbatch:
+        if batch % section.microbatch:
             key = f"{what.split('.')[0]}.microbatch"
-            raise UserError(f"{key}: expected a divisor of {what} = {batch}, found {part.microbatch}")
+            raise UserError(f"{key}: expected a divisor of {what} = {batch}, found {section.microbatch}")
 
 
 def _check_effect(recipe: Recipe) -> None:
     """Raise UserError for the first setting that would do nothing."""
-    for part, needs in (("init", "an init on the hub"), ("data", "a data set on the hub")):
-        source = getattr(recipe, part)
+    for section, needs in (("init", "an init on the hub"), ("data", "a data set on the hub")):
+        source = getattr(recipe, section)
         if source.revision is not None and not (source.id and not Path(source.id).is_dir()):
             raise UserError(
-                f"{part}.revision={source.revision!r} does nothing without {needs}; leave it out, or set {part}.id"
+                f"{section}.revision={source.revision!r} does nothing without {needs}; leave it out, or set {section}.id"
             )
     for key, value in settings(recipe).items() if recipe.init.id is not None else ():
         if key.split(".")[0] in ("base", "target") and value != DEFAULTS[key]:

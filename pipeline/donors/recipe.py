@@ -1,6 +1,6 @@
 """A recipe: every setting of a donor family. `pipeline.donors.compose` makes one of conf/recipe/.
 
-Each stage of training has a part of its own (`base`, `target`, `sft`, `grpo`); `init` and `data` say what training starts
+Each stage of training has a section of its own (`base`, `target`, `sft`, `grpo`); `init` and `data` say what training starts
 from and what it reads; the rest belongs to all stages.
 """
 
@@ -116,7 +116,7 @@ class Recipe:
     grpo: GrpoStage = GrpoStage()
 
 
-PARTS = tuple(part.name for part in fields(Recipe) if is_dataclass(part.default))
+SECTIONS = tuple(section.name for section in fields(Recipe) if is_dataclass(section.default))
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def flat(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a record by their keys; records of before recipes had parts are read too."""
+    """The settings of a record by their keys; records from before recipes had sections are read too."""
     found: dict[str, Any] = {}
     for key, value in recorded.items():
         if isinstance(value, Mapping):
@@ -135,9 +135,9 @@ def flat(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def compared(recipe: Recipe, *parts: str) -> dict[str, Any]:
-    """The settings that can change the weights of a stage: those of `parts`, and those that all stages share."""
-    chosen = {"init", *parts}
+def compared(recipe: Recipe, *sections: str) -> dict[str, Any]:
+    """The settings that can change the weights of a stage: those of `sections`, and those that all stages share."""
+    chosen = {"init", *sections}
     return {
         key: value
         for key, value in settings(recipe).items()
@@ -148,7 +148,7 @@ def compared(recipe: Recipe, *parts: str) -> dict[str, Any]:
 def _keys() -> Iterator[tuple[str, bool]]:
     """Each setting's key, and whether it is bookkeeping."""
     for outer in fields(Recipe):
-        if outer.name not in PARTS:
+        if outer.name not in SECTIONS:
             yield outer.name, "bookkeeping" in outer.metadata
             continue
         for inner in fields(getattr(Recipe(), outer.name)):
@@ -156,7 +156,7 @@ def _keys() -> Iterator[tuple[str, bool]]:
 
 
 BOOKKEEPING = {key for key, is_bookkeeping in _keys() if is_bookkeeping}
-# Before recipes had parts, `sft.epochs` was `sft_epochs`; these had other names.
+# Before recipes had sections, `sft.epochs` was `sft_epochs`; these had other names.
 FORMER_KEYS = {key.replace(".", "_"): key for key, _ in _keys() if "." in key} | {
     "init": "init.id",
     "data": "data.id",

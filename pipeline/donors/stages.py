@@ -28,7 +28,7 @@ Builder = Callable[[Recipe, Path, Start, list[micro.Example]], "Trainer"]
 
 STAGES = ("base", "target", "sft", "grpo")  # the first two only where a recipe gives no initialisation
 READS = {"base": ("base",), "target": ("target",), "sft": ("data", "sft"), "grpo": ("data", "grpo")}
-"""The parts of a recipe that each stage reads, beside the settings that all share."""
+"""The sections of a recipe that each stage reads, beside the settings that all share."""
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 RECORD = "training.json"  # written last: a stage that has it is finished
 
