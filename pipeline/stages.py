@@ -172,7 +172,7 @@ def _as_planned(config: Config, manifest: Manifest, path: Path) -> str:
     grid = make_grid(config)
     asked: dict[str, Mapping[str, Any]] = {
         "families": dict.fromkeys(grid.families),
-        "benchmarks": {task.name: task.entry() for task in grid.tasks},
+        "benchmarks": {task.name: task.entry() for task in grid.benchmarks},
         "conditions": {c.name: c.entry() for c in grid.conditions},
     }
     differs = [
@@ -192,7 +192,7 @@ def summary(plan: Plan) -> str:
     cells, missing = len(plan.unique()), len(plan.missing())
     return (
         f"{plan.config.name}: {len(plan.grid.families)} target(s) × {len(plan.grid.conditions)} conditions ×"
-        f" {len(plan.tasks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
+        f" {len(plan.benchmarks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
     )
 
 
@@ -265,7 +265,7 @@ def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list
 def evaluate(plan: Plan, report: Report) -> None:
     for cell in plan.missing():
         if (away := set_aside(plan.results, cell.key)) is not None:
-            report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
+            report(f"a damaged record of {cell.condition.label} · {cell.benchmark.name} was moved to {away}")
     if plan.config.launcher.kind is Launcher.ray:
         from pipeline.evaluate.cluster import evaluate as evaluate_cells
     else:
