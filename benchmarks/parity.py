@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import yaml
 
 from evals import math
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.documents import load
 from pipeline.engine.engine import prepare_environment
 from pipeline.errors import UserError
@@ -86,26 +87,30 @@ def main(arguments: list[str]) -> int:
             f"engine.threads={options.get('threads', 1)}",
         ]
     )
-    changed = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
-    index = task_manager().task_index
+    asked = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
+    index, benchmarks = task_manager().task_index, {}
     for name in config.tasks or []:
         b = config.benchmarks[name]
-        if b.subtasks and "subtasks" in options:
-            b.subtasks = options["subtasks"].split(",")
-        b.limit = ceil(limit / max(1, len(b.subtasks)))
-        stock = stock_name(b.task.format(subtask=next(iter(b.subtasks), None)))
+        subtasks = options["subtasks"].split(",") if b.subtasks and "subtasks" in options else b.subtasks
+        stock = stock_name(b.task.format(subtask=next(iter(subtasks), None)))
         if b.changes or stock not in index or (b.runs_code and b.task not in STOCK):
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
         examples = (index[stock].cfg or {}).get("num_fewshot") or 0
-        b.num_fewshot = changed.get("num_fewshot", examples)
-        b.max_gen_toks = None if b.metric.startswith("acc") else changed.get("max_gen_toks")
+        benchmarks[name] = replace(
+            b,
+            subtasks=subtasks,
+            limit=ceil(limit / max(1, len(subtasks))),
+            num_fewshot=asked.get("num_fewshot", examples),
+            max_gen_toks=None if b.metric.startswith("acc") else asked.get("max_gen_toks"),
+        )
         if stock == MATH:
-            asked = index[stock].cfg
-            b.changes = {key: asked[key] for key in ("doc_to_text", "generation_kwargs")}
-            b.metric, b.also = "exact_match,none", []
+            as_stock = {key: index[stock].cfg[key] for key in ("doc_to_text", "generation_kwargs")}
+            measured = replace(benchmarks[name], metric="exact_match,none", also=[])
+            benchmarks[name] = replace(measured, changes=as_stock)
+    config = changed(config, benchmarks=config.benchmarks | benchmarks)
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, changed)
+    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, asked)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:

@@ -1,71 +1,175 @@
-"""Files: digests, atomic writing and locks, in one place.
+"""Files: digests, reading and atomic writing, in one place.
 
-Everything appears by a rename from a name that begins with `.tmp-`.
+    key = digest(inputs)
+    data = read_json(path, "run again")                    a regular file, or one line that says what is wrong
+    write_json(results / "runs" / "micro.json", data)      whole or not at all
+    with new_folder(results / "cells" / key) as folder:    a folder that appears by one rename
+        ...
+
+What is being written lies in a scratch folder `.tmp-rv.<name>.<random>` beside its place, with a file in it that says
+for what it is, and a lock that ends with its writer. So a run can tell what killed writers left from what living ones
+write and from what is not ours. It removes the first alone, and follows no link.
 """
 
+import ast
 import contextlib
-import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
-import platform
+import re
 import shutil
+import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRATCH = ".tmp-rv."  # what the names of scratch folders begin with
+_MARK = ".reasoning-vectors"  # the file in a scratch folder that holds the name of what is written there
+_DEPTH = (
+    100  # of nested JSON; deeper than any sound file, and shallow enough for every function that recurses
+)
 
 
 class DamagedFile(UserError):
     """A record, manifest or other file of ours whose bytes are not what was written."""
 
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-POLL = 0.5  # seconds between two looks at a lock that another run holds
+# Digests
 
 
 def digest(value: Any) -> str:
     """sha256 (64 hex characters) of a JSON-serialisable value; floats enter with all their digits."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text.encode())
 
 
-def move_away(results: Path, damaged: Path) -> Path:
-    """Move a damaged file or folder to results/damaged, and return where it is now."""
-    (results / "damaged").mkdir(exist_ok=True)
-    away = Path(tempfile.mkdtemp(prefix=f"{damaged.name[:16]}-", dir=results / "damaged"))
-    os.rename(damaged, away / damaged.name)
-    return away / damaged.name
+def ascii_digest(value: Any) -> str:
+    """As `digest`, over the layout that fingerprints of weights and tokenizers have: ASCII, with spaces."""
+    return sha256(json.dumps(value, sort_keys=True).encode())
 
 
-@contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `final` by one rename when the block ends without an error.
+def sha256(data: bytes) -> str:
+    """sha256 of bytes, as 64 hex characters."""
+    return hashlib.sha256(data).hexdigest()
 
-    If `final` has appeared in the meantime it stays, and the new folder is dropped.
+
+def code_fingerprint(path: Path) -> str:
+    """Digest of what a Python file does: its syntax tree without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = body[0]
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                node.body = body[1:] or [ast.Pass()]
+    return digest(ast.dump(tree))
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's bytes.
+
+    Raises:
+        UserError: if it is not a regular file.
+        OSError: if it cannot be read.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=final.parent))
+    with open(open_regular(path), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Reading
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor for reading a file; a pipe or a device, for which a read may wait for ever, is refused.
+
+    Raises:
+        UserError: if it is not a regular file.
+        OSError: if it cannot be opened.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        found = kinds.get(stat.S_IFMT(mode), "a device")
+        raise UserError(f"{path} is {found}; expected a file: check the path")
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes.
+
+    Raises:
+        UserError: if it is not a regular file, or a longer one.
+        OSError: if it cannot be read.
+    """
+    with open(open_regular(path), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if limit is not None and size > limit:
+            raise UserError(f"{path} has {size:,} bytes; expected at most {limit:,}: check the file")
+        return stream.read()
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON in UTF-8 as Python data that every function here can take: numbers are finite, texts can be encoded.
+
+    Raises:
+        ValueError: if it is anything else, or nested too deep.
+    """
+    text = data.decode("utf-8")
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        try:
-            os.rename(temporary, final)
-        except OSError:
-            if not final.is_dir():
-                raise
-        sync(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if _is_deep(value):
+        raise ValueError("nested too deep")
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # a surrogate: half a character unless its other half follows
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether JSON data is nested deeper than `_DEPTH`: level by level, since a function that recurses would fail."""
+    level: list[Any] = [[value]]
+    for _ in range(_DEPTH):
+        inside = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
+    return bool(level)
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits} is too large")
+    return number
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What is in a JSON file of ours.
+
+    Raises:
+        DamagedFile: if it cannot be read; `remedy` says what to do.
+    """
+    try:
+        return parse_json(read_bytes(path))
+    except (OSError, ValueError, UserError) as e:
+        raise DamagedFile(f"{path}: cannot be read ({e}); {remedy}") from None
+
+
+# Writing
+
+
+def json_bytes(data: Any) -> bytes:
+    """JSON as our files have it: indented by one, UTF-8, a line end at the end."""
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -76,135 +180,29 @@ def write_json(path: Path, data: Any) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write_synced(temporary, data)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+    with _scratch(path) as scratch:
+        write_synced(scratch / "new", data)
+        os.replace(scratch / "new", path)
         sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def held(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold `folder` for this run alone, and begin by removing what killed runs left there (`.tmp-*`).
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `final` by one rename when the block ends without an error.
 
-    While another run holds it, wait and say for whom. The lock is the kernel's, on `folder`/.lock: it ends with its
-    process, however that ends. The file says who holds it, and so afterwards who was killed. Where the file system
-    has no locks the run goes on without, and removes nothing.
-
-    Args:
-        name: what is run, for the runs that will wait for this one.
+    If `final` has appeared in the meantime it stays, and the new folder is dropped.
     """
-    path = folder / ".lock"
-    lock = _acquire(path, report)
-    if lock is None:
-        yield
-        return
-    try:
-        killed = _holder(lock)
-        if killed:
-            report(f"{killed} was killed; its lock on {folder} is taken over")
-        since = datetime.now().astimezone().isoformat(" ", "seconds")
-        who = f"the run '{name}' of pid {os.getpid()} on {platform.node()} since {since}"
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, who.encode(), 0)
-        # The outer first: they may hold inner ones.
-        for pattern in (".tmp-*", "*/.tmp-*", "vectors/*/.tmp-*"):
-            for left in list(folder.glob(pattern)):
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        yield
-    finally:
-        if _is_at(lock, path):
-            path.unlink()
-        os.close(lock)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # a run that ended before it wrote anything leaves nothing
-
-
-def _acquire(path: Path, report: Callable[[str], None]) -> int | None:
-    """The open lock file once it is ours; None where the file system has no locks."""
-    told = None
-    while True:
-        # opened anew each time: who removes the file of a host that is no more lets the others go on
-        path.parent.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(final) as scratch:
+        new = scratch / "new"
+        new.mkdir()
+        yield new
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # who held it removed the empty folder just now
-            continue
-        try:
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # of this process: a forked engine does not inherit it
-            if _is_at(lock, path):
-                return lock
-            os.close(lock)
-        except OSError as e:
-            holder = _holder(lock) or "another run"
-            os.close(lock)
-            if e.errno not in (errno.EAGAIN, errno.EACCES):
-                report(
-                    f"{path}: no locks on this file system ({e.strerror}): start no second run on {path.parent}"
-                )
-                return None
-            if told != holder:
-                report(
-                    f"waiting for {holder}, which uses {path.parent}; Ctrl-C to leave (if that machine is gone, remove"
-                    f" {path})"
-                )
-            told = holder
-            time.sleep(POLL)
-
-
-def _is_at(lock: int, path: Path) -> bool:
-    """Whether the open file is the one at `path` still: who held it before removes it."""
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _holder(lock: int) -> str:
-    """Who wrote the lock file, in words; empty after a run that ended in good order."""
-    words = os.pread(lock, 300, 0).decode(errors="replace").split()
-    return "".join(c for c in " ".join(words) if c.isprintable())
-
-
-def json_bytes(data: Any) -> bytes:
-    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def read_json(path: Path, remedy: str) -> Any:
-    try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as e:
-        raise DamagedFile(f"{path}: cannot be read ({e}); {remedy}") from None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    try:
-        with open(path, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError as e:  # a full disk does not say for which file
-        raise OSError(e.errno, e.strerror, str(path)) from None
-
-
-def sync(path: Path) -> None:
-    """Makes a file or folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            os.rename(new, final)
+        except OSError:
+            if not final.is_dir():
+                raise
+        sync(final.parent)
 
 
 @contextmanager
@@ -224,45 +222,128 @@ def replacing(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     if out != out.resolve():
         raise ValueError(f"{out} is not resolved")
     check(out)
+    with contextlib.ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(out.parent, of=out.name)
+            scratch = stack.enter_context(_scratch(out))
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}; choose another folder") from None
+        try:
+            new = scratch / "new"
+            yield new
+            if new.is_dir():
+                for file in new.iterdir():
+                    sync(file)
+            sync(new)
+            check(out)
+            if out.is_dir():
+                out.rename(scratch / "old")  # a folder cannot be renamed over another
+            new.rename(out)
+            sync(out.parent)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {out}: {error.strerror}; nothing was left there: free space, or choose another"
+            ) from None
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk when this returns."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(out)
-        scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}.", dir=out.parent))
-        lock = os.open(scratch, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another folder") from None
+        with open(path, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:  # a full disk does not say for which file
+        raise OSError(e.errno, e.strerror, str(path)) from None
+
+
+def sync(path: Path) -> None:
+    """Makes a file or folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        new, old = scratch / "new", scratch / "old"
-        yield new
-        if new.is_dir():
-            for file in new.iterdir():
-                sync(file)
-        sync(new)
-        check(out)
-        if out.is_dir():
-            out.rename(old)  # a folder cannot be renamed over another
-        new.rename(out)
-        sync(out.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror}; nothing was left there: free space, or choose another"
-        ) from None
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(descriptor)
+
+
+def move_away(results: Path, damaged: Path) -> Path:
+    """Move a damaged file or folder to results/damaged, and return where it is now."""
+    (results / "damaged").mkdir(exist_ok=True)
+    away = Path(tempfile.mkdtemp(prefix=f"{damaged.name[:16]}-", dir=results / "damaged"))
+    os.rename(damaged, away / damaged.name)
+    return away / damaged.name
+
+
+# Scratch folders
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` to write it in, locked and marked; it is removed at the end."""
+    scratch, lock = _new_scratch(out)
+    try:
+        yield scratch
+    finally:
+        with contextlib.suppress(OSError):
+            _remove_scratch(scratch)
         os.close(lock)
 
 
-def _clear_leftovers(out: Path) -> None:
-    """Remove scratch folders of writers of `out` that were killed: those that live hold a lock on theirs."""
-    for left in out.parent.glob(f".tmp-{glob.escape(out.name)}.????????"):
-        with contextlib.suppress(OSError):
-            lock = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (left / "old").exists() and not out.exists():
-                    (left / "new").rename(out)  # whole: it was killed between its two renames
-                shutil.rmtree(left)
-            finally:
-                os.close(lock)
+def _new_scratch(out: Path) -> tuple[Path, int]:
+    name = os.fsdecode(
+        os.fsencode(out.name)[:200]
+    )  # with what stands around it, no longer than a name may be
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{name}.", dir=out.parent))
+        lock = os.open(scratch, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            (scratch / _MARK).write_bytes(os.fsencode(out.name))
+            return scratch, lock
+        except OSError as error:
+            os.close(lock)
+            if not isinstance(error, FileNotFoundError):
+                with contextlib.suppress(OSError):
+                    _remove_scratch(scratch)
+                raise
+            # else another run took the empty folder for a leftover before it was locked: make another
+
+
+def remove_leftovers(folder: Path, of: str | None = None) -> None:
+    """Remove the scratch folders in `folder` whose writers were killed; with `of`, writers of that name alone."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        found = [e.path for e in entries if e.name.startswith(SCRATCH) and e.is_dir(follow_symlinks=False)]
+        for left in map(Path, found):
+            with contextlib.suppress(OSError):
+                lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+                    name = _written_there(left)
+                    if name is not None and of in (None, name):
+                        _remove_scratch(left)
+                finally:
+                    os.close(lock)
+
+
+def _written_there(scratch: Path) -> str | None:
+    """The name of what was to be written in a scratch folder; None if it is not ours, "" if it was just made."""
+    mark = scratch / _MARK
+    if not os.path.lexists(mark):
+        return None if any(scratch.iterdir()) else ""
+    return os.fsdecode(mark.read_bytes()) if stat.S_ISREG(mark.lstat().st_mode) else None
+
+
+def _remove_scratch(scratch: Path) -> None:
+    """Remove a scratch folder, its mark last; what was to be replaced goes back if nothing has taken its place."""
+    name, old = _written_there(scratch), scratch / "old"
+    if old.exists() and name and Path(name).name == name and not os.path.lexists(scratch.parent / name):
+        old.rename(scratch.parent / name)
+    for path in scratch.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _MARK:
+            path.unlink()
+    (scratch / _MARK).unlink(missing_ok=True)
+    scratch.rmdir()

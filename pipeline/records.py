@@ -3,16 +3,20 @@
     results/cells/<key>/record.json     metrics, cost, provenance, and all that was hashed into the key
     results/cells/<key>/samples.jsonl   one line a document
 
-A folder appears by one rename, so a record is there whole or not at all; samples carry a checksum.
-What is being written is named `.tmp-…`; one run at a time holds the store (`held`), and removes what killed runs left.
-Formats: ARCHITECTURE.md. Nothing here knows how a record was made.
+A folder appears by one rename, so a record is there whole or not at all (pipeline/files.py); one run at a time holds
+the store (pipeline/lock.py). What is read is checked here, and only here: the checksums of both files, that the key is
+the digest of the inputs, and the type of every field. Whatever fails is `DamagedFile` with its reason. Nothing here
+knows how a record was made. Formats: ARCHITECTURE.md.
 """
 
-import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from pipeline import interrupt
 from pipeline.errors import UserError
@@ -22,12 +26,111 @@ from pipeline.files import (
     json_bytes,
     move_away,
     new_folder,
+    read_bytes,
     read_json,
-    write_json,
+    sha256,
     write_synced,
 )
 
 SCHEMA = 1
+
+
+class Inputs(TypedDict, total=False):
+    """All that was hashed into a key (pipeline/plan/keys.py says what each part holds).
+
+    Other versions hash other parts, so none is required: the key is their digest, and that is checked.
+    """
+
+    protocol: int
+    weights: dict[str, Any]
+    model: dict[str, Any]
+    tokenizer: str
+    prompt: dict[str, Any]
+    task: dict[str, Any]
+    documents: list[dict[str, Any]]
+    rows: dict[str, str | None]
+    perturbation: dict[str, Any] | None
+    decoding: str
+    engine: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Metrics(TypedDict):
+    """Means over the documents of a cell; scores and shares are 0 to 1."""
+
+    metric: str  # "metric,filter" as lm-eval names it
+    score: FiniteFloat
+    stderr: FiniteFloat | None  # None for a single document
+    n: int  # documents
+    values: dict[str, FiniteFloat]  # the score under each metric that was kept
+    share_not_extracted: FiniteFloat
+    share_truncated: FiniteFloat
+    mean_tokens: FiniteFloat
+
+
+class Cost(TypedDict):
+    """What a cell took, without the engine's start and the swap of weights."""
+
+    seconds: FiniteFloat
+    generated_tokens: int
+    prompt_tokens: int
+    requests: int
+
+
+class Source(TypedDict):
+    """A checkpoint, as it was named; the commit for one of the hub."""
+
+    id: str
+    revision: str | None
+
+
+class Provenance(TypedDict):
+    """How a record was made; nothing of it is in the key."""
+
+    family: dict[str, Source]  # by part: target, sft, grpo, base
+    engine: dict[str, Any]
+    versions: dict[str, str]
+    host: str
+    started: str  # ISO 8601, UTC
+    command: str
+    git: str | None
+    chat_template_sha: NotRequired[str | None]
+    sandbox: NotRequired[str | None]
+
+
+class Sample(TypedDict):
+    """One document and its answer."""
+
+    doc_id: int
+    subtask: str | None
+    source_doc: int  # the plain document that a perturbed one was made from
+    prompt: str
+    target: str
+    output: str  # of scored options, the likeliest
+    extracted: dict[str, str]  # filter → answer
+    scores: dict[str, FiniteFloat]  # "metric,filter" → score
+    score: FiniteFloat  # under the benchmark's metric
+    prompt_tokens: int
+    tokens: int
+    finish: str  # stop, length, or scored
+    loglikelihoods: NotRequired[list[FiniteFloat]]  # of each option
+
+
+class _SamplesFile(TypedDict):
+    sha256: str
+
+
+class _Content(TypedDict):
+    """What record.json must hold, beside its key and checksum."""
+
+    inputs: dict[str, Any]
+    metrics: Metrics
+    cost: Cost
+    provenance: Provenance
+    samples: _SamplesFile
+
+
+_CONTENT, _SAMPLES = TypeAdapter(_Content), TypeAdapter(list[Sample])
 
 
 @dataclass(frozen=True)
@@ -35,38 +138,47 @@ class Record:
     """One evaluated cell, as read from its folder."""
 
     folder: Path
-    inputs: dict[str, Any]
-    metrics: dict[str, Any]
-    cost: dict[str, Any]
-    provenance: dict[str, Any]
+    inputs: Inputs
+    metrics: Metrics
+    cost: Cost
+    provenance: Provenance
     samples_sha256: str
 
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self) -> list[Sample]:
         """All samples in document order.
 
         Raises:
-            DamagedFile: if the file is not the one that the record was written with.
+            DamagedFile: if the file is not the one that the record was written with, or a sample lacks what is read.
         """
-        return [json.loads(line) for line in self._samples().splitlines()]
-
-    def check(self) -> bool:
-        """True; or `DamagedFile`, as `samples` raises it."""
-        return bool(self._samples()) or True
-
-    def _samples(self) -> bytes:
         path = self.folder / "samples.jsonl"
         try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise DamagedFile(
-                f"{path}: cannot be read ({e.strerror}); remove {self.folder} and run again"
-            ) from None
-        if hashlib.sha256(data).hexdigest() != self.samples_sha256:
-            raise DamagedFile(f"{path}: checksum differs from its record; remove {self.folder} and run again")
+            rows = [json.loads(line) for line in self._samples_bytes().splitlines()]
+        except (ValueError, RecursionError) as e:
+            raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(self.folder)}") from None
+        _check(_SAMPLES, rows, path)
+        return rows
+
+    def check_samples(self) -> None:
+        """Compare the samples' bytes with the record's checksum.
+
+        Raises:
+            DamagedFile: if they differ.
+        """
+        self._samples_bytes()
+
+    def _samples_bytes(self) -> bytes:
+        path = self.folder / "samples.jsonl"
+        try:
+            data = read_bytes(path)
+        except (OSError, UserError) as e:
+            raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(self.folder)}") from None
+        if sha256(data) != self.samples_sha256:
+            raise DamagedFile(f"{path}: checksum differs from its record; {_remedy(self.folder)}")
         return data
 
 
 def cell_folder(results: Path, key: str) -> Path:
+    """Where the record of a cell is, or will be."""
     return results / "cells" / key
 
 
@@ -74,9 +186,11 @@ def is_done(results: Path, key: str) -> bool:
     """Whether the cell has a record whose bytes are what was written."""
     try:
         record = read_record(results, key)
-        return record is not None and record.check()
+        if record is not None:
+            record.check_samples()
     except DamagedFile:
         return False
+    return record is not None
 
 
 def set_aside(results: Path, key: str) -> Path | None:
@@ -89,34 +203,67 @@ def read_record(results: Path, key: str) -> Record | None:
     """The record of `key`, or None if it has not been computed.
 
     Raises:
-        DamagedFile: if it is there but is not what was written.
+        DamagedFile: if it is there but is not what was written, belongs to another key, or lacks what is read.
     """
     folder = cell_folder(results, key)
     path = folder / "record.json"
     if not path.is_file():
         return None
-    data = read_json(path, f"remove {folder} and run again")
+    data = read_json(path, _remedy(folder))
     sealed = data.pop("sha256", None) if isinstance(data, dict) else None
-    if sealed is None or sealed != digest(data) or data.get("key") != key:
-        raise DamagedFile(f"{path}: checksum differs from its content; remove {folder} and run again")
+    if sealed is None or sealed != _digest(data, path):
+        raise DamagedFile(f"{path}: checksum differs from its content; {_remedy(folder)}")
     if data.get("schema") != SCHEMA:
         raise DamagedFile(
-            f"{path}: written in format {data.get('schema')}, this version reads {SCHEMA}; run again"
+            f"{path}: written in format {data.get('schema')}, this version reads {SCHEMA}; {_remedy(folder)}"
         )
+    _check(_CONTENT, data, path)
+    if data.get("key") != key or _digest(data["inputs"], path) != key:
+        raise DamagedFile(f"{path}: its inputs are those of another cell than {key[:12]}; {_remedy(folder)}")
+    return Record(
+        folder,
+        data["inputs"],
+        data["metrics"],
+        data["cost"],
+        data["provenance"],
+        data["samples"]["sha256"],
+    )
+
+
+def _digest(data: Any, path: Path) -> str:
+    """The digest of what was read from `path`; 1e999 is read as infinity and has none."""
     try:
-        inputs, metrics, cost, provenance = (data[k] for k in ("inputs", "metrics", "cost", "provenance"))
-        return Record(folder, inputs, metrics, cost, provenance, data["samples"]["sha256"])
-    except (KeyError, TypeError) as e:
-        raise DamagedFile(f"{path}: has no {e}, which this version reads; run again") from None
+        return digest(data)
+    except (ValueError, RecursionError) as e:
+        raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(path.parent)}") from None
+
+
+def _check(expected: TypeAdapter[Any], data: Any, path: Path) -> None:
+    """Compare the types of `data` with those that are declared above; what is not declared may stand beside it.
+
+    Raises:
+        DamagedFile: naming the first field that differs.
+    """
+    try:
+        expected.validate_python(data, strict=True)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
+        raise DamagedFile(f"{path}: {field}: {first['msg']}{found}; {_remedy(path.parent)}") from None
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove {folder} and run again"
 
 
 def write_record(
     results: Path,
-    inputs: dict[str, Any],
-    metrics: dict[str, Any],
-    cost: dict[str, Any],
-    provenance: dict[str, Any],
-    samples: list[dict[str, Any]],
+    inputs: Mapping[str, Any],
+    metrics: Metrics,
+    cost: Cost,
+    provenance: Provenance,
+    samples: Sequence[Sample],
 ) -> str:
     """Write a cell in one step and return its key, the digest of `inputs`.
 
@@ -133,7 +280,7 @@ def write_record(
         "provenance": provenance,
         "samples": {
             "file": "samples.jsonl",
-            "sha256": hashlib.sha256(lines).hexdigest(),
+            "sha256": sha256(lines),
             "rows": len(samples),
         },
     }
@@ -142,28 +289,3 @@ def write_record(
         write_synced(folder / "samples.jsonl", lines)
         write_synced(folder / "record.json", json_bytes(data))
     return key
-
-
-def manifest_path(results: Path, experiment: str) -> Path:
-    return results / "runs" / f"{experiment}.json"
-
-
-def write_manifest(results: Path, manifest: dict[str, Any]) -> Path:
-    """Replace the manifest of an experiment, and return its path."""
-    path = manifest_path(results, manifest["experiment"])
-    write_json(path, manifest | {"sha256": digest(manifest)})
-    return path
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run.
-
-    Raises:
-        UserError: if there is none, or it is not what was written.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest; run the experiment first")
-    manifest = read_json(path, "run the experiment again")
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != digest(manifest):
-        raise DamagedFile(f"{path}: checksum differs from its content; run the experiment again")
-    return manifest

@@ -9,25 +9,28 @@ track     W&B runs, from records alone                          → the W&B serv
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import hub
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
-from pipeline.files import ROOT, digest, held, move_away, new_folder, write_json
+from pipeline.files import move_away, new_folder, write_json
+from pipeline.lock import held
+from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.plan import estimate, revisions
 from pipeline.plan.family import Family
-from pipeline.plan.grid import grid_of, left_out
-from pipeline.plan.keys import code_fingerprint
+from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan, make_plan
-from pipeline.records import manifest_path, read_manifest, set_aside, write_manifest
+from pipeline.plan.sources import find_sources
+from pipeline.records import set_aside
 
 if TYPE_CHECKING:
-    from pipeline.weights.parts import Variant
+    from pipeline.weights.parts import Part
 
 Report = Callable[[str], None]
 
@@ -36,48 +39,27 @@ def prepare(config: Config, report: Report | None = None) -> Plan:
     """Find or generate the documents, and make the plan; `report` is told what it takes before anything is fetched."""
     os.environ.setdefault("RV_CACHE", str(Path(config.results) / ".cache"))
     tell = report or (lambda line: None)
-    for line in [*revisions.use(config), *left_out(config)]:
+    pins, grid = revisions.pinned(config), make_grid(config)
+    for line in [*revisions.describe(config, pins), *grid.left_out]:
         tell(line)
-    if report is not None and (needed := estimate.describe(config)):
+    if report is not None and (needed := estimate.describe(config, grid, pins)):
         report(needed)
-    find_documents(config)
-    plan = make_plan(config)
-    for line in revisions.keep(plan):
+    plan = make_plan(config, grid, find_sources(config))
+    for line in revisions.keep(plan.results, plan.opened()):
         tell(line)
     return plan
 
 
-def find_documents(config: Config) -> None:
-    """Set `data.folder` to the generated documents if the experiment has a generator, and check that it is there."""
-    if config.data.generator is not None and config.data.folder is not None:
-        raise UserError("data: folder and generator are both set; add data.generator=null to use the folder")
-    if config.data.generator is not None:
-        config.data.folder = str(_generated(config))
-        config.data.generator = None
-    if config.data.folder is not None and not Path(config.data.folder).is_dir():
-        raise UserError(
-            f"data.folder={config.data.folder}: no such folder; make it, or unset it to use the hub"
-        )
-
-
-def _generated(config: Config) -> Path:
-    """The folder of generated documents, made unless this version of the generator has made it already."""
-    if config.data.generator != "micro":
-        raise UserError(f"data.generator: expected 'micro' or null, found '{config.data.generator}'")
-    from evals.micro import SIZES, write_benchmarks
-
-    sizes = config.data.sizes
-    for name, size in sizes.items():
-        if name not in SIZES or size < 1:
-            raise UserError(
-                f"data.sizes.{name}={size}: expected a number of documents for one of {', '.join(SIZES)}"
+def describe(config: Config, report: Report) -> str:
+    """The plan as text; without a network the grid, whose keys are then unknown."""
+    with hub.asked_once():
+        try:
+            return prepare(config, report).describe()
+        except hub.Unreachable as silent:
+            grid = make_grid(config)
+            return (
+                f"{grid.describe()}\n{len(grid.cells)} cells; which of them are done (?) is unknown: {silent}"
             )
-    code = [code_fingerprint(path) for path in sorted((ROOT / "evals" / "micro").glob("*.py"))]
-    folder = Path(config.results) / "data" / f"micro-{digest([code, config.data.seed, SIZES | sizes])[:12]}"
-    if not folder.is_dir():
-        with new_folder(folder) as temporary:
-            write_benchmarks(temporary, config.data.seed, sizes)
-    return folder
 
 
 def run(config: Config, report: Report = print) -> None:
@@ -89,7 +71,7 @@ def run(config: Config, report: Report = print) -> None:
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
     if Stage.track in stages:
-        from pipeline.tracking.runs import mode
+        from pipeline.tracking.server import mode
 
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
@@ -145,12 +127,12 @@ def _run(config: Config, stages: list[Stage], report: Report) -> None:
 
 def _check(plan: Plan, stages: list[Stage]) -> None:
     """Find what is wrong with checkpoints, tasks and documents before anything is written."""
-    if Stage.extract in stages and plan.needs_vector():
+    if Stage.extract in stages:
         for family in plan.families.values():
-            if family.vector_key is not None:
+            if plan.parts(family):
                 _check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
-        from pipeline.evaluate.tasks import check_inputs
+        from pipeline.evaluate.checks import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
 
@@ -166,33 +148,38 @@ def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
 
 
 def _check_vectors(plan: Plan, family: Family) -> list[str]:
-    """Notes on a family's vector and on those that conditions add to it, each of which must fit its target."""
+    """Notes on a family's vector, which must fit every target that it is added to; its parts must keep something."""
     from pipeline.weights.compatibility import check_compatible
     from pipeline.weights.parts import check_mask
 
-    others = {name for condition in plan.conditions for name, _ in condition.plus} - {family.name}
-    notes = []
-    for of in (family, *(plan.families[name] for name in sorted(others))):
-        assert of.sft is not None and of.grpo is not None
-        notes += check_compatible(family.target, of.sft, of.grpo)
-    assert family.grpo is not None
-    for variant in _variants(plan):
-        sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
-        check_mask(variant, sizes, family.grpo.source)
-    return notes
+    assert family.sft is not None and family.grpo is not None
+    steered = {
+        cell.family.name: cell.family.target
+        for cell in plan.cells
+        if any(plan.of(term.family, cell.family) is family for term in cell.condition.added())
+    }
+    notes = [
+        note for target in steered.values() for note in check_compatible(target, family.sft, family.grpo)
+    ]
+    sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
+    for part in filter(None, plan.parts(family)):
+        check_mask(part, sizes, family.grpo.source)
+    return list(dict.fromkeys(notes))
 
 
-def _variants(plan: Plan) -> list["Variant"]:
-    """The parts of a vector that conditions add."""
-    return list(dict.fromkeys(c.variant for c in plan.conditions if c.variant is not None))
-
-
-def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
+def _as_planned(config: Config, manifest: Manifest, path: Path) -> str:
     """Says that the grid is that of the last plan, and in what the configuration describes another."""
-    asked = grid_of(config) | {"families": dict.fromkeys(config.sizes or config.families)}
-    differs = [part for part, named in asked.items() if list(named) != list(manifest[part])]
-    differs += [
-        part for part in ("benchmarks", "conditions") if part not in differs and asked[part] != manifest[part]
+    grid = make_grid(config)
+    asked: dict[str, Mapping[str, Any]] = {
+        "families": dict.fromkeys(grid.families),
+        "benchmarks": {task.name: task.entry() for task in grid.tasks},
+        "conditions": {c.name: c.entry() for c in grid.conditions},
+    }
+    differs = [
+        what
+        for what, named in asked.items()
+        if list(named) != list(getattr(manifest, what))
+        or (what != "families" and named != getattr(manifest, what))
     ]
     line = f"as planned in {path}"
     if differs:
@@ -201,39 +188,41 @@ def _as_planned(config: Config, manifest: dict[str, Any], path: Path) -> str:
 
 
 def summary(plan: Plan) -> str:
+    """One line: the size of the grid, and what is done."""
     cells, missing = len(plan.unique()), len(plan.missing())
     return (
-        f"{plan.config.name}: {len(plan.families)} target(s) × {len(plan.conditions)} conditions ×"
+        f"{plan.config.name}: {len(plan.grid.families)} target(s) × {len(plan.grid.conditions)} conditions ×"
         f" {len(plan.tasks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
     )
 
 
 def extract(plan: Plan, report: Report) -> None:
-    """The vector of every family, and the variants of it that conditions ask for."""
+    """The vector of every family, and the parts of it that conditions ask for."""
     from pipeline.weights.parts import derive
     from pipeline.weights.vector import Vector
     from pipeline.weights.vector import extract as extract_vector
 
     for family in plan.families.values():
-        if family.vector_key is None or not plan.needs_vector():
+        parts = plan.parts(family)
+        if not parts:
             continue
         assert family.sft is not None and family.grpo is not None
         notes = _check_vectors(plan, family)
         for note in notes:
             report(f"{family.name}: {note}")
-        whole = plan.vector_folder(family)
-        _new_vector(
-            plan, family, None, notes, report, partial(extract_vector, family.grpo, family.sft, compact=True)
-        )
-        for variant in _variants(plan):
-            make = partial(derive, Vector.open(whole), variant)
-            _new_vector(plan, family, variant, notes, report, make)
+        make = partial(extract_vector, family.grpo, family.sft, compact=True)
+        _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
+        for part, alphas in parts.items():
+            assert part is not None
+            make = partial(derive, Vector.open(plan.vector_folder(family)), part)
+            _new_vector(plan, family, part, alphas, notes, report, make)
 
 
 def _new_vector(
     plan: Plan,
     family: Family,
-    variant: "Variant | None",
+    part: "Part | None",
+    alphas: list[float],
     notes: list[str],
     report: Report,
     make: Callable[[Path], Path],
@@ -241,36 +230,34 @@ def _new_vector(
     """Write a vector with its geometry and fingerprint, or check the one that is there."""
     from pipeline.weights.vector import Vector
 
-    folder = plan.vector_folder(family, variant)
+    folder = plan.vector_folder(family, part)
+    name = plan.geometry_file(family, part).name
     if folder.is_dir():
         try:
-            plan.vector(family, variant)
-            _write_geometry(plan, family, variant, notes, folder)
+            plan.vector(family, part)
+            _write_geometry(folder / name, family, alphas, notes)
             return
         except UserError:
             report(f"{family.name}: a damaged vector was moved to {move_away(plan.results, folder)}")
     with new_folder(folder) as temporary:
         write_json(temporary / "fingerprint.json", Vector.open(make(temporary)).fingerprint)
-        _write_geometry(plan, family, variant, notes, temporary)
-    report(f"{family.name}: {'vector' if variant is None else variant} written to {folder}")
+        _write_geometry(temporary / name, family, alphas, notes)
+    report(f"{family.name}: {'vector' if part is None else part} written to {folder}")
 
 
-def _write_geometry(
-    plan: Plan, family: Family, variant: "Variant | None", notes: list[str], folder: Path
-) -> None:
+def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list[str]) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already."""
     from pipeline.weights import geometry
     from pipeline.weights.vector import Vector
 
-    path = folder / plan.geometry_file(family, variant).name
-    alphas = {c.alpha for c in plan.conditions if c.alpha and c.variant == variant}
+    asked = set(alphas)
     with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
         measured = {row["alpha"] for row in json.loads(path.read_text())["total"]["alphas"]}
-        if alphas <= measured:
+        if asked <= measured:
             return
-        alphas |= measured
+        asked |= measured
     data = geometry.report(
-        Vector.open(folder), family.target, sorted(alphas), sft=family.sft, base=family.base
+        Vector.open(path.parent), family.target, sorted(asked), sft=family.sft, base=family.base
     )
     write_json(path, data | {"notes": notes})
 
@@ -286,25 +273,26 @@ def evaluate(plan: Plan, report: Report) -> None:
     evaluate_cells(plan, report)
 
 
-def render(config: Config, manifest: dict[str, Any], report: Report) -> None:
-    from pipeline.report import figures, tables
-    from pipeline.report.page import render as render_report
+def render(config: Config, manifest: Manifest, report: Report) -> None:
 
-    results, out = Path(config.results), Path(config.tables) / config.name
+    from pipeline.analysis.results import read_results
+    from pipeline.report import terminal
+    from pipeline.report.render import render as render_all
+
+    out = Path(config.tables) / config.name
     with held(out, config.name, report):
-        written = tables.render(manifest, results, out)
-        drawn = figures.render(manifest, results, out)
-        page = render_report(manifest, results, out, drawn)
-    for line in tables.problems(manifest, results):
+        results = read_results(manifest, Path(config.results))
+        files = render_all(results, out)
+    for line in results.problems:
         report(line)
-    for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
-        report(f"{what}: " + " ".join(str(f) for f in files))
-    report("\n" + tables.terminal(manifest, results) + "\n")
-    for line in tables.verdicts(manifest, results):
+    for what, paths in files.items():
+        report(f"{what}: " + " ".join(str(path) for path in paths))
+    report("\n" + terminal.summary(results) + "\n")
+    for line in terminal.verdict_lines(results):
         report(line)
 
 
-def track(config: Config, manifest: dict[str, Any], report: Report) -> None:
+def track(config: Config, manifest: Manifest, report: Report) -> None:
     from pipeline.tracking.runs import track as log_to_wandb
 
     log_to_wandb(config, manifest, report)

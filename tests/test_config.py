@@ -1,11 +1,13 @@
 """The configuration: what is there composes, and what is not declared is refused by name."""
 
+import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
 
 from evals import micro
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.config.explain import CONF
 from pipeline.config.schema import CheckpointConfig
 from pipeline.errors import UserError
@@ -52,32 +54,60 @@ def test_every_option_says_what_it_is(group: str) -> None:
         (["conditions.vector.alfa=1"], "'conditions.vector.alfa'; did you mean 'alpha'?"),
         (["+foo=1"], "unknown configuration key 'foo'"),
         (["+engine.foo=1"], "unknown configuration key 'engine.foo'"),
-        (["alpha=abc"], "alpha: "),
+        (["alpha=abc"], "alpha[0]: Value 'abc'"),
         (["alpha=[1,x]"], "alpha[1]: Value 'x'"),
         (["alpha=[inf]"], "alpha: expected a finite number"),
-        (["conditions.vector.alpha=null"], "weights 'vector' need an alpha"),
-        (["conditions.baseline.alpha=1"], "weights 'target' take no alpha"),
-        (["conditions.vector.seeds=[1]"], "seeds go with weights 'random'"),
-        (["conditions.vector.weights=vectr"], "Invalid value 'vectr'"),
-        (["conditions.baseline.variant.trim=0.1"], "variant and plus belong to weights 'vector'"),
+        (["alpha=1e39"], "alpha: expected a finite number"),
+        (["conditions.vector.alpha=null"], "nothing is added to the target, and 'baseline' is that already"),
+        (["conditions.vector.alpha=true"], "expected a finite number, or a list of them, found True"),
+        (["conditions.vector.alpha=[1,x]"], "expected a finite number, or a list of them, found 'x'"),
+        (["conditions.vector.alpha={a:1}"], "expected a finite number, or a list of them, found {'a': 1}"),
+        (["conditions.baseline.seeds=[1]"], "part and seeds say what α is multiplied with"),
+        (["conditions.random.seeds=[]"], "expected a seed for each random vector, found none"),
+        (["conditions.random.seeds=[-1]"], "expected whole numbers from 0"),
+        (["conditions.vector.start=vectr"], "Invalid value 'vectr'"),
+        (["conditions.vector.weights=vector"], "is of an earlier version; write start"),
+        (["conditions.vector.variant.trim=0.1"], "is of an earlier version; write part"),
+        (["+conditions.vector.plus={micro:1}"], "is of an earlier version; write terms"),
+        (["conditions.baseline.part.trim=0.1"], "part and seeds say what α is multiplied with"),
+        (["conditions.vector.part.trim=1.5"], "expected the share of entries to keep"),
+        (["conditions.vector.part.layers=[1]"], "expected the first and the last layer"),
+        (["conditions.vector.terms=[{alpha:1}]"], "alpha, part and seeds are the short form of one term"),
+        (["+conditions.sum={label:S,terms:[{alpha:1,family:othr}]}"], "'othr' is no family of this run"),
+        (
+            ["+conditions.sum={label:S,terms:[{family:micro}]}"],
+            "conditions.sum.terms[0].alpha: a value is required",
+        ),
         (["conditions.vector=null"], "'conditions.vector' is not Optional"),
         (["families.micro.base=null", "families.micro.base.id=x"], "a key below a value that is null"),
         (["conditions.vector.prompt=thnk"], "'thnk' is unknown; did you mean 'think'?"),
-        (["sizes=[]"], "nothing to run: sizes is empty"),
+        (["families=[]"], "nothing to run: families is empty"),
+        (["sizes=[micro]"], "'sizes' is of an earlier version; write families=[…]"),
+        (["conditions=[]"], "nothing to run: conditions is empty"),
+        (["conditions=[vectr]"], "conditions: 'vectr' is unknown; did you mean 'vector'?"),
         (["tasks=[]"], "nothing to run: tasks is empty"),
-        (["sizes=[2b]"], "sizes: '2b' is unknown; known: micro"),
+        (["families=[2b]"], "families: '2b' is unknown; known: micro"),
+        (["families=2b"], "families: '2b' is unknown; known: micro"),
         (["tasks=[gsm]"], "tasks: 'gsm' is unknown; did you mean 'gsm8k'?"),
-        (["sweep.benchmarks=[sciqq]"], "did you mean 'sciq'?"),
+        (["conditions.alpha.benchmarks=[sciqq]"], "did you mean 'sciq'?"),
+        (["sweep.benchmarks=[sciq]"], "is of an earlier version; write conditions.alpha"),
+        (["engine.threads=100000"], "engine.threads: expected at most 1024"),
+        (["engine.max_num_seqs=1000000000"], "engine.max_num_seqs: expected at most"),
+        (["engine.seed=-1"], "engine.seed: expected 0 or more"),
+        (["limit=99999999999999999999"], "limit: "),
+        ([f"name={'n' * 300}"], "name: expected up to 100 letters"),
+        (["families.micro.label='a\nb'"], "families.micro.label: expected text on one line"),
+        (["tables=README.md"], "tables=README.md: expected a folder, found a file"),
         (["stages=[extrct]"], "Invalid value 'extrct'"),
         (["stages=[]"], "stages: expected at least one"),
         (["limit=0"], "limit: expected a positive number"),
         (["benchmarks.gsm8k.limit=-1"], "benchmarks.gsm8k.limit: expected a positive number"),
         (["engine.device=tpu"], "engine.device: Invalid value 'tpu', expected one of [cpu, gpu]"),
         (["experiment=model"], "families.model.target.id: a value is required"),
-        (["name=../../evil"], "name: expected letters"),
+        (["name=../../evil"], "name: expected up to 100 letters"),
         (["results="], "results: expected a folder"),
         (["engine.dtype=float33"], "engine.dtype: expected one of"),
-        (["engine.max_model_len=0"], "engine.max_model_len: expected a positive number"),
+        (["engine.max_model_len=1"], "engine.max_model_len: expected 16 or more"),
         (["benchmarks.gsm8k.max_gen_toks=0"], "benchmarks.gsm8k.max_gen_toks: expected a positive number"),
         (["benchmarks.gsm8k.num_fewshot=-1"], "num_fewshot: expected 0 or more"),
         (["no equals sign"], "override not understood"),
@@ -91,13 +121,30 @@ def test_a_mistake_is_one_line_that_names_it(overrides: list[str], message: str)
 
 
 def test_one_override_away(tmp_path: Path) -> None:
-    config = compose(["sizes=[micro]", "alpha=[-1,0,1]", "tasks=[gsm8k]", "limit=5"])
-    assert (config.sizes, config.alpha, config.tasks, config.limit) == (
-        ["micro"],
-        [-1.0, 0.0, 1.0],
-        ["gsm8k"],
-        5,
+    config = compose(
+        ["families=micro", "alpha=[-1,0,1]", "tasks=gsm8k", "conditions=[baseline,vector]", "limit=5"]
     )
+    assert list(config.chosen_families()) == ["micro"] and list(config.chosen_benchmarks()) == ["gsm8k"]
+    assert list(config.chosen_conditions()) == ["baseline", "vector"]
+    assert (list(config.alpha), config.limit) == ([-1.0, 0.0, 1.0], 5)
+    assert list(compose(["alpha=0.5"]).alpha) == [0.5]
+
+
+def test_a_composed_configuration_does_not_change() -> None:
+    config = compose(["experiment=micro"])
+    for change in (
+        lambda: setattr(config, "name", "other"),
+        lambda: setattr(config.engine, "seed", 1),
+        lambda: setattr(config.conditions["vector"].part or config.data, "seed", 1),
+        lambda: config.families.pop("micro"),
+        lambda: config.benchmarks["gsm8k"].dataset.files.update(test="x"),
+        lambda: config.stages.append("x"),
+    ):
+        with pytest.raises((dataclasses.FrozenInstanceError, TypeError, AttributeError)):
+            change()
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301 - our own: workers of a cluster get it so
+    other = changed(config, name="other")
+    assert (other.name, config.name) == ("other", "micro") and other.families is config.families
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "micro_seeds"])
@@ -110,7 +157,7 @@ def test_a_suite_has_the_same_benchmarks_and_documents_in_every_experiment(
     assert config.benchmarks == alone.benchmarks
     assert config.data.generator == ("micro" if suite == "micro" else None)
     published = [b.published for b in config.benchmarks.values() if b.published]
-    assert sorted(published) == ([] if suite == "micro" else ["BBH", "GSM8K", "HumanEval", "SciQ"])
+    assert sorted(published) == ([] if suite in ("micro", "math") else ["BBH", "GSM8K", "HumanEval", "SciQ"])
 
 
 def test_overlap_was_checked_against_every_document_that_the_seeds_are_asked() -> None:
@@ -119,13 +166,13 @@ def test_overlap_was_checked_against_every_document_that_the_seeds_are_asked() -
 
 
 @pytest.mark.parametrize(
-    "form", ["conditions.vector.variant.modules=[mlp]", "conditions.vector.variant={modules:[mlp]}"]
+    "form", ["conditions.vector.part.modules=[mlp]", "conditions.vector.part={modules:[mlp]}"]
 )
 def test_a_part_of_the_vector_can_be_given_on_the_command_line(form: str) -> None:
     conditions = compose(["experiment=micro", form]).conditions
-    part = conditions["vector"].variant
-    assert part is not None and part.modules == ["mlp"]
-    assert conditions["vector_think"].variant is None, "the whole vector where nothing is said"
+    part = conditions["vector"].part
+    assert part is not None and list(part.modules or ()) == ["mlp"]
+    assert conditions["vector_think"].part is None, "the whole vector where nothing is said"
 
 
 def test_another_id_leaves_the_revision_of_the_configured_one_behind() -> None:

@@ -1,6 +1,7 @@
 """The W&B workspace: what would be sent to the server, and that its panels show what is logged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
+from pipeline.config.compose import changed
 from pipeline.config.schema import Config
-from pipeline.tracking import dashboard
-from pipeline.tracking import runs as tracking
+from pipeline.tracking import dashboard, server
 from tests.test_tracking import config as config
 from tests.test_tracking import logged, track
 
@@ -36,7 +37,9 @@ def metrics(panel: dict[str, Any]) -> list[str]:
     return list(panel["config"].get("metrics") or panel["config"].get("mediaKeys"))
 
 
-def test_the_panels_are_those_that_a_reader_wants(panels: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_panels_show_what_a_reader_of_the_paper_looks_for(
+    panels: dict[str, list[dict[str, Any]]],
+) -> None:
     assert list(panels) == [
         "Accuracy against α",
         "Ours beside published",
@@ -97,27 +100,31 @@ def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return kept[url]
 
     address = property(lambda self: f"https://server/{self.entity}/{self.project}?nw={self._internal_name}")
-    monkeypatch.setattr(tracking, "silence", lambda: "")
+    monkeypatch.setattr(server, "silence", lambda: "")
     monkeypatch.setattr(Workspace, "url", address)
     monkeypatch.setattr(Workspace, "save", save)
     monkeypatch.setattr(Workspace, "from_url", load)
     return kept
 
 
+def logged_to(config: Config, entity: str, project: str = "reasoning-vectors") -> Config:
+    return changed(config, tracking=replace(config.tracking, entity=entity, project=project))
+
+
 def test_the_same_view_is_made_once_and_each_project_has_its_own(
     config: Config, views: dict[str, Any]
 ) -> None:
-    config.tracking.entity = "me"
+    config = logged_to(config, "me")
     first = dashboard.show(config, {})
     assert dashboard.show(config, {}) == first and list(views) == [first]
-    config.tracking.project = "other"
+    config = logged_to(config, "me", "other")
     assert "/me/other?" in dashboard.show(config, {})
-    config.tracking.entity = "you"
+    config = logged_to(config, "you", "other")
     assert "/you/other?" in dashboard.show(config, {}) and len(views) == 3
 
 
 def test_a_view_that_was_deleted_on_the_server_is_made_anew(config: Config, views: dict[str, Any]) -> None:
-    config.tracking.entity = "me"
+    config = logged_to(config, "me")
     dashboard.show(config, {})
     views.clear()
     assert dashboard.show(config, {}) in views

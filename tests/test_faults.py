@@ -3,6 +3,7 @@
 Each ends with one line that names the thing and the remedy, or with an honest record; nothing that was whole is lost.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,21 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline import hub
 from pipeline.errors import UserError
 from pipeline.files import ROOT, move_away
-from pipeline.records import (
-    DamagedFile,
-    Record,
-    is_done,
-    read_manifest,
-    read_record,
-    write_manifest,
-    write_record,
-)
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.records import DamagedFile, Record, is_done, read_record
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.vector import extract
@@ -33,11 +28,10 @@ from tests import synthetic, tiny
 from tests.hub import Hub, Repository
 from tests.processes import CELLS, Run, command, finished
 
-SAMPLES = [{"doc_id": i, "score": 1.0, "output": "four"} for i in range(4)]
-
 
 def record(results: Path, alpha: float, output: str = "four") -> str:
-    return write_record(results, {"alpha": alpha}, {}, {}, {}, [s | {"output": output} for s in SAMPLES])
+    rows = [sample | {"output": output} for sample in synthetic.samples([True] * 4, {})]
+    return synthetic.write_cell(results, {"alpha": alpha}, rows)
 
 
 # --- disks
@@ -125,9 +119,11 @@ def test_results_in_a_read_only_folder_are_rendered_elsewhere(tmp_path: Path) ->
 
 
 def test_a_manifest_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
-    path = write_manifest(tmp_path, {"experiment": "e", "cells": [{"key": "a" * 64}]})
-    assert read_manifest(path) == {"experiment": "e", "cells": [{"key": "a" * 64}]}
-    path.write_text(path.read_text().replace("aaaa", "aaab", 1))
+    made = synthetic.write_run(tmp_path, documents=1)
+    path = manifest_path(tmp_path, made.experiment)
+    assert read_manifest(path) == made
+    key = made.cells[0].key
+    path.write_text(path.read_text().replace(key, key[1:] + key[0], 1))
     with pytest.raises(DamagedFile, match="checksum differs.*run the experiment again"):
         read_manifest(path)
 
@@ -206,7 +202,8 @@ def test_what_the_hub_refuses_is_one_line_and_nothing_half_is_taken_for_whole(
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import __main__, interrupt, records, stages
+from pipeline import __main__, interrupt, stages
+from tests import synthetic
 
 def run(config, report):
     report("writing")
@@ -216,7 +213,7 @@ def run(config, report):
             os.kill(os.getpid(), number)
         rename(*names)
     os.rename = interrupted
-    records.write_record(Path(sys.argv[1]), {"alpha": 1.0}, {}, {}, {}, [{"score": 1.0}])
+    synthetic.write_cell(Path(sys.argv[1]), {"alpha": 1.0}, synthetic.samples([True], {}))
     os.rename = rename
     report("not reached")
 
@@ -249,6 +246,37 @@ def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert ran.returncode == 130 and ran.stdout == "writing\n"
     (left,) = (tmp_path / "cells").iterdir()
     assert left.name.startswith(".tmp-")
+
+
+WITH_CHILDREN = """
+import os, signal, subprocess, sys, time
+from pipeline import interrupt
+interrupt.install()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    subprocess.run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(600)
+"""
+
+
+def test_the_second_signal_ends_the_processes_that_the_run_started_and_theirs(tmp_path: Path) -> None:
+    run = subprocess.Popen([sys.executable, "-c", WITH_CHILDREN], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert run.stdout is not None
+    started = [psutil.Process(int(run.stdout.readline())) for _ in range(2)]
+    try:
+        run.send_signal(signal.SIGTERM)
+        run.send_signal(signal.SIGINT)
+        assert run.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        gone, alive = psutil.wait_procs(started, timeout=60)
+        assert not alive
+    finally:
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        run.stdout.close()
 
 
 @pytest.mark.slow
@@ -287,7 +315,7 @@ def test_an_engine_ends_when_its_run_is_killed(tmp_path: Path) -> None:
 DYING = """
 import sys
 from pipeline import __main__
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
 Engine.extension = "tests.faults.DyingExtension"
 if __name__ == "__main__":
     sys.exit(__main__.main(sys.argv[1:]))
@@ -333,12 +361,13 @@ import sys, time
 from datetime import datetime
 began = time.time()
 time.time = lambda: began - 1000 * time.monotonic()
-from pipeline import __main__, evaluate
+from pipeline import __main__
+from pipeline.evaluate import runner
 class Clock(datetime):
     @classmethod
     def now(cls, tz=None):
         return datetime.fromtimestamp(time.time(), tz)
-evaluate.datetime = Clock
+runner.datetime = Clock
 sys.exit(__main__.main(sys.argv[1:]))
 """
 SAYS = {"nothing": "<|im_end|>", "stop tokens": "<|endoftext|>", "half characters": "ÿ", "one letter": "A"}
@@ -367,14 +396,14 @@ def degenerate(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str]
         family = name.replace(" ", "_")
         options += [f"+family@families.{family}=model", f"families.{family}.target.id='{folder}'"]
         options.append(f"families.{family}.label={family}")
-    options.append(f"sizes=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
+    options.append(f"families=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
     run = Run(root, arguments=[sys.executable, "-c", BACKWARDS, *command(root, *options)[3:]])
     assert run.ends() == 0, run.output()[-3000:]
     found = {}
-    for cell in read_manifest(root / "results" / "runs" / "micro.json")["cells"]:
-        made = read_record(root / "results", cell["key"])
+    for cell in read_manifest(root / "results" / "runs" / "micro.json").cells:
+        made = read_record(root / "results", cell.key)
         assert made is not None
-        found[cell["family"].replace("_", " "), cell["benchmark"]] = made
+        found[cell.family.replace("_", " "), cell.benchmark] = made
     return found
 
 

@@ -123,7 +123,8 @@ def answers(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in finished(root):
         record = read_record(root / "results", path.parent.name)
-        assert record is not None and record.check()
+        assert record is not None
+        record.check_samples()
         found[path.parent.name] = (
             record.inputs,
             record.metrics,
@@ -233,10 +234,10 @@ def test_killed_while_it_applies(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", APPLY, str(folders[0]), str(vector), str(out)]
     while sum(counts.values()) < 6:
         run = Run(tmp_path, arguments=arguments)
-        run.wait_for(written(".tmp-out.*"))
+        run.wait_for(written(".tmp-rv.out.*"))
         time.sleep(chance.uniform(0, 0.08))
         if run.process.poll() is None:
-            counts["apply" if run.new(".tmp-out.*") else "after apply"] += 1
+            counts["apply" if run.new(".tmp-rv.out.*") else "after apply"] += 1
         run.kill()
         if out.exists():
             assert files(out) == whole

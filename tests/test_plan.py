@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from evals.perturbations import common
 from pipeline.config.compose import compose
 from pipeline.files import ROOT
+from pipeline.manifest import read_manifest, write_manifest
 from pipeline.plan import keys
 from pipeline.plan.keys import code_fingerprint
 from pipeline.plan.plan import Plan
@@ -303,11 +304,12 @@ def test_comments_and_docstrings_are_not_code(tmp_path: Path) -> None:
 
 def test_the_manifest_names_every_cell(models: Path, data: Path) -> None:
     made = plan(models, data)
-    manifest = made.manifest()
-    assert {c["key"] for c in manifest["cells"]} == {c.key for c in made.cells}
-    for cell in manifest["cells"]:
-        assert cell["family"] in manifest["families"]
-        assert cell["condition"] in manifest["conditions"]
-        assert cell["benchmark"] in manifest["benchmarks"]
-    perturbed = manifest["benchmarks"]["gsm8k@larger_numbers"]
-    assert (perturbed["variant_of"], perturbed["cluster"]) == ("gsm8k", "source_doc")
+    written = read_manifest(write_manifest(made.results, made.manifest()))
+    assert written == made.manifest()
+    assert {c.key for c in written.cells} == {c.key for c in made.cells}
+    for cell in written.cells:
+        assert cell.family in written.families
+        assert cell.condition in written.conditions
+        assert cell.benchmark in written.benchmarks
+    perturbed = written.benchmarks["gsm8k@larger_numbers"]
+    assert (perturbed.variant_of, perturbed.cluster) == ("gsm8k", "source_doc")

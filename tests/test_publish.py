@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
+from pipeline import lock
 from pipeline.__main__ import main
 from pipeline.config.compose import compose
 from pipeline.files import ROOT
@@ -35,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for cell in plan.unique():
         right = {"baseline": [True, False] * 20, "vector": [True, True, True, False] * 10}
         if cell.condition.name in right:
-            synthetic.write_cell(results, cell.inputs, synthetic.samples(right[cell.condition.name], {}))
+            synthetic.write_cell(results, cell.inputs, synthetic.samples(right[cell.condition.name]))
     return results
 
 
@@ -195,7 +195,7 @@ def test_apply_waits_for_a_run_that_holds_the_results(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with another(results) as other:
-        monkeypatch.setattr(files.time, "sleep", lambda seconds: other.communicate("x"))
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: other.communicate("x"))
         assert main(arguments(results, f"out={tmp_path / 'steered'}")) == 0
     assert "waiting for the run 'other'" in capsys.readouterr().out
 

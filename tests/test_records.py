@@ -1,26 +1,29 @@
 """The store: whole records or none, and damage is seen."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.files import digest, new_folder, write_json
-from pipeline.records import DamagedFile, cell_folder, is_done, read_record, set_aside, write_record
+from pipeline.records import DamagedFile, cell_folder, is_done, read_record, set_aside
+from tests import synthetic
 
-SAMPLES = [{"doc_id": i, "score": float(i % 2), "output": "naïve \u2028 text"} for i in range(4)]
+SAMPLES = [s | {"output": "naïve \u2028 text"} for s in synthetic.samples([False, True, False, True], {})]
 
 
 def written(results: Path, alpha: float = 0.7) -> str:
-    return write_record(
-        results, {"alpha": alpha}, {"score": 0.5}, {"seconds": 1.0}, {"host": "here"}, SAMPLES
-    )
+    return synthetic.write_cell(results, {"alpha": alpha}, SAMPLES)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     record = read_record(tmp_path, written(tmp_path))
     assert record is not None
-    assert (record.inputs, record.metrics, record.samples()) == ({"alpha": 0.7}, {"score": 0.5}, SAMPLES)
+    assert (record.inputs, record.samples()) == ({"alpha": 0.7}, SAMPLES)
+    assert (record.metrics["score"], record.metrics["n"], record.cost["seconds"]) == (0.5, 4, 2.0)
 
 
 def test_a_key_that_was_never_computed_has_no_record(tmp_path: Path) -> None:
@@ -34,7 +37,7 @@ def test_alpha_in_the_last_digit_changes_the_key(tmp_path: Path) -> None:
 def test_the_first_record_of_a_key_stays(tmp_path: Path) -> None:
     key = written(tmp_path)
     before = (cell_folder(tmp_path, key) / "record.json").read_bytes()
-    write_record(tmp_path, {"alpha": 0.7}, {"score": 0.9}, {}, {}, SAMPLES[:1])
+    synthetic.write_cell(tmp_path, {"alpha": 0.7}, SAMPLES[:1])
     assert (cell_folder(tmp_path, key) / "record.json").read_bytes() == before
 
 
@@ -95,13 +98,20 @@ OLD_RECORD = """{
  "schema": 1,
  "key": "4b054768440d18b6171416f62f7287cdbfb0a466fcd6c663bf52ba9ae4bcc6f5",
  "inputs": {"alpha": 0.1, "weights": {"checkpoint": "0f"}},
- "metrics": {"score": 1.0, "n": 1},
- "cost": {"seconds": 0.5},
- "provenance": {"host": "here"},
+ "metrics": {
+  "metric": "exact_match,strict-match", "score": 1.0, "stderr": 0.0, "n": 1,
+  "values": {"exact_match,strict-match": 1.0}, "share_not_extracted": 0.0, "share_truncated": 0.0, "mean_tokens": 2.0
+ },
+ "cost": {"seconds": 0.5, "generated_tokens": 2, "prompt_tokens": 4, "requests": 1},
+ "provenance": {
+  "family": {"target": {"id": "models/micro/target", "revision": null}}, "engine": {"device": "cpu"}, "sandbox": null,
+  "versions": {"vllm": "0.32.0"}, "host": "here", "started": "2026-01-01T00:00:00+00:00",
+  "command": "python -m pipeline", "git": null
+ },
  "samples": {
   "file": "samples.jsonl", "sha256": "bb4a5a2f88ddc0c604dda8127e4516b3a08f130552cdf96b0b4251be1833bf1b", "rows": 1
  },
- "sha256": "12b67471cb668f8cf2659cef474823975a2f957bc95c1a29261d3a5b593b0550"
+ "sha256": "8ab679520a0407d43033b1f7fed89df82e9a394a7b329da86c9561ce6eef25a6"
 }
 """
 OLD_SAMPLES = (
@@ -135,10 +145,15 @@ def test_a_record_of_the_first_version_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema": 2}, "written in format 2, this version reads 1; run again"),
+        ({"schema": 2}, "written in format 2, this version reads 1; remove"),
         ({"schema": None}, "written in format None"),
-        ({"metrics": None}, "has no 'metrics', which this version reads; run again"),
-        ({"samples": "samples.jsonl"}, "which this version reads; run again"),
+        ({"metrics": None}, "metrics: Field required; remove"),
+        (
+            {"samples": "samples.jsonl"},
+            "samples: Input should be a valid dictionary, found 'samples.jsonl'; remove",
+        ),
+        ({"inputs": {"alpha": 0.2}}, "its inputs are those of another cell than 4b0547684"),
+        ({"key": "0" * 64}, "its inputs are those of another cell"),
     ],
 )
 def test_a_record_of_another_version_is_refused_with_the_reason_and_kept_aside(
@@ -150,3 +165,68 @@ def test_a_record_of_another_version_is_refused_with_the_reason_and_kept_aside(
     assert reason in str(caught.value) and "\n" not in str(caught.value)
     away = set_aside(tmp_path, OLD_KEY)
     assert away is not None and len(list(away.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "reason"),
+    [
+        ("metrics", "score", None, "metrics.score: Input should be a valid number, found None"),
+        ("metrics", "score", "0.5", "metrics.score: Input should be a valid number, found '0.5'"),
+        ("metrics", "score", True, "metrics.score: Input should be a valid number, found True"),
+        ("metrics", "n", 1.5, "metrics.n: Input should be a valid integer"),
+        ("metrics", "share_truncated", ..., "metrics.share_truncated: Field required"),
+        ("cost", "seconds", ..., "cost.seconds: Field required"),
+        ("provenance", "started", 5, "provenance.started: Input should be a valid string, found 5"),
+        ("provenance", "versions", [], "provenance.versions: Input should be a valid dictionary, found []"),
+    ],
+)
+def test_a_field_of_another_type_is_damage_with_its_reason(
+    part: str, field: str, value: Any, reason: str, tmp_path: Path
+) -> None:
+    content = json.loads(OLD_RECORD)[part] | {field: value}
+    old(tmp_path, **{part: {name: v for name, v in content.items() if v is not ...}})
+    with pytest.raises(DamagedFile) as caught:
+        read_record(tmp_path, OLD_KEY)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    assert "remove" in str(caught.value) and not is_done(tmp_path, OLD_KEY)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_score_that_is_no_finite_number_is_damage(number: str, tmp_path: Path) -> None:
+    path = old(tmp_path) / "record.json"
+    path.write_text(path.read_text().replace('"score": 1.0', f'"score": {number}'))
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        read_record(tmp_path, OLD_KEY)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ('"score": 1e999', "0.score: Input should be a finite number, found inf"),
+        ('"score": NaN', "0.score: Input should be a finite number, found nan"),
+        ('"score": null', "0.score: Input should be a valid number, found None"),
+        ('"points": 1.0', "0.score: Field required"),
+        ('"score": 1.0', None),
+        ('"score": }', "cannot be read"),
+    ],
+)
+def test_samples_are_checked_as_records_are(change: str, reason: str | None, tmp_path: Path) -> None:
+    lines = OLD_SAMPLES.replace('"score": 1.0', change)
+    checksum = {"sha256": hashlib.sha256(lines.encode()).hexdigest(), "rows": 1}
+    folder = old(tmp_path, samples={"file": "samples.jsonl"} | checksum)
+    (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
+    record = read_record(tmp_path, OLD_KEY)
+    assert record is not None
+    if reason is None:
+        assert record.samples()[0]["score"] == 1.0
+        return
+    with pytest.raises(DamagedFile) as caught:
+        record.samples()
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_samples_that_are_a_pipe_are_damage_and_not_waited_for(tmp_path: Path) -> None:
+    path = old(tmp_path) / "samples.jsonl"
+    path.unlink()
+    os.mkfifo(path)
+    assert not is_done(tmp_path, OLD_KEY)

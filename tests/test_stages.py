@@ -11,7 +11,8 @@ from pipeline.config.schema import Config, Device, EngineConfig, Launcher, Launc
 from pipeline.engine import engine
 from pipeline.errors import UserError
 from pipeline.evaluate import cluster, runner
-from pipeline.records import cell_folder, is_done, write_record
+from pipeline.records import cell_folder, is_done
+from tests import synthetic
 
 
 def fails(message: str) -> Any:
@@ -26,7 +27,7 @@ def test_a_damaged_record_is_set_aside_before_its_cell_is_evaluated(
     kind: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(*_: Any) -> str:
-        return write_record(tmp_path, {"alpha": 1.0}, {"score": 0.5}, {}, {}, [{"doc_id": 0}])
+        return synthetic.write_cell(tmp_path, {"alpha": 1.0}, synthetic.samples([True], {}))
 
     for module in (cluster, runner):
         monkeypatch.setattr(module, "evaluate", write)

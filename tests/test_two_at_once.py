@@ -1,5 +1,6 @@
 """Two runs on one results folder: one waits and says for whom, and the locks of killed runs are taken over."""
 
+import fcntl
 import os
 import re
 import signal
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.files import ROOT, held
+from pipeline import lock
+from pipeline.files import ROOT
+from pipeline.lock import held
 from tests.processes import command, finished
+from tests.writers import WRITERS, left
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.records import held
+from pipeline.lock import held
 with held(Path(sys.argv[1]), "other", print):
     print("held", flush=True)
     sys.stdin.read(1)
@@ -27,11 +30,10 @@ with held(Path(sys.argv[1]), "other", print):
 FORK = """
 import os, sys, time
 from pathlib import Path
-from pipeline.records import held
+from pipeline.lock import held
 with held(Path(sys.argv[1]), "other", print):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(600)
 """
 
@@ -60,7 +62,7 @@ def test_a_run_waits_for_the_one_that_holds_the_folder_and_says_for_whom(
         def no_more_waiting(seconds: float) -> None:
             other.communicate("x")
 
-        monkeypatch.setattr(files.time, "sleep", no_more_waiting)
+        monkeypatch.setattr(lock.time, "sleep", no_more_waiting)
         with held(tmp_path, "mine", lines.append):
             assert other.returncode == 0, "both held the folder"
     (line,) = lines
@@ -71,15 +73,12 @@ def test_a_run_waits_for_the_one_that_holds_the_folder_and_says_for_whom(
 def test_the_lock_of_a_killed_run_is_taken_over_and_what_it_left_is_removed(tmp_path: Path) -> None:
     whole = tmp_path / "cells" / "whole"
     whole.mkdir(parents=True)
-    (tmp_path / ".tmp-table").write_text("half")
-    (tmp_path / "cells" / ".tmp-x").mkdir()
-    (tmp_path / "cells" / ".tmp-x" / "samples.jsonl").write_text("half")
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / ".tmp-y").write_text("half")
+    for writer, place in (("file", "table"), ("folder", "cells/x"), ("file", ".cache/y")):
+        left(WRITERS[writer], tmp_path / place)
     lines: list[str] = []
     with another(tmp_path) as other:
         assert len(list(tmp_path.rglob(".tmp-*"))) == 0
-        (tmp_path / "cells" / ".tmp-x").mkdir()
+        left(WRITERS["folder"], tmp_path / "cells" / "x")
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
     with held(tmp_path, "mine", lines.append):
@@ -111,7 +110,7 @@ def test_removing_the_lock_file_lets_a_waiting_run_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with another(tmp_path) as other:
-        monkeypatch.setattr(files.time, "sleep", lambda seconds: (tmp_path / ".lock").unlink())
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: (tmp_path / ".lock").unlink())
         with held(tmp_path, "mine", lambda line: None):
             assert other.poll() is None
 
@@ -122,7 +121,7 @@ def test_where_there_are_no_locks_the_run_goes_on_says_so_and_removes_nothing(
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / ".tmp-x").touch()
     lines: list[str] = []
     with held(tmp_path, "mine", lines.append):
@@ -170,8 +169,7 @@ def test_of_two_runs_that_start_together_one_computes_and_the_other_finds_it_don
 
 
 def test_what_a_killed_run_left_inside_of_what_it_left_is_removed_too(tmp_path: Path) -> None:
-    inner = tmp_path / "vectors" / ".tmp-folder" / ".tmp-vector.safetensors.x"
-    inner.mkdir(parents=True)
-    (inner / "new").write_bytes(b"half")
+    left(WRITERS["nested"], tmp_path / "vectors" / "out")
+    assert len(list(tmp_path.rglob(".tmp-*"))) == 2
     with held(tmp_path, "next", lambda line: None):
         assert not list(tmp_path.rglob(".tmp-*"))

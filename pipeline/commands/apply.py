@@ -3,10 +3,12 @@
     python -m pipeline apply experiment=paper family=qwen1_5b alpha=0.5 out=steered
     python -m pipeline apply experiment=paper push=me/qwen-steered dry_run=true     show cards and files, write nothing
     python -m pipeline apply experiment=paper push=me/qwen-steered
+    python -m pipeline apply experiment=micro conditions=parts condition=mlp
 
-`family` is a target of the experiment (default: the first), `alpha` the strength of its vector (default: 1), `out` a
-folder (default: under results/steered). The checkpoint goes to the repository that `push` names and the vector to
-`<push>-vector`: in one repository an engine could take v for weights. The model card holds the measured table of these
+`family` is a target of the experiment (default: the first), `alpha` the strength of its vector (default: 1); or
+`condition` is a row of the grid, with whatever it starts from and adds. `out` is a folder (default: under
+results/steered). The checkpoint goes to the repository that `push` names and the family's vector to `<push>-vector`: in
+one repository an engine could take v for weights. The model card holds the measured table of these
 weights with its intervals, from the records that there are, and the commands that made them. A vector that is not there
 yet is extracted first, but not by a dry run.
 """
@@ -18,28 +20,34 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import stages
-from pipeline.analysis.results import REFERENCE, Grid
+from pipeline.analysis.results import read_results
+from pipeline.config.compose import changed
 from pipeline.config.explain import nearest
 from pipeline.config.options import flag
-from pipeline.config.schema import Config, Weights
+from pipeline.config.schema import ConditionConfig, Config
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
-from pipeline.files import held
+from pipeline.lock import held
+from pipeline.manifest import Place
 from pipeline.plan.family import Family
+from pipeline.plan.grid import Condition
 from pipeline.plan.plan import Plan
-from pipeline.report.formats import Table, Text, markdown
-from pipeline.report.tables import interval, plus_minus
+from pipeline.report.formats import markdown
+from pipeline.report.numbers import DASH, interval, plus_minus
+from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.weights import geometry
 from pipeline.weights.card import card
 from pipeline.weights.checkpoint import Checkpoint
-from pipeline.weights.steer import RECIPE, Term, apply, recipe
+from pipeline.weights.steer import STEERING, Term, apply, steering
 from pipeline.weights.vector import Vector
 
-OPTIONS = ("family", "alpha", "out", "push", "dry_run")
+OPTIONS = ("family", "alpha", "condition", "out", "push", "dry_run")
+APPLIED = "applied"  # the condition that is made of `alpha`
 CARD = "README.md"
 
 
@@ -50,33 +58,58 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         UserError: for an unknown family, an α that is no number, a target that the vector does not fit, or a hub that
             refuses; what was written stays.
     """
-    known = config.sizes if config.sizes is not None else list(config.families)
-    name, alpha = options.get("family", known[0]), _number(options.get("alpha", "1"))
+    known = list(config.chosen_families())
+    name = options.get("family", known[0])
     if name not in known:
         raise UserError(f"family={name}: no such family{nearest(name, known)}")
     dry_run = flag(options, "dry_run")
     push = options.get("push")
     if push is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", push):
         raise UserError(f"push={push}: expected a repository of the hub, as in push=me/name")
-    config.sizes = [name]
-    config.conditions = {of: c for of, c in config.conditions.items() if not c.plus}  # need other families
+    if "alpha" in options and "condition" in options:
+        raise UserError("alpha and condition: each says what is added; give one of them")
+    config = _with_applied(config, name, options)
     with nullcontext() if dry_run else held(Path(config.results), f"apply {config.name}", print):
         plan = stages.prepare(config, print)
         family = plan.families[name]
-        if family.vector_key is None:
+        rows = {c.name: c for c in plan.grid.conditions}
+        named = options.get("condition", APPLIED)
+        if named not in rows:
+            raise UserError(f"condition={named}: no such row{nearest(named, list(rows))}")
+        row = rows[named]
+        if row.name not in {c.condition.name for c in plan.cells if c.family is family}:
             raise UserError(f"families.{name}: no donors to make a vector of; set sft.id and grpo.id")
         if not dry_run:
             stages.extract(plan, print)
-        terms = [Term(str(plan.vector(family)), alpha)]
-        out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-alpha{alpha:g}")
-        about = measured(plan, family, alpha)
+        start, terms = family.checkpoint(row.start), plan.terms(family, row)
+        out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-{_stem(row)}")
+        about = measured(plan, family, row)
         if dry_run:
-            return _preview(plan, family, terms, out, push, about)
-        apply(family.target, terms, out, about)
-    lines = [f"{name} + {alpha:g}·v written to {out}"]
+            return _preview(plan, family, start, terms, out, push, about)
+        apply(start, terms, out, about)
+    added = f"{row.terms[0].alpha:g}·v" if row.name == APPLIED else row.label
+    lines = [f"{name} + {added} written to {out}", f"to serve it: vllm serve {shlex.quote(str(out))}"]
     if push:
         lines += _push(plan, family, out, push)
     return "\n".join(lines)
+
+
+def _with_applied(config: Config, family: str, options: Mapping[str, str]) -> Config:
+    """The configuration for one family, with a condition of its own where `alpha` says what is added."""
+    chosen = replace(config.chosen, families=[family])
+    if "condition" in options:
+        return changed(config, chosen=chosen)
+    alpha = _number(options.get("alpha", "1"))
+    own = ConditionConfig(label=APPLIED, alpha=alpha, part=None, variants=False)
+    names = [*config.chosen_conditions(), APPLIED]
+    return changed(
+        config, chosen=replace(chosen, conditions=names), conditions=config.conditions | {APPLIED: own}
+    )
+
+
+def _stem(row: Condition) -> str:
+    """The end of a folder's name."""
+    return f"alpha{row.terms[0].alpha:g}" if row.name == APPLIED else row.name
 
 
 def _number(text: str) -> float:
@@ -89,38 +122,36 @@ def _number(text: str) -> float:
     return number
 
 
-def measured(plan: Plan, family: Family, alpha: float) -> str:
-    """Markdown: each benchmark on target + α·v beside the target, with 95 % intervals, and the commands behind it."""
-    grid = Grid(plan.manifest(), plan.results)
-    same = [
-        c.name
-        for c in plan.conditions
-        if c.weights is Weights.vector and c.alpha == alpha and c.variant is None and not c.plus
-    ]
+def measured(plan: Plan, family: Family, applied: Condition) -> str:
+    """Markdown: each benchmark on these weights beside the target, with 95 % intervals, and the commands behind it."""
+    results = read_results(plan.manifest(), plan.results)
+    weights = (applied.start, applied.added())
+    same = [c.name for c in plan.grid.conditions if (c.start, c.added()) == weights and c.name != APPLIED]
     table = Table(
         "measured",
         "Measured",
         [Text(t) for t in ("Benchmark", "Prompt", "n", "Target", "This", "Difference")],
     )
-    rows: dict[tuple[str, str], list[Text]] = {}
+    lines: dict[tuple[str, str], Line] = {}
     commands: dict[str, None] = {}
-    for condition in same:
-        for benchmark, info in grid.benchmarks.items():
-            cell = grid.cells.get((family.name, condition, benchmark))
-            if cell is None:
+    for name in same:
+        row = results.named(name)
+        for benchmark in results.benchmarks:
+            cell = results.cells.get(Place(family.name, name, benchmark))
+            if cell is None or cell.record is None:
                 continue
-            plain = info["variant_of"]
-            label = info["label"] if plain is None else f"{grid.benchmarks[plain]['label']}, {info['label']}"
-            values = [grid.value(family.name, (c,), benchmark) for c in (REFERENCE, condition)]
-            change = grid.difference(family.name, (condition,), (REFERENCE,), benchmark)
-            entries = [plus_minus(v) if v else "–" for v in values] + [interval(change) if change else "–"]
-            prompt = grid.conditions[condition]["prompt"]
-            rows[label, prompt] = [Text(t) for t in (label, prompt, str(len(cell.docs)), *entries)]
-            commands[cell.provenance["command"]] = None
+            values = [results.value(family.name, one, benchmark) for one in (results.reference, row)]
+            change = results.difference(family.name, row, results.reference, benchmark)
+            entries = [plus_minus(v) if v else DASH for v in values] + [interval(change) if change else DASH]
+            label = results.label(benchmark, ", ")
+            texts = [row.entry.prompt, str(len(cell.docs)), *entries]
+            lines[label, row.entry.prompt] = Line(Kind.value, label, [Text(t) for t in texts])
+            commands[cell.record.provenance["command"]] = None
     apply_command = without_secrets("python -m pipeline " + shlex.join(sys.argv[1:]))
-    if not rows:
-        return f"\n# Measured\n\nNothing yet at α = {alpha:g}.\n\nMade by `{apply_command}`.\n"
-    table.blocks.append(("", list(rows.values())))
+    if not lines:
+        what = f"α = {applied.terms[0].alpha:g}" if applied.name == APPLIED else applied.label
+        return f"\n# Measured\n\nNothing yet at {what}.\n\nMade by `{apply_command}`.\n"
+    table.blocks.append(Block("", list(lines.values())))
     table.notes.append(
         "Accuracy in per cent ± half of its 95 % interval; difference to the target alone under the plain prompt, paired by"
         " document, in points with its 95 % interval."
@@ -153,10 +184,12 @@ def vector_card(plan: Plan, family: Family) -> str:
     return "\n".join(lines)
 
 
-def _preview(plan: Plan, family: Family, terms: list[Term], out: Path, push: str | None, about: str) -> str:
-    text = card(family.target, described := recipe(family.target, terms)) + about
-    files = {path.name: path.stat().st_size for path in _files(family.target)}
-    files |= {RECIPE: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
+def _preview(
+    plan: Plan, family: Family, start: Checkpoint, terms: list[Term], out: Path, push: str | None, about: str
+) -> str:
+    text = card(start, described := steering(start, terms)) + about
+    files = {path.name: path.stat().st_size for path in _files(start)}
+    files |= {STEERING: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
     lines = [f"─── {push or out}", *_sizes(files), f"─── {CARD}", text]
     if push:
         folder, about_v = plan.vector_folder(family), vector_card(plan, family)

@@ -1,7 +1,7 @@
 """The prompt that a model sees: one document of a benchmark under one condition, as an evaluation would ask it.
 
     python -m pipeline prompt experiment=micro tasks=[gsm8k] condition=vector_think document=3
-    python -m pipeline prompt experiment=paper task=gsm8k@larger_numbers sizes=[1.5b]
+    python -m pipeline prompt experiment=paper task=gsm8k@larger_numbers families=[1.5b]
 
 `task` is a benchmark or a variant (default: the first of the experiment), `condition` a row of the grid (default: the
 first), `document` the `doc_id` of samples.jsonl, counted over the subtasks (default: 0). A variant's document is
@@ -19,10 +19,9 @@ from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
-from pipeline.plan import revisions
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Condition, Task, conditions_of, takes_chat_template, tasks_of
-from pipeline.stages import find_documents
+from pipeline.plan.grid import Condition, Task, columns, rows, takes_chat_template
+from pipeline.plan.sources import Sources, find_sources
 
 OPTIONS = ("task", "condition", "document")
 
@@ -45,14 +44,13 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     Raises:
         UserError: for a task, condition or document that does not exist.
     """
-    revisions.use(config)
-    find_documents(config)
-    task = _named("task", options, {t.name: t for t in tasks_of(config)})
-    condition = _named("condition", options, {c.name: c for c in conditions_of(config)})
+    sources = find_sources(config)
+    task = sources.task(_named("task", options, {t.name: t for t in columns(config)}))
+    condition = _named("condition", options, {c.name: c for c in rows(config)})
     number = options.get("document", "0")
     if not number.isdigit():
         raise UserError(f"document={number}: expected a number from 0")
-    prompt = build(config, task, condition, int(number))
+    prompt = build(config, sources, task, condition, int(number))
     template = f"chat template {prompt.chat_template_sha}" if prompt.chat_template_sha else "no chat template"
     lines = [f"{task.name} · {condition.label} · document {number} · {template}"]
     lines += ["─── prompt", prompt.text, "─── target", prompt.target]
@@ -72,25 +70,25 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def build(config: Config, task: Task, condition: Condition, document: int) -> Prompt:
+def build(config: Config, sources: Sources, task: Task, condition: Condition, document: int) -> Prompt:
     """The prompt of one document.
 
     Raises:
         UserError: if the document does not exist or the tokenizer cannot be had.
     """
-    family = config.families[(config.sizes or list(config.families))[0]]
-    tokenizer = load_tokenizer(locate(family.target), family.target.revision)
-    chat = takes_chat_template(family, condition.weights)
+    family = next(iter(config.chosen_families().values()))
+    tokenizer = load_tokenizer(locate(family.target), sources.revision(family.target))
+    chat = takes_chat_template(family, condition.start)
     manager, prompt, start = manager_of([task]), config.prompts[condition.prompt], 0
     for subtask in task.subtasks:
-        loaded = load_task(manager, config, task, subtask, prompt)
+        loaded = load_task(manager, task, subtask, prompt)
         size = min(len(loaded.eval_docs), task.limit or len(loaded.eval_docs))
         if document < start + size:
             index, used = document - start, tokenizer if chat else None
             asked = _prompt(loaded, index, prompt.system, used)
             if task.perturbation is None:
                 return asked
-            plain = load_task(manager, config, replace(task, perturbation=None), subtask, prompt)
+            plain = load_task(manager, replace(task, perturbation=None), subtask, prompt)
             source = loaded.eval_docs[index]["source_doc"]
             return replace(asked, original=_prompt(plain, source, prompt.system, used))
         start += size

@@ -2,12 +2,23 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.explain import nearest, unknown_key
-from pipeline.config.schema import DTYPES, Config, Launcher, Stage, Weights
+from pipeline.config.schema import (
+    DTYPES,
+    CheckpointConfig,
+    ConditionConfig,
+    Config,
+    Launcher,
+    PartConfig,
+    Stage,
+)
 from pipeline.errors import UserError
+
+LARGEST = 3.4e38  # of float32, in which α·v is taken
 
 
 def check_declared(node: Any, path: str = "") -> None:
@@ -24,115 +35,186 @@ def check_declared(node: Any, path: str = "") -> None:
 
 
 def check(config: Config) -> None:
-    """References between parts of the configuration must resolve."""
-    for name, family in config.families.items():
-        if not family.target.id:
-            raise UserError(f"families.{name}.target.id: a value is required; set it")
-    for where, chosen_names in (("sizes", config.sizes), ("tasks", config.tasks)):
-        if chosen_names == []:
-            raise UserError(f"nothing to run: {where} is empty; name one, or unset it for all")
-    if config.sizes is not None:
-        of_size: dict[str, list[str]] = {}
-        for name, family in config.families.items():
-            of_size.setdefault((family.published_size or name).lower(), []).append(name)
-        named = [name for size in config.sizes for name in of_size.get(size.lower(), [size])]
-        config.sizes = list(dict.fromkeys(named))
-    if config.tasks is not None:
-        config.tasks = list(dict.fromkeys(config.tasks))
-    names = [("name", config.name)] + [
-        (part, name) for part in ("families", "benchmarks", "conditions") for name in getattr(config, part)
-    ]
-    for where, name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise UserError(
-                f"{where}: expected letters, digits, '.', '_' or '-', found '{name}'; it names files and folders"
-            )
+    """References between parts of the configuration resolve, names are unique, and numbers are in range.
+
+    Raises:
+        UserError: for the first mistake.
+    """
+    _check_names(config)
+    _check_choices(config)
     _check_paths(config)
     _check_duplicates(config)
-    for where, folder in (("results", config.results), ("tables", config.tables)):
-        if not folder:
-            raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
-    for what, chosen, known in (
-        ("sizes", config.sizes, config.families),
-        ("tasks", config.tasks, config.benchmarks),
-        ("sweep.benchmarks", config.sweep.benchmarks, config.benchmarks),
-        ("sweep.prompt", [config.sweep.prompt], config.prompts),
-        ("prompt of a condition", [c.prompt for c in config.conditions.values()], config.prompts),
-    ):
-        for name in chosen or []:
-            if name not in known:
-                raise UserError(f"{what}: '{name}' is unknown{nearest(name, list(known))}")
     for name, condition in config.conditions.items():
-        needs_alpha = condition.weights in (Weights.vector, Weights.random)
-        if needs_alpha and condition.alpha is None:
-            raise UserError(f"conditions.{name}: weights '{condition.weights.value}' need an alpha; set it")
-        if condition.alpha is not None and not needs_alpha:
-            raise UserError(
-                f"conditions.{name}: weights '{condition.weights.value}' take no alpha; remove it"
-            )
-        if (condition.variant is not None and not needs_alpha) or (
-            condition.plus and condition.weights is not Weights.vector
-        ):
-            raise UserError(
-                f"conditions.{name}: variant and plus belong to weights 'vector', found"
-                f" '{condition.weights.value}'; remove them"
-            )
-        if (condition.weights is Weights.random) != bool(condition.seeds):
-            raise UserError(f"conditions.{name}: seeds go with weights 'random', and only with them")
-    alphas = [c.alpha for c in config.conditions.values() if c.alpha is not None] + config.alpha
-    alphas += [alpha for c in config.conditions.values() for alpha in c.plus.values()]
-    for alpha in alphas:
-        if not abs(alpha) < float("inf"):
-            raise UserError(f"alpha: expected a finite number, found {alpha}")
-    limits = {"limit": config.limit, "variant_limit": config.variant_limit}
-    limits |= {f"benchmarks.{name}.max_gen_toks": b.max_gen_toks for name, b in config.benchmarks.items()}
-    limits |= {
-        f"engine.{key}": getattr(config.engine, key)
-        for key in ("max_model_len", "max_num_seqs", "tensor_parallel_size", "threads")
-    }
-    limits["launcher.workers"] = config.launcher.workers
+        _check_condition(f"conditions.{name}", condition, config)
+    _check_numbers(config)
     for key in ("address", "workers"):
         if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
             raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
-    if not 0 < config.engine.gpu_memory_utilization <= 1:
-        found = config.engine.gpu_memory_utilization
-        raise UserError(
-            f"engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found {found}"
-        )
-    if config.engine.kv_cache_gb is not None and not 0 < config.engine.kv_cache_gb < float("inf"):
-        raise UserError(f"engine.kv_cache_gb: expected a size above 0, found {config.engine.kv_cache_gb}")
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
-    for name, b in config.benchmarks.items():
-        if not 0 <= b.chance < 1:
-            raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
-        if b.num_fewshot < 0:
-            raise UserError(
-                f"benchmarks.{name}.num_fewshot: expected 0 or more examples, found {b.num_fewshot}"
-            )
-    limits |= {f"benchmarks.{name}.limit": b.limit for name, b in config.benchmarks.items()}
-    for where, limit in limits.items():
-        if limit is not None and limit < 1:
-            raise UserError(f"{where}: expected a positive number, found {limit}")
     if not config.stages:
         raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
 
 
-def _check_paths(config: Config) -> None:
-    """What the configuration names on the hub or under `data.folder` cannot lie elsewhere."""
-    sources = {
-        f"families.{name}.{part}": getattr(family, part)
-        for name, family in config.families.items()
-        for part in ("target", "sft", "grpo", "base")
+def _check_names(config: Config) -> None:
+    """Names make files and folders; labels stand in tables."""
+    groups = ("families", "benchmarks", "conditions")
+    for where, name in [("name", config.name)] + [(g, name) for g in groups for name in getattr(config, g)]:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{,99}", name):
+            raise UserError(
+                f"{where}: expected up to 100 letters, digits, '.', '_' or '-', found '{name[:120]}'; it names files"
+                " and folders"
+            )
+    for group in groups:
+        for name, value in getattr(config, group).items():
+            if not value.label.strip() or not value.label.isprintable():
+                raise UserError(f"{group}.{name}.label: expected text on one line, found {value.label!r}")
+
+
+def _check_choices(config: Config) -> None:
+    """What is chosen is there."""
+    sizes = [f.published_size.lower() for f in config.families.values() if f.published_size]
+    chosen: list[tuple[str, Iterable[str] | None, Iterable[str]]] = [
+        ("families", config.chosen.families, [*config.families, *sizes]),
+        ("conditions", config.chosen.conditions, config.conditions),
+        ("tasks", config.tasks, config.benchmarks),
+    ]
+    for where, names, known in chosen:
+        if names is not None and not list(names):
+            raise UserError(f"nothing to run: {where} is empty; name one, or unset it for all")
+        for name in names or ():
+            if name not in known and not (where == "families" and name.lower() in sizes):
+                raise UserError(f"{where}: '{name}' is unknown{nearest(name, list(known))}")
+
+
+def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
+    """A condition is a checkpoint and a list of terms, or the short form of one term."""
+    alphas = c.alpha if isinstance(c.alpha, list) else [] if c.alpha is None else [c.alpha]
+    for alpha in [*alphas, *(term.alpha for term in c.terms)]:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
+            raise UserError(f"{where}.alpha: expected a finite number, or a list of them, found {alpha!r}")
+    if c.terms and (c.alpha is not None or c.part is not None or c.seeds is not None):
+        raise UserError(
+            f"{where}: alpha, part and seeds are the short form of one term; write them in terms, or leave terms out"
+        )
+    if c.alpha is None and (c.part is not None or c.seeds is not None):
+        raise UserError(
+            f"{where}: part and seeds say what α is multiplied with, and there is no alpha; set it"
+        )
+    if c.seeds is not None and not c.seeds:
+        raise UserError(
+            f"{where}.seeds: expected a seed for each random vector, found none; leave seeds out for the vector itself"
+        )
+    for seed in [*(c.seeds or ()), *(t.seed for t in c.terms if t.seed is not None)]:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"{where}.seeds: expected whole numbers from 0 to 2^63 − 1, found {seed}")
+    for term in c.terms:
+        if term.family is not None and term.family not in config.families:
+            raise UserError(
+                f"{where}.terms: '{term.family}' is no family of this run{nearest(term.family, list(config.families))}"
+            )
+    for part in filter(None, [c.part, *(term.part for term in c.terms)]):
+        _check_part(f"{where}.part", part)
+    if c.prompt not in config.prompts:
+        raise UserError(f"{where}.prompt: '{c.prompt}' is unknown{nearest(c.prompt, list(config.prompts))}")
+    for name in c.benchmarks or ():
+        if name not in config.benchmarks:
+            raise UserError(
+                f"{where}.benchmarks: '{name}' is unknown{nearest(name, list(config.benchmarks))}"
+            )
+    if not c.terms and c.alpha is None:
+        same = [
+            n
+            for n, o in config.conditions.items()
+            if (o.start, o.prompt) == (c.start, c.prompt) and not o.terms and o.alpha is None
+        ]
+        if len(same) > 1:
+            raise UserError(
+                f"conditions.{same[1]}: nothing is added to the {c.start.value}, and '{same[0]}' is that already; set"
+                f" conditions.{same[1]}.alpha or .terms, or remove it"
+            )
+
+
+def _check_part(where: str, part: PartConfig) -> None:
+    if part.layers is not None and (len(part.layers) != 2 or min(part.layers) < 0):
+        raise UserError(
+            f"{where}.layers={part.layers}: expected the first and the last layer, such as [0,13]"
+        )
+    for key in ("trim", "dare"):
+        share = getattr(part, key)
+        if share is not None and not 0 < share <= 1:
+            raise UserError(
+                f"{where}.{key}: expected the share of entries to keep, above 0 and at most 1, found {share}"
+            )
+    if part.seed < 0:
+        raise UserError(f"{where}.seed: expected a whole number from 0, found {part.seed}")
+
+
+def _check_numbers(config: Config) -> None:
+    """Counts and shares are in range."""
+    engine = config.engine
+    counts: dict[str, tuple[int | None, int, int]] = {  # the value, the least and the most that it can be
+        "limit": (config.limit, 1, 2**31),
+        "variant_limit": (config.variant_limit, 1, 2**31),
+        "engine.max_model_len": (engine.max_model_len, 16, 2**24),
+        "engine.max_num_seqs": (engine.max_num_seqs, 1, 2**16),
+        "engine.tensor_parallel_size": (engine.tensor_parallel_size, 1, 1024),
+        "engine.threads": (engine.threads, 1, 1024),
+        "engine.seed": (engine.seed, 0, 2**32),
+        "launcher.workers": (config.launcher.workers, 1, 10_000),
+        "data.seed": (config.data.seed, 0, 2**63),
+        "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }
+    for name, b in config.benchmarks.items():
+        counts[f"benchmarks.{name}.limit"] = (b.limit, 1, 2**31)
+        counts[f"benchmarks.{name}.max_gen_toks"] = (b.max_gen_toks, 1, 2**24)
+        counts[f"benchmarks.{name}.num_fewshot"] = (b.num_fewshot, 0, 10_000)
+        if not 0 <= b.chance < 1:
+            raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
+    for where, (value, least, most) in counts.items():
+        if value is not None and value < least:
+            expected = "a positive number" if least == 1 else f"{least} or more"
+            raise UserError(f"{where}: expected {expected}, found {value}")
+        if value is not None and value > most:
+            raise UserError(f"{where}: expected at most {most}, found {value}")
+    if not 0 < engine.gpu_memory_utilization <= 1:
+        raise UserError(
+            "engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found"
+            f" {engine.gpu_memory_utilization}"
+        )
+    if engine.kv_cache_gb is not None and not 0 < engine.kv_cache_gb < 1e6:
+        raise UserError(f"engine.kv_cache_gb: expected a size above 0, found {engine.kv_cache_gb}")
+
+
+def _check_paths(config: Config) -> None:
+    """What the configuration names on the hub or under `data.folder` cannot lie elsewhere; folders are folders."""
+    for where, folder in (("results", config.results), ("tables", config.tables)):
+        if not folder:
+            raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise UserError(f"{where}={folder}: expected a folder, found a file; name another")
+    for folder in config.evals_path:
+        if not Path(folder).is_dir():
+            raise UserError(f"evals_path: no folder {folder}; make it, or leave it out")
+    sources: dict[str, CheckpointConfig] = {}
+    for name, family in config.families.items():
+        if not family.target.id:
+            raise UserError(f"families.{name}.target.id: a value is required; set it")
+        sources |= {f"families.{name}.{part}": source for part, source in family.sources().items()}
     datasets = {f"benchmarks.{name}.dataset": b.dataset for name, b in config.benchmarks.items()}
     for where, source in (sources | datasets).items():
-        revision = source.revision if source is not None else None
+        revision = source.revision
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, dataset in datasets.items():
-        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", dataset.id) or ".." in dataset.id:
+        if not dataset.id and not dataset.files:
+            raise UserError(
+                f"{where}: expected a hub id, or files of a folder, found neither; set {where}.id or {where}.files"
+            )
+        if dataset.id and (not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", dataset.id) or ".." in dataset.id):
             raise UserError(f"{where}.id: expected a hub id such as openai/gsm8k, found '{dataset.id}'")
+        if dataset.folder is not None and not Path(dataset.folder).is_dir():
+            raise UserError(f"{where}.folder={dataset.folder}: no such folder; make it, or leave it out")
         for split, file in dataset.files.items():
             if Path(file).is_absolute() or ".." in Path(file).parts:
                 raise UserError(f"{where}.files.{split}: expected a path inside data.folder, found '{file}'")
@@ -143,7 +225,7 @@ def _check_paths(config: Config) -> None:
         for text in (b.task, b.dataset.config or "", *b.dataset.files.values()):
             if re.search(r"[{}]", text.replace("{subtask}", "")):
                 raise UserError(
-                    f"benchmarks.{name}: only {{subtask}} stands for something, found '{text}'; mend it"
+                    f"benchmarks.{name}: only {{subtask}} stands for something, found '{text}'; fix it"
                 )
 
 
@@ -155,7 +237,7 @@ def _check_duplicates(config: Config) -> None:
     lists["conditions"] = [
         full
         for name, c in config.conditions.items()
-        for full in ([f"{name}-s{seed}" for seed in dict.fromkeys(c.seeds)] or [name])
+        for full in ([f"{name}-s{seed}" for seed in dict.fromkeys(c.seeds or ())] or [name])
     ]
     for part in ("families", "benchmarks", "conditions"):
         lists[f"{part}: label"] = [str(value.label) for value in getattr(config, part).values()]
@@ -163,4 +245,4 @@ def _check_duplicates(config: Config) -> None:
         for name in listed:
             if listed.count(name) > 1:
                 colon = "" if where.endswith("label") else ":"
-                raise UserError(f"{where}{colon} '{name}' stands twice; rename or remove one")
+                raise UserError(f"{where}{colon} '{name}' is listed twice; rename or remove one")

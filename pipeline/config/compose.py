@@ -1,7 +1,7 @@
 """Compose conf/ with Hydra into a checked `Config`.
 
     from pipeline.config.compose import compose
-    config = compose(["experiment=micro", "sizes=[micro]"])
+    config = compose(["experiment=micro", "tasks=[gsm8k]"])
 
 Nothing is read that is not declared in the schema: an unknown or misspelt key, a missing group option or a value
 of the wrong type becomes one `UserError` that names the nearest neighbour.
@@ -10,64 +10,96 @@ of the wrong type becomes one `UserError` that names the nearest neighbour.
 import re
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.checks import check, check_declared
-from pipeline.config.explain import CONF, explain
-from pipeline.config.schema import CheckpointConfig, Config, VariantConfig, Weights
+from pipeline.config.roots import composed
+from pipeline.config.schema import PARTS, CheckpointConfig, Config, PartConfig, Start, frozen, plain
 from pipeline.errors import UserError
+
+ADDED = r"\+(families|benchmarks|conditions|prompts)\."
+"""Entries that are added key by key: Hydra itself adds no typed entry to a dictionary."""
 
 
 def compose(overrides: list[str]) -> Config:
-    """Compose conf/config.yaml with `overrides` into a validated `Config`.
+    """Compose conf/config.yaml with `overrides` into a checked `Config`, which takes no change after that.
 
     Raises:
         UserError: for an unknown key, group option or value, naming the nearest that exists.
     """
-    for folder in _config_folders(overrides):
-        if not folder.is_dir():
-            raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
-    try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
-            cfg = hydra_compose("config", overrides=[*overrides, *_unpinned(overrides)])
-        config = typing.cast(Config, OmegaConf.to_object(cfg))
-    except (HydraException, OmegaConfBaseException) as e:
-        raise UserError(explain(e)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = _unreadable(_config_folders(overrides))
-        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); mend it") from None
-    except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
-        raise UserError(
-            f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
-        ) from None
-    except ValueError as e:  # Hydra's, for a group that is no name
-        raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
-    for part in ("families", "benchmarks", "conditions", "prompts"):
-        for name, value in getattr(config, part).items():
+    written = [*map(_long_form, overrides), *_unpinned(overrides)]
+    added = [override for override in written if re.match(ADDED, override)]
+
+    def typed(cfg: DictConfig) -> Config:
+        OmegaConf.set_struct(cfg, False)  # dictionaries take a new key; what is typed stays typed
+        for override in OverridesParser.create().parse_overrides(added):
+            value = override.value()
+            for key in reversed(override.key_or_group.split(".")):
+                value = {key: value}
+            cfg = typing.cast(DictConfig, OmegaConf.merge(cfg, value))  # as a file of the configuration is
+        return typing.cast(Config, OmegaConf.to_object(cfg))
+
+    config = composed("config", Config, [o for o in written if o not in added], typed)
+    check_declared(config)
+    _fill_in(config)
+    check(config)
+    return typing.cast(Config, frozen(config))
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    """A configuration with other values at its top level; the one given stays as it is."""
+    return typing.cast(Config, frozen(replace(config, **changes)))
+
+
+def as_yaml(config: Config) -> str:
+    """The whole configuration as text, as it is after composition."""
+    return yaml.safe_dump(
+        plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
+    )
+
+
+def _long_form(override: str) -> str:
+    """`families=[…]` and `conditions=[…]` choose from what is there; a list of one may be written without brackets."""
+    key, equals, value = override.partition("=")
+    if (
+        key in ("families", "tasks", "alpha", "stages")
+        and equals
+        and re.match(r"[^\[{$'\"]", value)
+        and value != "null"
+    ):
+        value = f"[{value}]"
+    if key == "families" or (key == "conditions" and value.startswith("[")):
+        key = f"chosen.{key}"
+    return f"{key}{equals}{value}"
+
+
+def _fill_in(config: Config) -> None:
+    """What the schema cannot say: an empty source is none, donors that a recipe has trained are found by their folder."""
+    for group in ("families", "benchmarks", "conditions", "prompts"):
+        for name, value in getattr(config, group).items():
             if value is None:
-                raise UserError(f"{part}.{name}: a value is required, found null; leave it out of its group")
+                raise UserError(f"{group}.{name}: a value is required, found null; leave it out of its group")
     for condition in config.conditions.values():
-        if condition.variant == VariantConfig():
-            condition.variant = None
+        if condition.part == PartConfig():
+            condition.part = None
+        for term in condition.terms:
+            if term.part == PartConfig():
+                term.part = None
     for family in config.families.values():
-        for part in ("sft", "grpo", "base"):
+        for part in PARTS[1:]:
             if (source := getattr(family, part)) is not None and not source.id:
                 trained = Path(family.donors or "", part)
                 is_there = family.donors is not None and (trained / "training.json").is_file()  # written last
                 setattr(family, part, CheckpointConfig(str(trained)) if is_there else None)
         waits = family.donors is not None and (family.sft is None or family.grpo is None)
-        if waits and all(c.weights is not Weights.base for c in config.conditions.values()):
+        if waits and all(c.start is not Start.base for c in config.conditions.values()):
             family.base = None  # it is for the vector's geometry alone
-    check_declared(config)
-    check(config)
-    return config
 
 
 def _unpinned(overrides: list[str]) -> Iterator[str]:
@@ -81,20 +113,3 @@ def _unpinned(overrides: list[str]) -> Iterator[str]:
             facts = ("revision", "size_gb") if source[1] else ("revision",)
             where = source[1] or source[2]
             yield from (f"{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)
-
-
-def _config_folders(overrides: list[str]) -> list[Path]:
-    """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
-    added = ",".join(re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))).split(",")
-    named = [folder.strip().strip("'\"") for folder in added]
-    return [CONF, *(Path(f.removeprefix("file://")) for f in named if f and not f.startswith("pkg://"))]
-
-
-def _unreadable(folders: list[Path]) -> str:
-    """The first file that is no YAML, which Hydra does not name."""
-    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
-        try:
-            OmegaConf.load(path)
-        except (yaml.YAMLError, UnicodeDecodeError):
-            return str(path)
-    return "an override"

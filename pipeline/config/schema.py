@@ -1,6 +1,10 @@
-"""Typed schemas of everything under conf/: what is not declared here is refused."""
+"""Typed schemas of everything under conf/: what is not declared here is refused.
 
-from dataclasses import dataclass, field
+Hydra fills them; once composed (`pipeline.config.compose`) they are frozen. What is found out later, such as the commit
+behind `main` or the folder of generated documents, is a value of its own (`pipeline.plan.sources`).
+"""
+
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -8,17 +12,66 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 DTYPES = ("float32", "float16", "bfloat16")
+PARTS = ("target", "sft", "grpo", "base")  # the checkpoints of a family
 
 
-class Weights(Enum):
-    """Where the weights of a condition come from."""
+class Frozen:
+    """A schema that takes no change once it is frozen."""
+
+    _frozen = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._frozen:
+            raise FrozenInstanceError(
+                f"{type(self).__name__}.{name}: a composed configuration does not change"
+            )
+        super().__setattr__(name, value)
+
+
+class FrozenDict(dict[str, Any]):
+    """A dictionary that takes no change."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a composed configuration does not change")
+
+    __setitem__ = __delitem__ = update = setdefault = pop = popitem = clear = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
+
+
+def frozen(value: Any) -> Any:
+    """`value` with every schema in it frozen, and lists and dictionaries replaced by ones that do not change."""
+    if isinstance(value, Frozen):
+        if value._frozen:
+            return value
+        for field_ in fields(value):  # type: ignore[arg-type]
+            setattr(value, field_.name, frozen(getattr(value, field_.name)))
+        value.__dict__["_frozen"] = True
+        return value
+    if isinstance(value, dict) and not isinstance(value, FrozenDict):
+        return FrozenDict({key: frozen(inner) for key, inner in value.items()})
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """A copy of `value` as dictionaries, lists, texts and numbers, for who takes nothing else or changes what it gets."""
+    if isinstance(value, Frozen):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+class Start(Enum):
+    """The checkpoint that a condition starts from."""
 
     target = "target"
     base = "base"
     sft = "sft"
     grpo = "grpo"
-    vector = "vector"  # target + alpha * (grpo - sft)
-    random = "random"  # target + alpha * Gaussian noise with the vector's norm, tensor by tensor
 
 
 class Role(Enum):
@@ -26,6 +79,7 @@ class Role(Enum):
 
     main = "main"
     control = "control"
+    sweep = "sweep"
 
 
 class Tracking(Enum):
@@ -59,7 +113,7 @@ class Stage(Enum):
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Frozen):
     """A Hugging Face checkpoint: a hub id or a folder (relative to the repository), and a revision."""
 
     id: str = ""  # empty: there is none
@@ -68,7 +122,7 @@ class CheckpointConfig:
 
 
 @dataclass
-class FamilyConfig:
+class FamilyConfig(Frozen):
     """One target with its pair of donors."""
 
     label: str = MISSING
@@ -84,12 +138,18 @@ class FamilyConfig:
     chat: bool = True  # apply the chat template of the target
     tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 
+    def sources(self) -> dict[str, CheckpointConfig]:
+        """The checkpoints that it has, by their part: target, sft, grpo, base."""
+        found = {part: getattr(self, part) for part in PARTS}
+        return {part: source for part, source in found.items() if source is not None}
+
 
 @dataclass
-class DatasetConfig:
-    """Documents: a data set on the hub at a pinned revision, or the same files in `data.folder`."""
+class DatasetConfig(Frozen):
+    """Documents: a data set on the hub at a pinned revision, or files in a folder."""
 
-    id: str = MISSING
+    id: str = ""  # on the hub; empty: files of a folder alone
+    folder: str | None = None  # of this benchmark's files; null is data.folder
     revision: str | None = None
     config: str | None = None  # configuration name on the hub; {subtask} is replaced
     files: dict[str, str] = field(
@@ -102,7 +162,7 @@ class DatasetConfig:
 
 
 @dataclass
-class BenchmarkConfig:
+class BenchmarkConfig(Frozen):
     """One benchmark: an lm-eval task (or several subtasks), what we change in it, and how it is reported."""
 
     label: str = MISSING
@@ -123,7 +183,7 @@ class BenchmarkConfig:
 
 
 @dataclass
-class PromptConfig:
+class PromptConfig(Frozen):
     """A prompt condition: text put before the user's turn, and a system message."""
 
     prefix: str = ""
@@ -131,7 +191,7 @@ class PromptConfig:
 
 
 @dataclass
-class VariantConfig:
+class PartConfig(Frozen):
     """Which part of a vector is added: a mask, then trimming, then dropping (pipeline/weights/parts.py)."""
 
     modules: list[str] | None = None  # mask: tensors with one of these in their name, such as mlp or q_proj
@@ -142,34 +202,57 @@ class VariantConfig:
 
 
 @dataclass
-class ConditionConfig:
-    """One row of the grid."""
+class TermConfig(Frozen):
+    """What a condition adds to its checkpoint: α times a vector."""
+
+    alpha: float = MISSING
+    family: str | None = None  # whose vector; null is the family's own
+    part: PartConfig | None = field(
+        default_factory=PartConfig
+    )  # None once composed, if it is the whole vector
+    seed: int | None = (
+        None  # noise of the vector's norm in every tensor takes its place, drawn from this seed
+    )
+
+
+@dataclass
+class ConditionConfig(Frozen):
+    """One row of the grid, or several: a checkpoint to start from, and a list of terms that are added to it.
+
+    `alpha`, `part` and `seeds` are the short form of a single term of the family's own vector; with several α or seeds
+    there is one row for each.
+    """
 
     label: str = MISSING
-    weights: Weights = MISSING
+    start: Start = Start.target
+    alpha: Any = None  # a number, or a list of numbers: a sweep
+    part: PartConfig | None = field(
+        default_factory=PartConfig
+    )  # None once composed, if it is the whole vector
+    seeds: list[int] | None = None  # noise of the vector's norm takes its place: the random controls
+    terms: list[TermConfig] = field(default_factory=list)  # the long form
     prompt: str = "plain"
-    alpha: float | None = None
-    variant: VariantConfig | None = field(
-        default_factory=VariantConfig
-    )  # None once composed, if it is the whole vector, as in the paper
-    plus: dict[str, float] = field(
-        default_factory=dict
-    )  # further vectors, by their family: a sum, or an analogy
-    seeds: list[int] = field(default_factory=list)  # one condition for each seed (random controls)
     role: Role = Role.main
     variants: bool = True  # also on the perturbed documents
+    benchmarks: list[str] | None = None  # on these alone; null is all
+
+    def alphas(self) -> list[float]:
+        """The α of the short form, ascending; empty where there is none."""
+        if self.alpha is None:
+            return []
+        return (
+            sorted({float(a) for a in self.alpha})
+            if isinstance(self.alpha, list | tuple)
+            else [float(self.alpha)]
+        )
+
+    def needs_vector(self) -> bool:
+        """Whether something is added; at α = 0 it is the bare checkpoint."""
+        return any(self.alphas()) or any(term.alpha for term in self.terms)
 
 
 @dataclass
-class SweepConfig:
-    """The sweep of the scaling coefficient."""
-
-    prompt: str = "plain"
-    benchmarks: list[str] | None = None  # null is all plain benchmarks
-
-
-@dataclass
-class DataConfig:
+class DataConfig(Frozen):
     """Where documents come from; with no folder they come from the hub (or its offline cache)."""
 
     folder: str | None = None
@@ -181,7 +264,7 @@ class DataConfig:
 
 
 @dataclass
-class EngineConfig:
+class EngineConfig(Frozen):
     """Options of the vLLM engine."""
 
     device: Device = Device.cpu
@@ -199,7 +282,7 @@ class EngineConfig:
 
 
 @dataclass
-class LauncherConfig:
+class LauncherConfig(Frozen):
     """How cells are spread (pipeline/evaluate/cluster.py)."""
 
     kind: Launcher = Launcher.local
@@ -212,20 +295,27 @@ class LauncherConfig:
 
 
 @dataclass
-class TrackingConfig:
+class TrackingConfig(Frozen):
     mode: Tracking = Tracking.auto
     project: str = "reasoning-vectors"
     entity: str | None = None
 
 
 @dataclass
-class Config:
+class ChoiceConfig(Frozen):
+    """A part of the grid: families=[…] and conditions=[…] on the command line."""
+
+    families: list[str] | None = None  # by name or published size; null is all
+    conditions: list[str] | None = None
+
+
+@dataclass
+class Config(Frozen):
     """The whole experiment."""
 
     name: str = MISSING  # names the manifest, the tables and the W&B group
     stages: list[Stage] = field(default_factory=lambda: list(Stage))
     families: dict[str, FamilyConfig] = field(default_factory=dict)
-    sizes: list[str] | None = None  # which families to run, by name or published size; null is all
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
     tasks: list[str] | None = None  # which benchmarks to run; null is all
     limit: int | None = None  # a limit for every benchmark
@@ -233,15 +323,44 @@ class Config:
     perturbation_seed: int = 0
     prompts: dict[str, PromptConfig] = field(default_factory=dict)
     conditions: dict[str, ConditionConfig] = field(default_factory=dict)
-    alpha: list[float] = field(default_factory=list)  # values of the sweep
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    chosen: ChoiceConfig = field(default_factory=ChoiceConfig)
+    alpha: list[float] = field(default_factory=list)  # of the sweep (conf/conditions/paper.yaml)
     data: DataConfig = field(default_factory=DataConfig)
+    evals_path: list[str] = field(
+        default_factory=list
+    )  # folders with task files of lm-eval's kind, and their scorers
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     allow_unsandboxed: bool = False  # run candidate programs even where nothing can isolate them
     results: str = "results"
     tables: str = "paper_tables"
+
+    def chosen_families(self) -> dict[str, FamilyConfig]:
+        """The families that are run, by name."""
+        if self.chosen.families is None:
+            return dict(self.families)
+        of_size: dict[str, list[str]] = {}
+        for name, family in self.families.items():
+            of_size.setdefault((family.published_size or name).lower(), []).append(name)
+        names = [name for given in self.chosen.families for name in of_size.get(given.lower(), [given])]
+        return {name: self.families[name] for name in names}
+
+    def opened_families(self) -> dict[str, FamilyConfig]:
+        """The families that are run, and those whose vectors they add."""
+        terms = [term.family for c in self.chosen_conditions().values() for term in c.terms]
+        return self.chosen_families() | {name: self.families[name] for name in terms if name is not None}
+
+    def chosen_benchmarks(self) -> dict[str, BenchmarkConfig]:
+        """The benchmarks that are asked, by name."""
+        return {
+            name: self.benchmarks[name] for name in (self.benchmarks if self.tasks is None else self.tasks)
+        }
+
+    def chosen_conditions(self) -> dict[str, ConditionConfig]:
+        """The conditions that are run, by name."""
+        names = self.conditions if self.chosen.conditions is None else self.chosen.conditions
+        return {name: self.conditions[name] for name in names}
 
 
 ConfigStore.instance().store(name="schema", node=Config)

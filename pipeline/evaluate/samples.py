@@ -1,79 +1,110 @@
-"""lm-eval's samples as ours, one for each document, and their summary."""
+"""lm-eval's samples as ours, one for each document, and their summary.
+
+lm-eval gives one sample for each document and filter; a record has one for each document, with what each filter
+extracted, every score that the benchmark keeps, and what the answer cost.
+"""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from pipeline.config.schema import BenchmarkConfig
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
 from pipeline.plan.plan import Cell
-
-if TYPE_CHECKING:
-    pass
-
+from pipeline.records import Metrics, Sample
 
 NOT_EXTRACTED = "[invalid]"  # what lm-eval's filters return when nothing matches
 
 
 def merge(
-    rows: list[dict[str, Any]], subtask: str | None, task: Any, engine: Engine, cell: Cell, start: int
-) -> list[dict[str, Any]]:
-    """lm-eval's samples, one for each filter, as one for each document."""
-    b = cell.task.config
-    merged: dict[int, dict[str, Any]] = {}
+    rows: Iterable[dict[str, Any]], subtask: str | None, task: Any, engine: Engine, cell: Cell, start: int
+) -> list[Sample]:
+    """lm-eval's samples of one task, as one for each document.
+
+    Args:
+        rows: lm-eval's samples, one for each document and filter.
+        task: the lm-eval task.
+        start: the `doc_id` of the first document.
+
+    Raises:
+        UserError: if the benchmark's metric is none of the task's, or a score or log-likelihood is not finite.
+    """
+    benchmark, where = cell.task.config, f"benchmarks.{cell.task.benchmark}"
+    merged: dict[int, Sample] = {}
     for row in rows:
-        doc_id, doc = row["doc_id"], row["doc"]
-        sample = merged.get(doc_id)
+        sample = merged.get(row["doc_id"])
         if sample is None:
-            sample = merged[doc_id] = {
-                "doc_id": start + len(merged),
-                "subtask": subtask,
-                "source_doc": doc["source_doc"],
-                "prompt": row["arguments"][0][0],
-                "target": _text(row["target"]),
-                "output": "",
-                "extracted": {},
-                "scores": {},
-            }
-            if task.OUTPUT_TYPE == "multiple_choice":
-                choices = [arguments[1] for arguments in row["arguments"]]
-                likelihoods = [float(r[0][0]) for r in row["resps"]]
-                options = task.doc_to_choice(
-                    doc
-                )  # acc_norm divides by their length in characters, as lm-eval does
-                lengths = [len(o) if b.metric.startswith("acc_norm,") else 1 for o in options]
-                chosen = max(range(len(options)), key=lambda i: likelihoods[i] / lengths[i])
-                sample["output"] = choices[chosen]
-                sample["loglikelihoods"] = likelihoods
-                sample |= {"prompt_tokens": 0, "tokens": 0, "finish": "scored"}
-            else:
-                sample["output"] = row["resps"][0][0]
-                sample |= asdict(engine.lm.generations[(task.config.task, doc_id)])
+            sample = _new_sample(row, start + len(merged), subtask, task, engine, benchmark)
+            merged[row["doc_id"]] = sample
         if task.OUTPUT_TYPE != "multiple_choice":
-            sample["extracted"][row["filter"]] = _text(row["filtered_resps"][0])
+            sample["extracted"][row["filter"]] = str(row["filtered_resps"][0])
         for metric in row["metrics"]:
             value = row[metric]
             sample["scores"][f"{metric},{row['filter']}"] = float(
                 value[0] if isinstance(value, list) else value
             )
     for sample in merged.values():
-        wanted = [b.metric, *b.also]
-        absent = [m for m in wanted if m not in sample["scores"]]
-        if absent:
-            raise UserError(
-                f"benchmarks.{cell.task.benchmark}: no metric '{absent[0]}'; lm-eval gave {', '.join(sample['scores'])}"
-            )
-        sample["scores"] = {m: sample["scores"][m] for m in wanted}
-        sample["score"] = sample["scores"][b.metric]
+        _keep_scores(sample, benchmark, where)
     return list(merged.values())
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
+def _new_sample(
+    row: dict[str, Any],
+    doc_id: int,
+    subtask: str | None,
+    task: Any,
+    engine: Engine,
+    benchmark: BenchmarkConfig,
+) -> Sample:
+    """What all filters of a document share."""
+    sample = Sample(
+        doc_id=doc_id,
+        subtask=subtask,
+        source_doc=row["doc"]["source_doc"],
+        prompt=row["arguments"][0][0],
+        target=str(row["target"]),
+        output="",
+        extracted={},
+        scores={},
+        score=0.0,
+        prompt_tokens=0,
+        tokens=0,
+        finish="scored",
+    )
+    if task.OUTPUT_TYPE == "multiple_choice":
+        likelihoods = [float(response[0][0]) for response in row["resps"]]
+        # acc_norm divides by the options' lengths in characters, as lm-eval does
+        options = task.doc_to_choice(row["doc"])
+        lengths = [len(o) if benchmark.metric.startswith("acc_norm,") else 1 for o in options]
+        chosen = max(range(len(options)), key=lambda i: likelihoods[i] / lengths[i])
+        sample["output"] = row["arguments"][chosen][1]
+        sample["loglikelihoods"] = likelihoods
+    else:
+        generation = engine.lm.generations[(task.config.task, row["doc_id"])]
+        sample["output"] = row["resps"][0][0]
+        sample["prompt_tokens"] = generation.prompt_tokens
+        sample["tokens"] = generation.tokens
+        sample["finish"] = generation.finish
+    return sample
 
 
-def summarise(samples: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+def _keep_scores(sample: Sample, benchmark: BenchmarkConfig, where: str) -> None:
+    """Leave the scores that the benchmark names, the first of which is the document's."""
+    found, kept = sample["scores"], (benchmark.metric, *benchmark.also)
+    for metric in kept:
+        if metric not in found:
+            raise UserError(f"{where}: no metric '{metric}'; lm-eval gave {', '.join(found)}")
+    sample["scores"] = {metric: found[metric] for metric in kept}
+    sample["score"] = found[benchmark.metric]
+    if not all(map(math.isfinite, (*sample["scores"].values(), *sample.get("loglikelihoods", [])))):
+        raise UserError(
+            f"{where}: the scores of document {sample['doc_id']} are not finite: the model's logits overflow, or the"
+            " metric is not defined there; use engine.dtype=float32, or another metric"
+        )
+
+
+def summarise(samples: Sequence[Sample], metric: str) -> Metrics:
     """Means over documents.
 
     `stderr` is lm-eval's: the sample standard error (Bessel-corrected) of documents taken as independent, in the metric's
@@ -97,5 +128,5 @@ def summarise(samples: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     }
 
 
-def _share(samples: list[dict[str, Any]], is_so: Callable[[dict[str, Any]], bool]) -> float:
+def _share(samples: Sequence[Sample], is_so: Callable[[Sample], bool]) -> float:
     return sum(map(is_so, samples)) / len(samples) if samples else 0.0

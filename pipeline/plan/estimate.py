@@ -1,6 +1,6 @@
 """What a run will need, told before anything is downloaded: cells, downloads, disk and GPU hours.
 
-    print(describe(compose(["experiment=paper"])))
+    print(describe(config, make_grid(config), pinned(config)))
 
 Sizes of checkpoints are asked of the hub, or come from `size_gb` in conf/family where it does not answer. GPU hours are
 documents × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
@@ -10,16 +10,17 @@ says so. Documents and the answers of a cell are counted from conf/benchmark; sh
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import hub
-from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device, FamilyConfig, Weights
+from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device
 from pipeline.errors import UserError
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Condition, Task, conditions_of, tasks_of, wanted
+from pipeline.plan.grid import Grid, Task, make_grid
+from pipeline.plan.revisions import pinned
 from pipeline.weights.checkpoint import DOWNLOADED
 
 ANSWER_TOKENS = 300  # assumed mean length of a generated answer
@@ -39,77 +40,79 @@ class Source:
     known_from: str
 
 
-def describe(config: Config) -> str:
+def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
     """The estimate as a few lines of text; empty if every checkpoint is a folder here and no GPU is used.
+
+    Args:
+        pins: the commits that the lock file has (pipeline/plan/revisions.py).
 
     Raises:
         UserError: if a checkpoint is a folder that is not there, or one that the hub refuses to give; nothing has been
             downloaded then.
     """
     _check_folders(config)
-    sources = _sources(config, ask=True)
+    sources = _sources(config, pins, ask=True)
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
-    conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
-    families = config.sizes if config.sizes is not None else list(config.families)
-    cells = {name: _cells(config, config.families[name], conditions, tasks) for name in families}
+    cells = {name: _cells(grid, name) for name in grid.families}
     every = [task for of_family in cells.values() for task in of_family]
     lines = [
-        f"{config.name}: {len(families)} target(s) × {len(conditions)} conditions × {len(tasks)} benchmarks ="
+        f"{config.name}: {len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.tasks)} benchmarks ="
         f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
     ]
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
-    uncounted = sorted({task.benchmark for task in tasks if not _documents(task)})
+    uncounted = sorted({task.benchmark for task in grid.tasks if not _documents(task)})
     if uncounted:
         lines[0] += (
             f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
         )
-    lines.append(_disk(config, sources))
+    lines.append(_disk(config, grid, sources))
     if config.engine.device is Device.gpu:
         lines.append(_gpu_hours(config, cells))
     return "\n".join(lines)
 
 
-def _checkpoints(config: Config) -> Iterator[tuple[str, str, CheckpointConfig]]:
-    """Family, part and source of every checkpoint that the run opens."""
-    for name in config.sizes if config.sizes is not None else config.families:
-        for part in ("target", "sft", "grpo", "base"):
-            source = getattr(config.families[name], part)
-            if source is not None:
-                yield name, part, source
-
-
 def disk_needed(config: Config) -> tuple[float, float]:
     """GB to download into the hub's cache, and GB of vectors at most, without asking the hub."""
-    return _needed(config, _sources(config, ask=False))
+    return _needed(config, make_grid(config), _sources(config, pinned(config), ask=False))
 
 
-def _sources(config: Config, ask: bool) -> list[Source]:
+def _sources(config: Config, pins: Mapping[str, str], ask: bool) -> list[Source]:
+    """Every checkpoint that the run opens, once."""
     found: list[Source] = []
-    for source in {(s.id, s.revision): s for _, _, s in _checkpoints(config)}.values():
-        silent = any(UNANSWERED in s.known_from for s in found)  # each question is asked five times over
-        found.append(_source(source, ask=ask and not silent))
+    opened = [s for family in config.opened_families().values() for s in family.sources().values()]
+    for source in {(s.id, s.revision): s for s in opened}.values():
+        # each question is asked five times over
+        silent = hub.is_silent() or any(UNANSWERED in s.known_from for s in found)
+        pinned_source = replace(source, revision=source.revision or pins.get(source.id))
+        found.append(_source(pinned_source, ask=ask and not silent))
     return found
 
 
-def _needed(config: Config, sources: list[Source]) -> tuple[float, float]:
+def _needed(config: Config, grid: Grid, sources: list[Source]) -> tuple[float, float]:
     sizes = {s.name: s.size or 0.0 for s in sources}
-    parts = {None, *(c.variant for c in conditions_of(config))}  # the whole vector, and parts of it
-    donors = [(f.sft, f.grpo) for name in config.sizes or config.families if (f := config.families[name])]
-    pairs = [grpo for sft, grpo in donors if sft is not None and grpo is not None]
+    parts = {term.part for c in grid.conditions for term in c.added()} | {
+        None
+    }  # the whole vector, and parts of it
+    pairs = [f.grpo for f in config.opened_families().values() if f.sft is not None and f.grpo is not None]
     vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[grpo.id] for grpo in pairs)
     return sum(s.download or 0.0 for s in sources), vectors
 
 
 def _check_folders(config: Config) -> None:
     """Refuse a folder that is not there before the first checkpoint is downloaded."""
-    for family, part, source in _checkpoints(config):
+    opened = [
+        (name, part, source)
+        for name, family in config.opened_families().items()
+        for part, source in family.sources().items()
+    ]
+    for family, part, source in opened:
         if Path(locate(source)).is_dir() or re.fullmatch(r"[^/.][^/]*/[^/]+", source.id):
             continue
         raise UserError(
             f"families.{family}.{part}: no folder {source.id}; set families.{family}.{part}.id to a checkpoint, or"
-            f" choose other sizes of {', '.join(config.families)}"
+            f" choose other families of {', '.join(config.families)}"
         )
 
 
@@ -141,16 +144,14 @@ def _source(source: CheckpointConfig, ask: bool) -> Source:
     return Source(source.id, "to download", source.size_gb, source.size_gb, known)
 
 
-def _cells(
-    config: Config, family: FamilyConfig, conditions: list[Condition], tasks: list[Task]
-) -> list[Task]:
+def _cells(grid: Grid, family: str) -> list[Task]:
     """The task of each cell of one family; conditions that come to the same thing count once."""
-    found: dict[Any, Task] = {}
-    for c in conditions:
-        own = (c.weights, c.alpha, c.seed, c.variant) if c.alpha != 0 else (Weights.target, None, None, None)
-        weights = (*own, c.plus)
-        found |= {(weights, c.prompt, task.name): task for task in tasks if wanted(config, family, c, task)}
-    return list(found.values())
+    own = [cell for cell in grid.cells if cell.family == family]
+    return list(
+        {
+            (c.condition.start, c.condition.added(), c.condition.prompt, c.task.name): c.task for c in own
+        }.values()
+    )
 
 
 def _documents(task: Task) -> int:
@@ -165,8 +166,8 @@ def _tokens(benchmark: BenchmarkConfig) -> int:
     return min(ANSWER_TOKENS, benchmark.max_gen_toks or ANSWER_TOKENS)
 
 
-def _disk(config: Config, sources: list[Source]) -> str:
-    download, vectors = _needed(config, sources)
+def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
+    download, vectors = _needed(config, grid, sources)
     there = Path(config.results).absolute()
     while not there.exists():
         there = there.parent

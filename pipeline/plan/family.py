@@ -5,17 +5,20 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.config.schema import CheckpointConfig, FamilyConfig, Weights
+from pipeline.config.schema import CheckpointConfig, FamilyConfig, Start
 from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
-from pipeline.plan.grid import Condition, donors_of
+from pipeline.plan.sources import Sources
 from pipeline.weights.checkpoint import Checkpoint
-from pipeline.weights.parts import VARIANTS, Variant
+from pipeline.weights.parts import PARTS_VERSION, Part
+
+ORIGIN = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Keys of config.json that say where a model comes from and change no answer."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The checkpoints of one target and its donors, and where its vector is."""
+    """The checkpoints of one target and its donors, and the key of its vector; None without both donors."""
 
     name: str
     config: FamilyConfig
@@ -25,14 +28,16 @@ class Family:
     base: Checkpoint | None
     vector_key: str | None
 
-    def checkpoint(self, weights: Weights) -> Checkpoint:
-        """The checkpoint that a condition starts from: a donor or the base, or the target that v is added to."""
-        found = {Weights.sft: self.sft, Weights.grpo: self.grpo, Weights.base: self.base}.get(
-            weights, self.target
-        )
+    def checkpoint(self, start: Start) -> Checkpoint:
+        """The checkpoint that a condition starts from.
+
+        Raises:
+            UserError: if the family does not have it.
+        """
+        found: Checkpoint | None = getattr(self, start.value)
         if found is None:
             raise UserError(
-                f"families.{self.name}.{weights.value}: a condition needs this checkpoint; set its id"
+                f"families.{self.name}.{start.value}: a condition needs this checkpoint; set its id"
             )
         return found
 
@@ -42,8 +47,11 @@ class Family:
         return digest([model_config(self.target), self.target.tokenizer_fingerprint])
 
 
-def vector_key_of(family: Family, variant: Variant | None) -> str | None:
-    return family.vector_key if variant is None else digest([family.vector_key, asdict(variant), VARIANTS])
+def vector_key_of(family: Family, part: Part | None) -> str | None:
+    """The key of a family's vector, or of a part of it; None without both donors."""
+    if part is None or family.vector_key is None:
+        return family.vector_key
+    return digest([family.vector_key, asdict(part), PARTS_VERSION])
 
 
 def locate(source: CheckpointConfig) -> str:
@@ -52,34 +60,34 @@ def locate(source: CheckpointConfig) -> str:
     return str(local) if local.is_dir() else source.id
 
 
-def open_family(name: str, config: FamilyConfig, conditions: list[Condition]) -> Family:
-    def opened(part: str, source: CheckpointConfig | None) -> Checkpoint | None:
-        if source is None:
-            return None
-        return Checkpoint.open(locate(source), source.revision)
+def open_family(name: str, config: FamilyConfig, sources: Sources) -> Family:
+    """Open the checkpoints of a family, at the revisions that are configured or pinned.
 
-    target = opened("target", config.target)
-    assert target is not None
+    Raises:
+        UserError: if one is not there or is damaged, or the target lacks the chat template that is asked for.
+    """
+    opened = {
+        part: Checkpoint.open(locate(source), sources.revision(source))
+        for part, source in config.sources().items()
+    }
+    target = opened["target"]
     if config.chat and target.chat_template_hash is None:
         raise UserError(
             f"{target.source}: expected a chat template, found none; set families.{name}.chat=false for a base model"
         )
-    sft, grpo, base = opened("sft", config.sft), opened("grpo", config.grpo), opened("base", config.base)
+    sft, grpo, base = (opened.get(part) for part in ("sft", "grpo", "base"))
     vector_key = None
     if sft is not None and grpo is not None:
         vector_key = digest({"difference": [grpo.fingerprint, sft.fingerprint]})
-    elif config.donors is None and any(len(donors_of(c)) == 2 for c in conditions):
-        raise UserError(f"families.{name}: conditions with a vector need both donors; set sft.id and grpo.id")
     return Family(name, config, target, sft, grpo, base, vector_key)
 
 
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json without what only describes its origin, and the stop tokens of generation_config.json."""
-    origin = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-    model = {k: v for k, v in checkpoint.config.items() if k not in origin}
+    """Digest of config.json without its origin, and the stop tokens of generation_config.json."""
+    model = {k: v for k, v in checkpoint.config.items() if k not in ORIGIN}
     path = checkpoint.path / "generation_config.json"
     try:
         generation = json.loads(path.read_text()) if path.is_file() else {}
         return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}
     except (ValueError, AttributeError) as e:
-        raise UserError(f"{path}: cannot be read as JSON ({e}); mend it or download it again") from None
+        raise UserError(f"{path}: cannot be read as JSON ({e}); fix it or download it again") from None

@@ -1,43 +1,87 @@
-"""The grid of an experiment: its conditions and tasks, from the configuration alone."""
+"""The grid of an experiment: families × conditions × benchmarks, enumerated once, from the configuration alone.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+    grid = make_grid(compose(["experiment=paper"]))      # opens nothing: no checkpoint, no document
+    grid.conditions, grid.tasks, grid.cells, grid.left_out
+
+The estimate, the plan and the manifest take this object. A row that a family cannot have (its donors are yet to be
+trained) is not in `cells`, and `left_out` says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from evals import perturbations
-from pipeline import documents as data
 from pipeline.config.explain import nearest
-from pipeline.config.schema import BenchmarkConfig, ConditionConfig, Config, FamilyConfig, Weights
+from pipeline.config.schema import (
+    BenchmarkConfig,
+    ConditionConfig,
+    Config,
+    FamilyConfig,
+    PartConfig,
+    Role,
+    Start,
+)
+from pipeline.documents import FIELDS
 from pipeline.errors import UserError
-from pipeline.weights.parts import Variant
+from pipeline.manifest import BenchmarkEntry, ConditionEntry, TermEntry
+from pipeline.weights.parts import Part
+
+
+@dataclass(frozen=True)
+class VectorTerm:
+    """α times the vector of a family, or a part of it; with a seed, α times noise of its norm."""
+
+    alpha: float
+    family: str | None = None  # None is the row's own family
+    part: Part | None = None  # None is the whole vector
+    seed: int | None = None
+
+    def entry(self) -> TermEntry:
+        return TermEntry(self.alpha, self.family, None if self.part is None else asdict(self.part), self.seed)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A row of the grid with one α and one seed."""
+    """A row of the grid at one α and one seed: a checkpoint to start from, and the terms that are added to it."""
 
     name: str
     label: str
-    weights: Weights
-    alpha: float | None
-    seed: int | None
+    origin: str  # the condition of the configuration that it comes from
+    row: str  # rows that differ in their seed alone are one row of a table
+    row_label: str
+    start: Start
+    terms: tuple[VectorTerm, ...]
     prompt: str
-    role: str  # main, control or sweep
-    variants: bool
-    variant: Variant | None = None  # part of the vector; None is the whole
-    plus: tuple[tuple[str, float], ...] = ()  # (family, α) of further vectors
+    role: Role
+    variants: bool  # also on the perturbed documents
+    benchmarks: tuple[str, ...] | None = None  # on these alone
+
+    def added(self) -> tuple[VectorTerm, ...]:
+        """The terms that change something: at α = 0 it is the checkpoint, bit for bit."""
+        return tuple(term for term in self.terms if term.alpha)
+
+    def entry(self) -> ConditionEntry:
+        """The condition as the manifest names it."""
+        terms = tuple(term.entry() for term in self.terms)
+        start, role = self.start.value, self.role.value
+        return ConditionEntry(
+            self.label, self.origin, self.row, self.row_label, start, terms, self.prompt, role
+        )
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark, plain or under one perturbation."""
+    """A column of the grid: a benchmark, plain or under one perturbation."""
 
     name: str
     benchmark: str
     config: BenchmarkConfig
     perturbation: str | None
     limit: int | None
+    seed: int = 0  # of the perturbation
+    folder: str | None = None  # where the documents are; None is the hub
+    task_folders: tuple[str, ...] = ()  # of task files of one's own
 
     @property
     def subtasks(self) -> list[str | None]:
@@ -53,153 +97,211 @@ class Task:
             )
         return list(fitting)
 
-
-def grid_of(config: Config) -> dict[str, Any]:
-    """Benchmarks and conditions as a manifest names them; opens nothing."""
-    return {
-        "benchmarks": {task.name: _benchmark(task) for task in tasks_of(config)},
-        "conditions": {
-            c.name: {
-                "label": c.label,
-                "weights": c.weights.value,
-                "alpha": c.alpha,
-                "seed": c.seed,
-                "prompt": c.prompt,
-                "role": c.role,
-            }
-            | ({"whole": False} if c.variant is not None or c.plus else {})
-            for c in conditions_of(config)
-        },
-    }
-
-
-def _benchmark(task: Task) -> dict[str, Any]:
-    perturbation = perturbations.get(task.config.form, task.perturbation) if task.perturbation else None
-    has_sources = perturbation is not None or task.config.dataset.source_field is not None
-    return {
-        "label": task.config.label if perturbation is None else perturbation.name.replace("_", " "),
-        "published": task.config.published if perturbation is None else None,
-        "variant_of": task.benchmark if perturbation else None,
-        "perturbation": perturbation.id if perturbation else None,
-        "cluster": "subtask" if task.config.subtasks else "source_doc" if has_sources else None,
-        "chance": task.config.chance,
-        "limit": task.limit,
-    }
-
-
-def wanted(config: Config, family: FamilyConfig, condition: Condition, task: Task) -> bool:
-    """Whether the grid has this cell: not where donors are yet to be trained; the sweep and some conditions leave the
-    perturbed documents out."""
-    if _lacks_donors(family, condition):
-        return False
-    if condition.role == "sweep":
-        chosen = config.sweep.benchmarks
-        return task.perturbation is None and (chosen is None or task.benchmark in chosen)
-    return task.perturbation is None or condition.variants
-
-
-def donors_of(condition: Condition) -> tuple[str, ...]:
-    """The donors that a condition's weights are made from."""
-    if condition.weights in (Weights.vector, Weights.random):
-        return ("sft", "grpo") if condition.alpha else ()  # α = 0 is the target
-    return (condition.weights.value,) if condition.weights in (Weights.sft, Weights.grpo) else ()
-
-
-def _lacks_donors(family: FamilyConfig, condition: Condition) -> bool:
-    """Whether a condition waits for donors that a recipe is yet to train."""
-    return family.donors is not None and any(getattr(family, part) is None for part in donors_of(condition))
-
-
-def left_out(config: Config) -> list[str]:
-    """One line for each family whose donors are yet to be trained: what cannot be run, and how to supply it."""
-    conditions, lines = list(conditions_of(config)), []
-    for name in config.sizes if config.sizes is not None else config.families:
-        family = config.families[name]
-        waiting = [c.label for c in conditions if _lacks_donors(family, c)]
-        if waiting and family.donors is not None:
-            recipe = Path(family.donors).name
-            where = "" if family.donors == f"results/donors/{recipe}" else f' ARGS="out={family.donors}"'
-            lines.append(
-                f"{name}: {len(waiting)} of {len(conditions)} conditions are left out, for want of donors in"
-                f" {family.donors}: train them with `make donors EXPERIMENT={recipe}{where}`, or set"
-                f" families.{name}.sft.id and families.{name}.grpo.id"
-            )
-    return lines
-
-
-def conditions_of(config: Config) -> Iterator[Condition]:
-    """The rows of the grid: each condition, once for each of its seeds, and the sweep."""
-    for name, c in config.conditions.items():
-        seeds: list[int | None] = list(dict.fromkeys(c.seeds)) or [None]
-        for seed in seeds:
-            full = name if seed is None else f"{name}-s{seed}"
-            label = c.label if seed is None else f"{c.label} (seed {seed})"
-            yield Condition(
-                full,
-                label,
-                c.weights,
-                c.alpha,
-                seed,
-                c.prompt,
-                c.role.value,
-                c.variants,
-                _variant(f"conditions.{name}", c),
-                tuple(sorted(c.plus.items())),
-            )
-    for alpha in sorted(set(config.alpha)):
-        label = f"α = {alpha:g}".replace("-", "−")
-        yield Condition(
-            f"alpha={alpha!r}",
-            label,
-            Weights.vector,
-            alpha,
-            None,
-            config.sweep.prompt,
-            "sweep",
-            variants=False,
+    def entry(self) -> BenchmarkEntry:
+        """The column as the manifest names it."""
+        perturbed = perturbations.get(self.config.form, self.perturbation) if self.perturbation else None
+        has_sources = perturbed is not None or self.config.dataset.source_field is not None
+        return BenchmarkEntry(
+            label=self.config.label if perturbed is None else perturbed.name.replace("_", " "),
+            published=self.config.published if perturbed is None else None,
+            variant_of=self.benchmark if perturbed else None,
+            perturbation=perturbed.id if perturbed else None,
+            cluster="subtask" if self.config.subtasks else "source_doc" if has_sources else None,
+            chance=self.config.chance,
+            limit=self.limit,
         )
 
 
-def _variant(where: str, c: ConditionConfig) -> Variant | None:
-    if c.variant is None:
-        return None
-    v = c.variant
-    if v.layers is not None and len(v.layers) != 2:
-        raise UserError(
-            f"{where}.variant.layers={v.layers}: expected the first and the last layer, such as [0,13]"
-        )
-    return Variant(
-        modules=None if v.modules is None else tuple(v.modules),
-        layers=None if v.layers is None else (v.layers[0], v.layers[1]),
-        trim=v.trim,
-        dare=v.dare,
-        seed=v.seed,
+@dataclass(frozen=True)
+class GridCell:
+    """One cell of the grid, before anything is opened."""
+
+    family: str
+    condition: Condition
+    task: Task
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that an experiment asks for."""
+
+    families: dict[str, FamilyConfig]  # those that have rows
+    conditions: tuple[Condition, ...]
+    tasks: tuple[Task, ...]
+    cells: tuple[GridCell, ...]
+    left_out: tuple[str, ...]  # a line for each family that cannot have all rows
+
+    def describe(self, mark: Callable[[GridCell], str] = lambda cell: "?") -> str:
+        """The grid as text: for each family, row and column a mark, and nothing where there is no cell."""
+        lines = []
+        width = max(len(c.label) for c in self.conditions)
+        for name, family in self.families.items():
+            cells = {(c.condition.name, c.task.name): c for c in self.cells if c.family == name}
+            lines.append(f"{name} ({family.label}): {family.target.id}")
+            lines += [f"  {column(i)}  {task.name}" for i, task in enumerate(self.tasks)]
+            lines.append(" " * (width + 4) + " ".join(column(i) for i in range(len(self.tasks))))
+            for condition in self.conditions:
+                found = [cells.get((condition.name, task.name)) for task in self.tasks]
+                marks = [f"{mark(cell) if cell else '':<{len(column(i))}}" for i, cell in enumerate(found)]
+                lines.append(f"  {condition.label:<{width}}  {' '.join(marks)}".rstrip())
+        return "\n".join(lines)
+
+
+def column(index: int) -> str:
+    """A letter for a column, as spreadsheets have them: a to z, aa, ab, …"""
+    return (column(index // 26 - 1) if index >= 26 else "") + chr(97 + index % 26)
+
+
+def make_grid(config: Config) -> Grid:
+    """The grid of a configuration.
+
+    Raises:
+        UserError: for a perturbation, form or subtask that does not exist, or a condition that needs donors which the
+            configuration does not have.
+    """
+    families = config.chosen_families()
+    conditions, tasks = rows(config), columns(config)
+    if not families or not conditions or not tasks:
+        raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
+    cells, left_out = [], []
+    for name, family in families.items():
+        waiting = {c.name: _waits_for(config, name, c) for c in conditions}
+        cells += [
+            GridCell(name, condition, task)
+            for condition in conditions
+            for task in tasks
+            if not waiting[condition.name]
+            and _is_asked(condition, task)
+            and not _adds_itself(name, condition)
+        ]
+        for folder in sorted({family.donors for c in waiting.values() for family in c if family.donors}):
+            count = sum(any(f.donors == folder for f in c) for c in waiting.values())
+            left_out.append(_untrained(name, folder, count, len(conditions)))
+    return Grid(families, conditions, tasks, tuple(cells), tuple(left_out))
+
+
+def rows(config: Config) -> tuple[Condition, ...]:
+    """The rows of the grid: each chosen condition, once for each α and each seed."""
+    return tuple(row for name, given in config.chosen_conditions().items() for row in _rows(name, given))
+
+
+def _rows(name: str, given: ConditionConfig) -> list[Condition]:
+    """A condition of the configuration as rows: one for each α and each seed."""
+    if given.terms:
+        terms = tuple(VectorTerm(float(t.alpha), t.family, _part(t.part), t.seed) for t in given.terms)
+        return [_row(name, given, name, given.label, terms)]
+    if given.alpha is None:
+        return [_row(name, given, name, given.label, ())]
+    part, found = _part(given.part), []
+    for alpha in given.alphas():
+        row, label = name, given.label
+        if isinstance(given.alpha, list | tuple):
+            row, label = f"{name}={alpha!r}", f"{label} = {alpha:g}".replace("-", "−")
+        for seed in [None] if given.seeds is None else dict.fromkeys(given.seeds):
+            found.append(_row(name, given, row, label, (VectorTerm(alpha, None, part, seed),)))
+    return found
+
+
+def _row(
+    origin: str, given: ConditionConfig, row: str, label: str, terms: tuple[VectorTerm, ...]
+) -> Condition:
+    seed = terms[0].seed if len(terms) == 1 and not given.terms else None
+    return Condition(
+        name=row if seed is None else f"{row}-s{seed}",
+        label=label if seed is None else f"{label} (seed {seed})",
+        origin=origin,
+        row=row,
+        row_label=label,
+        start=given.start,
+        terms=terms,
+        prompt=given.prompt,
+        role=given.role,
+        variants=given.variants,
+        benchmarks=None if given.benchmarks is None else tuple(given.benchmarks),
     )
 
 
-def tasks_of(config: Config) -> Iterator[Task]:
+def _part(given: PartConfig | None) -> Part | None:
+    if given is None:
+        return None
+    return Part(
+        modules=None if given.modules is None else tuple(given.modules),
+        layers=None if given.layers is None else (given.layers[0], given.layers[1]),
+        trim=given.trim,
+        dare=given.dare,
+        seed=given.seed,
+    )
+
+
+def columns(config: Config) -> tuple[Task, ...]:
     """The columns of the grid: each chosen benchmark, and its variants after it.
 
     Raises:
-        UserError: if a perturbation does not exist for a benchmark's form.
+        UserError: for a form or perturbation that does not exist.
     """
-    names = config.tasks if config.tasks is not None else list(config.benchmarks)
-    for name in names:
-        benchmark = config.benchmarks[name]
+    tasks = []
+    for name, benchmark in config.chosen_benchmarks().items():
         limit = _least(config.limit, benchmark.limit)
-        yield Task(name, name, benchmark, None, limit)
-        if benchmark.form not in ("none", *data.FIELDS):
-            near = nearest(benchmark.form, ["none", *data.FIELDS])
+        folder = benchmark.dataset.folder or config.data.folder
+        seed, own = config.perturbation_seed, tuple(config.evals_path)
+        plain = Task(name, name, benchmark, None, limit, seed, folder, own)
+        if benchmark.form not in ("none", *FIELDS):
+            near = nearest(benchmark.form, ["none", *FIELDS])
             raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")
+        tasks.append(plain)
         for variant in benchmark.variants:
             perturbations.get(benchmark.form, variant)  # refuse an unknown one now
-            yield Task(f"{name}@{variant}", name, benchmark, variant, _least(limit, config.variant_limit))
+            least = _least(limit, config.variant_limit)
+            tasks.append(replace(plain, name=f"{name}@{variant}", perturbation=variant, limit=least))
+    return tuple(tasks)
 
 
 def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def takes_chat_template(family: FamilyConfig, weights: Weights) -> bool:
+def _is_asked(condition: Condition, task: Task) -> bool:
+    """Whether the condition is asked this column: some leave the perturbed documents out, or other benchmarks."""
+    chosen = condition.benchmarks is None or task.benchmark in condition.benchmarks
+    return chosen and (task.perturbation is None or condition.variants)
+
+
+def _adds_itself(family: str, condition: Condition) -> bool:
+    """Whether a row would add another family's vector to the family that it is of."""
+    return any(term.family == family for term in condition.added())
+
+
+def _waits_for(config: Config, name: str, condition: Condition) -> list[FamilyConfig]:
+    """The families whose donors a row of family `name` needs, and a recipe is yet to train.
+
+    Raises:
+        UserError: if it needs donors that no recipe makes and the configuration does not name.
+    """
+    needs = [(name, "sft"), (name, "grpo")] if any(t.family is None for t in condition.added()) else []
+    needs += [(term.family, part) for term in condition.added() if term.family for part in ("sft", "grpo")]
+    needs += [(name, condition.start.value)] if condition.start is not Start.target else []
+    waits = []
+    for of, part in needs:
+        family = config.families[of]
+        if getattr(family, part) is None and (family.donors is None or part == "base"):
+            raise UserError(
+                f"families.{of}.{part}.id: the condition '{condition.name}' needs this checkpoint; set it, or leave the"
+                " condition out"
+            )
+        if getattr(family, part) is None and family not in waits:
+            waits.append(family)
+    return waits
+
+
+def _untrained(name: str, folder: str, count: int, conditions: int) -> str:
+    recipe = Path(folder).name
+    where = "" if folder == f"results/donors/{recipe}" else f' ARGS="out={folder}"'
+    return (
+        f"{name}: {count} of {conditions} conditions are left out, for want of donors in {folder}: train them with"
+        f" `make donors EXPERIMENT={recipe}{where}`, or set families.{name}.sft.id and families.{name}.grpo.id"
+    )
+
+
+def takes_chat_template(family: FamilyConfig, start: Start) -> bool:
     """Whether prompts go through the target's chat template; a base model has learnt none."""
-    return family.chat and weights is not Weights.base
+    return family.chat and start is not Start.base

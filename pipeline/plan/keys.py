@@ -1,9 +1,9 @@
 """The key of a cell: a digest of everything that can change its answers."""
 
-import ast
 import contextlib
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -13,48 +13,39 @@ import yaml
 
 from evals import perturbations
 from pipeline import documents as data
-from pipeline.config.schema import (
-    Config,
-)
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
-from pipeline.files import ROOT, digest
+from pipeline.files import ROOT, code_fingerprint, digest
 from pipeline.plan.family import Family, model_config, vector_key_of
 from pipeline.plan.grid import Condition, Task, takes_chat_template
-from pipeline.weights.parts import NOISE
+from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
-
-
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
-SCORER_PACKAGES = {"evals.math": ("math-verify", "latex2sympy2_extended", "sympy")}  # what makes the scores of a task
+SCORER_PACKAGES = {
+    "evals.math": ("math-verify", "latex2sympy2_extended", "sympy")
+}  # what makes the scores of a task
 
 
 TASKS = ROOT / "evals" / "tasks"
 
 
 def inputs_of(
-    config: Config, families: dict[str, Family], family: Family, condition: Condition, task: Task
+    config: Config, families: Mapping[str, Family], family: Family, condition: Condition, task: Task
 ) -> dict[str, Any]:
     """Everything that can change an answer or a score of this cell."""
-    weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.weights).fingerprint}
-    if condition.alpha:  # α = 0 is the target, bit for bit
-        vector = vector_key_of(family, condition.variant)
-        weights |= {"vector": vector, "alpha": condition.alpha, "random_seed": condition.seed}
-        weights |= {"noise": NOISE} if condition.seed is not None else {}
-    if condition.plus:
-        weights["plus"] = [[families[name].vector_key, alpha] for name, alpha in condition.plus]
-    b, chat = task.config, takes_chat_template(family.config, condition.weights)
+    b, chat = task.config, takes_chat_template(family.config, condition.start)
     dataset = asdict(b.dataset)
     names = [b.task.format(subtask=s) for s in task.subtasks]
     return {
         "protocol": PROTOCOL,
-        "weights": weights,
+        "weights": _weights(families, family, condition),
         "model": model_config(family.target),
         "tokenizer": family.target.tokenizer_fingerprint,
         "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
         "task": {
             "names": names,
-            "definition": _task_definition(tuple(names), b.runs_code),
+            "definition": _task_definition(tuple(names), b.runs_code, task.task_folders),
             "changes": b.changes,
             "metric": b.metric,
             "also": b.also,
@@ -62,15 +53,29 @@ def inputs_of(
             "max_gen_toks": b.max_gen_toks,
             "limit": task.limit,
         },
-        "documents": [
-            data.fingerprint(dataset, config.data.folder, s, b.num_fewshot > 0) for s in task.subtasks
-        ],
+        "documents": [data.fingerprint(dataset, task.folder, s, b.num_fewshot > 0) for s in task.subtasks],
         "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
-        "perturbation": _perturbation(b.form, task.perturbation, config.perturbation_seed),
+        "perturbation": _perturbation(b.form, task.perturbation, task.seed),
         "decoding": "greedy",
         "engine": _numerics(config),
         "versions": versions(),
     }
+
+
+def _weights(families: Mapping[str, Family], family: Family, condition: Condition) -> dict[str, Any]:
+    """The bytes of the checkpoint, and what is added to them, in its order: sums round in it."""
+    weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.start).fingerprint}
+    terms = condition.added()
+    added = [
+        {
+            "vector": vector_key_of(family if term.family is None else families[term.family], term.part),
+            "alpha": term.alpha,
+            "random_seed": term.seed,
+        }
+        for term in terms
+    ]
+    weights |= added[0] if len(added) == 1 else {"terms": added} if added else {}
+    return weights | ({"noise": NOISE_VERSION} if any(term.seed is not None for term in terms) else {})
 
 
 def _numerics(config: Config) -> dict[str, Any]:
@@ -104,24 +109,24 @@ def _version(name: str, *other_names: str) -> str:
 
 
 @lru_cache
-def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
-    """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
+def _task_definition(names: tuple[str, ...], runs_code: bool, folders: tuple[str, ...] = ()) -> Any:
+    """Task files and scorers that are not lm-eval's, by content (comments aside); its own are known by its version."""
     own = {
-        path: yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
-        for path in sorted(TASKS.glob("*.yaml"))
+        path: _read_task(path)
+        for folder in (TASKS, *map(Path, folders))
+        for path in sorted(folder.rglob("*.yaml"))
     }
-    wanted = [path for path, content in own.items() if content.get("task") in names]
+    left = [path for path, content in own.items() if content.get("task") in names]
     found: dict[str, str] = {}
-    while wanted:
-        path = wanted.pop()
+    while left:
+        path = left.pop()
         text = path.read_text()
         found[path.name] = digest(own[path])
         included = own[path].get("include", [])
-        wanted += [
-            TASKS / i for i in ([included] if isinstance(included, str) else included) if TASKS / i in own
-        ]
+        beside = [path.parent / i for i in ([included] if isinstance(included, str) else included)]
+        left += [path for path in beside if path in own and path.name not in found]
         for module in re.findall(r"!function (\S+)\.\w+", text):
-            for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
+            for scorer in (path.parent / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
                 if scorer.is_file():
                     parts = sorted(scorer.parent.glob(f"{scorer.stem}*.py"))  # math.py and math_judge.py
                     found |= {part.name: code_fingerprint(part) for part in parts}
@@ -131,23 +136,21 @@ def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
     return found or None
 
 
+def _read_task(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as e:
+        raise UserError(
+            f"{path}: cannot be read as YAML ({' '.join(str(e).split())[:160]}); fix it"
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
 class _TaskLoader(yaml.SafeLoader):
     """Reads `!function module.name` as a string."""
 
 
 _TaskLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
-
-
-def code_fingerprint(path: Path) -> str:
-    """Digest of what a Python file does: its syntax tree without comments and docstrings."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            first = body[0]
-            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
-                node.body = body[1:] or [ast.Pass()]
-    return digest(ast.dump(tree))
 
 
 @lru_cache

@@ -1,7 +1,8 @@
-"""From the configuration to the list of cells, each with a key that holds everything that can change its answers.
+"""From the grid to the plan: checkpoints and documents opened, and a key for each cell that holds what can change its answers.
 
-    plan = make_plan(config)          # reads file fingerprints, starts nothing heavy
-    plan.cells[0].key                 # digest of plan.cells[0].inputs
+    config = compose(["experiment=micro"])
+    plan = make_plan(config, make_grid(config), find_sources(config))    # reads fingerprints, starts nothing heavy
+    plan.cells[0].key                                                    # digest of plan.cells[0].inputs
 
 A cell is (family, condition, task): some weights answer one benchmark, plain or perturbed, under one prompt.
 Conditions that come to the same thing (α = 0 and the baseline) share a key and are computed once.
@@ -9,18 +10,22 @@ What is not in `inputs` (paths, W&B, batch size where answers do not move with i
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import Config, Weights
+from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.files import digest
+from pipeline.manifest import FamilyEntry, Manifest, PlannedCell
+from pipeline.plan import revisions
 from pipeline.plan.family import Family, open_family, vector_key_of
-from pipeline.plan.grid import Condition, Task, conditions_of, grid_of, left_out, tasks_of, wanted
+from pipeline.plan.grid import Condition, Grid, GridCell, Task
 from pipeline.plan.keys import inputs_of
-from pipeline.records import SCHEMA, is_done
-from pipeline.weights.parts import Variant
+from pipeline.plan.sources import Sources
+from pipeline.records import is_done
+from pipeline.weights.parts import Part
 from pipeline.weights.steer import Term
 from pipeline.weights.vector import Vector
 
@@ -36,11 +41,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
+    """The grid with everything opened: what the stages take."""
+
     config: Config
-    families: dict[str, Family]
-    conditions: list[Condition]
-    tasks: list[Task]
-    cells: list[Cell]
+    grid: Grid
+    families: Mapping[str, Family]  # those that have rows, and those whose vectors are added to them
+    tasks: tuple[Task, ...]  # those of the grid, with their documents found
+    cells: tuple[Cell, ...]
 
     @property
     def results(self) -> Path:
@@ -63,21 +70,31 @@ class Plan:
         Raises:
             UserError: if a vector is not there, or is not what was extracted.
         """
-        terms = []
-        if condition.alpha:  # α = 0 is the checkpoint, bit for bit
-            vector = self.vector(family, condition.variant)
-            terms.append(Term(str(vector), condition.alpha, condition.seed))
-        for name, alpha in condition.plus:
-            terms.append(Term(str(self.vector(self.families[name])), alpha))
-        return terms
+        return [
+            Term(str(self.vector(self.of(term.family, family), term.part)), term.alpha, term.seed)
+            for term in condition.added()
+        ]
 
-    def vector(self, family: Family, variant: Variant | None = None) -> Path:
-        """The file of a family's vector, or of a variant of it.
+    def of(self, name: str | None, family: Family) -> Family:
+        """The family that a term names: the row's own where it names none."""
+        return family if name is None else self.families[name]
+
+    def parts(self, family: Family) -> dict[Part | None, list[float]]:
+        """The parts of a family's vector that rows add (None is the whole), each with its α."""
+        found: dict[Part | None, set[float]] = {}
+        for cell in self.cells:
+            for term in cell.condition.added():
+                if self.of(term.family, cell.family) is family:
+                    found.setdefault(term.part, set()).add(term.alpha)
+        return {part: sorted(alphas) for part, alphas in found.items()}
+
+    def vector(self, family: Family, part: Part | None = None) -> Path:
+        """The file of a family's vector, or of a part of it.
 
         Raises:
             UserError: if it is not there, or is not what was extracted.
         """
-        folder = self.vector_folder(family, variant)
+        folder = self.vector_folder(family, part)
         if not folder.is_dir():
             raise UserError(f"{folder}: no vector there; run the stage 'extract'")
         try:
@@ -92,91 +109,88 @@ class Plan:
             )
         return folder / "vector.safetensors"
 
-    def vector_folder(self, family: Family, variant: Variant | None = None) -> Path:
-        return self.results / "vectors" / str(vector_key_of(family, variant))
+    def vector_folder(self, family: Family, part: Part | None = None) -> Path:
+        return self.results / "vectors" / str(vector_key_of(family, part))
 
-    def geometry_file(self, family: Family, variant: Variant | None = None) -> Path:
+    def geometry_file(self, family: Family, part: Part | None = None) -> Path:
         """Beside the vector; named by the target and its base, because families can share donors and so a vector."""
         compared_with = digest([m.fingerprint for m in (family.target, family.base) if m is not None])
-        return self.vector_folder(family, variant) / f"geometry-{compared_with[:12]}.json"
+        return self.vector_folder(family, part) / f"geometry-{compared_with[:12]}.json"
 
-    def needs_vector(self) -> bool:
-        return any(c.weights in (Weights.vector, Weights.random) for c in self.conditions)
+    def manifest(self) -> Manifest:
+        """All that analysis needs to find and name the records."""
+        return Manifest(
+            self.config.name,
+            {name: self._family_entry(self.families[name]) for name in self.grid.families},
+            {task.name: task.entry() for task in self.tasks},
+            {c.name: c.entry() for c in self.grid.conditions},
+            tuple(PlannedCell(c.family.name, c.condition.name, c.task.name, c.key) for c in self.cells),
+        )
 
-    def manifest(self) -> dict[str, Any]:
-        """All that analysis needs to find and name the records (format: ARCHITECTURE.md)."""
-        return {
-            "schema": SCHEMA,
-            "experiment": self.config.name,
-            "families": {
-                f.name: {
-                    "label": f.config.label,
-                    "group": f.config.group,
-                    "published_size": f.config.published_size,
-                    "geometry": str(self.geometry_file(f)) if f.vector_key else None,
-                }
-                for f in self.families.values()
-            },
-            **grid_of(self.config),
-            "cells": [
-                {
-                    "family": c.family.name,
-                    "condition": c.condition.name,
-                    "benchmark": c.task.name,
-                    "key": c.key,
-                }
-                for c in self.cells
-            ],
+    def _family_entry(self, family: Family) -> FamilyEntry:
+        geometry = str(self.geometry_file(family)) if family.vector_key else None
+        return FamilyEntry(family.config.label, family.config.group, family.config.published_size, geometry)
+
+    def opened(self) -> dict[str, str]:
+        """The commit of everything on the hub that the configuration takes without a revision, by its name in the lock file."""
+        found = {
+            source.id: commit
+            for family in self.families.values()
+            for part, source in family.config.sources().items()
+            if source.revision is None and (commit := getattr(family, part).revision) is not None
         }
+        asked = {task.name: task.config.dataset for task in self.grid.tasks}
+        for task in self.tasks:
+            dataset = task.config.dataset
+            if asked[task.name].revision is None and dataset.revision is not None:
+                found[revisions.name_of(dataset)] = dataset.revision
+        return found
 
     def describe(self) -> str:
-        """The grid as text: for each family, condition and task whether the cell is done (x) or to do (.)."""
-        lines = []
-        for family in self.families.values():
-            cells = {(c.condition.name, c.task.name): c for c in self.cells if c.family is family}
-            width = max(len(c.label) for c in self.conditions)
-            lines.append(f"{family.name} ({family.config.label}): {family.target.source}")
-            lines += [f"  {chr(97 + i)}  {task.name}" for i, task in enumerate(self.tasks)]
-            lines.append(" " * (width + 4) + " ".join(chr(97 + i) for i in range(len(self.tasks))))
-            for condition in self.conditions:
-                marks = []
-                for task in self.tasks:
-                    cell = cells.get((condition.name, task.name))
-                    marks.append(" " if cell is None else "x" if is_done(self.results, cell.key) else ".")
-                lines.append(f"  {condition.label:<{width}}  {' '.join(marks)}")
-        done = len(self.unique()) - len(self.missing())
-        shared = len(self.cells) - len(self.unique())
-        lines.append(
-            f"{len(self.unique())} cells ({shared} more share one of them): {done} done (x), {len(self.missing())} to do (.)"
+        """The grid as text: for each family, condition and benchmark whether the cell is done (x) or to do (.)."""
+        missing = {cell.key for cell in self.missing()}
+        keys = {(c.family.name, c.condition.name, c.task.name): c.key for c in self.cells}
+
+        def mark(cell: GridCell) -> str:
+            return "." if keys[cell.family, cell.condition.name, cell.task.name] in missing else "x"
+
+        unique = len(self.unique())
+        return (
+            f"{self.grid.describe(mark)}\n{unique} cells ({len(self.cells) - unique} more share one of them):"
+            f" {unique - len(missing)} done (x), {len(missing)} to do (.)"
         )
-        return "\n".join(lines)
 
 
-def make_plan(config: Config) -> Plan:
-    """Resolve checkpoints and documents, and list the cells.
+def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
+    """Open checkpoints and documents, and give each cell its key.
 
     Raises:
-        UserError: for a checkpoint, document file, task or perturbation that is not there or does not fit.
+        UserError: for a checkpoint or document file that is not there or does not fit.
     """
-    conditions, tasks = list(conditions_of(config)), list(tasks_of(config))
-    names = config.sizes if config.sizes is not None else list(config.families)
-    if not names or not conditions or not tasks:
-        raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
-    families = {name: open_family(name, config.families[name], conditions) for name in names}
-    for condition in conditions:
-        for name, _ in condition.plus:
-            if name not in families or families[name].vector_key is None:
+    families = {name: open_family(name, f, sources) for name, f in config.opened_families().items()}
+    for condition in grid.conditions:
+        for term in condition.added():
+            if term.family is not None and families[term.family].vector_key is None:
                 raise UserError(
-                    f"conditions.{condition.name}.plus: '{name}' is no family of this run with both donors;"
-                    f" expected one of {', '.join(families)}"
+                    f"conditions.{condition.name}.terms: '{term.family}' has no donors to make a vector of; set"
+                    f" families.{term.family}.sft.id and families.{term.family}.grpo.id"
                 )
+    tasks = {task.name: sources.task(task) for task in grid.tasks}
     cells = []
-    for family in families.values():
-        for condition in conditions:
-            for task in tasks:
-                if wanted(config, family.config, condition, task):
-                    inputs = inputs_of(config, families, family, condition, task)
-                    cells.append(Cell(family, condition, task, inputs, digest(inputs)))
+    for cell in grid.cells:
+        family, task = families[cell.family], tasks[cell.task.name]
+        inputs = inputs_of(config, families, family, cell.condition, task)
+        cells.append(Cell(family, cell.condition, task, inputs, digest(inputs)))
     if not cells:
-        raise UserError("; ".join(["nothing to run", *left_out(config)]))
-    return Plan(config, families, conditions, tasks, cells)
+        raise UserError("; ".join(["nothing to run", *grid.left_out]))
+    pinned = {cell.task.name: _at_commit(cell.task, cell.inputs["documents"][0]) for cell in cells}
+    cells = [replace(cell, task=pinned[cell.task.name]) for cell in cells]
+    return Plan(config, grid, families, tuple(pinned.get(name, t) for name, t in tasks.items()), tuple(cells))
+
+
+def _at_commit(task: Task, documents: dict[str, Any]) -> Task:
+    """The task with the commit that its documents were found at, which every worker then takes."""
+    if "hub" not in documents:
+        return task
+    dataset = replace(task.config.dataset, revision=documents["revision"])
+    return replace(task, config=replace(task.config, dataset=dataset))

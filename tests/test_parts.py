@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from pipeline.analysis.results import load
+from pipeline.analysis.results import read_results
 from pipeline.commands.apply import vector_card
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Stage
 from pipeline.errors import UserError
 from pipeline.plan.plan import Plan
@@ -19,7 +19,12 @@ from pipeline.stages import extract, prepare, run
 from pipeline.weights.geometry import table as markdown
 from pipeline.weights.vector import Vector
 
-VECTOR = {"weights": "vector", "alpha": 1.0}
+VECTOR = {"alpha": 1.0}
+
+
+def sum_with(alpha: float, **term: Any) -> dict[str, Any]:
+    """A condition that adds v and α times something of the other family."""
+    return {"terms": [{"alpha": 1.0}, {"alpha": alpha, "family": "other"} | term]}
 
 
 def planned(tmp_path: Path, conditions: dict[str, Any], *overrides: str) -> Plan:
@@ -49,17 +54,16 @@ def planned(tmp_path: Path, conditions: dict[str, Any], *overrides: str) -> Plan
             *overrides,
         ]
     )
-    config.stages = [Stage.extract]
-    run(config, lambda line: None)
+    run(changed(config, stages=[Stage.extract]), lambda line: None)
     return prepare(config)
 
 
 def test_a_condition_adds_the_part_of_the_vector_that_its_variant_keeps(tmp_path: Path) -> None:
     plan = planned(
-        tmp_path, {"vector": VECTOR, "mlp": VECTOR | {"variant": {"modules": ["mlp"], "layers": [0, 1]}}}
+        tmp_path, {"vector": VECTOR, "mlp": VECTOR | {"part": {"modules": ["mlp"], "layers": [0, 1]}}}
     )
     family = plan.families["micro"]
-    conditions = {c.name: c for c in plan.conditions}
+    conditions = {c.name: c for c in plan.grid.conditions}
     (whole,) = plan.terms(family, conditions["vector"])
     (part,) = plan.terms(family, conditions["mlp"])
     whole_vector, part_vector = Vector.open(whole.vector), Vector.open(part.vector)
@@ -68,8 +72,8 @@ def test_a_condition_adds_the_part_of_the_vector_that_its_variant_keeps(tmp_path
         if ".mlp." not in name or ".layers.0." not in name and ".layers.1." not in name:
             expected = torch.zeros_like(expected)
         assert torch.equal(part_vector.read(name), expected), name
-    assert plan.geometry_file(family, conditions["mlp"].variant).parent == part_vector.path.parent
-    assert plan.geometry_file(family, conditions["mlp"].variant).is_file()
+    assert plan.geometry_file(family, conditions["mlp"].terms[0].part).parent == part_vector.path.parent
+    assert plan.geometry_file(family, conditions["mlp"].terms[0].part).is_file()
 
 
 def test_the_geometry_is_measured_again_for_further_alphas(tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_two_targets_of_the_same_donors_each_have_their_own_geometry(tmp_path: P
     plan = planned(tmp_path, {"vector": VECTOR}, *same_donors)
     micro, other = plan.families.values()
     assert plan.vector(micro) == plan.vector(other)
-    shown = {row["family"]: row for row in geometry(load(plan.manifest(), plan.results)).data}
+    shown = {row["family"]: row for row in geometry.table(read_results(plan.manifest(), plan.results)).data}
     for family in (micro, other):
         report = json.loads(plan.geometry_file(family).read_text())
         assert report["target"] == family.target.fingerprint
@@ -112,8 +116,8 @@ def test_the_same_target_with_and_without_a_base_has_two_geometries(tmp_path: Pa
 
 
 def test_a_condition_adds_several_vectors_each_with_its_sign(tmp_path: Path) -> None:
-    plan = planned(tmp_path, {"analogy": VECTOR | {"plus": {"other": -0.5}}})
-    own, other = plan.terms(plan.families["micro"], {c.name: c for c in plan.conditions}["analogy"])
+    plan = planned(tmp_path, {"analogy": sum_with(-0.5)})
+    own, other = plan.terms(plan.families["micro"], {c.name: c for c in plan.grid.conditions}["analogy"])
     assert (own.alpha, other.alpha) == (1.0, -0.5)
     assert own.vector == str(plan.vector(plan.families["micro"]))
     assert other.vector == str(plan.vector(plan.families["other"])) != own.vector
@@ -124,30 +128,38 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
         tmp_path,
         {
             "whole": VECTOR,
-            "attention": VECTOR | {"variant": {"modules": ["self_attn"]}},
-            "half": VECTOR | {"variant": {"dare": 0.5}},
-            "other_half": VECTOR | {"variant": {"dare": 0.5, "seed": 1}},
-            "trimmed": VECTOR | {"variant": {"trim": 0.2}},
-            "sum": VECTOR | {"plus": {"other": 1.0}},
-            "difference": VECTOR | {"plus": {"other": -1.0}},
+            "attention": VECTOR | {"part": {"modules": ["self_attn"]}},
+            "half": VECTOR | {"part": {"dare": 0.5}},
+            "other_half": VECTOR | {"part": {"dare": 0.5, "seed": 1}},
+            "trimmed": VECTOR | {"part": {"trim": 0.2}},
+            "sum": sum_with(1.0),
+            "difference": sum_with(-1.0),
+            "of_a_part": sum_with(1.0, part={"modules": ["mlp"]}),
+            "with_noise": sum_with(1.0, seed=0),
+            "layers": {"terms": [{"alpha": a, "part": {"layers": [i, i]}} for i, a in enumerate((0.5, 2.0))]},
+            "noise_of_a_part": VECTOR | {"part": {"modules": ["mlp"]}, "seeds": [0]},
+            "donor": VECTOR | {"start": "sft"},
         },
     )
     keys = [c.key for c in plan.cells if c.family.name == "micro" and c.task.perturbation is None]
-    assert len(keys) == 8 == len(set(keys))
-    parts = {name for name, c in plan.manifest()["conditions"].items() if not c.get("whole", True)}
-    assert parts == {"attention", "half", "other_half", "trimmed", "sum", "difference"}
+    assert len(keys) == 13 == len(set(keys))
+    sums = {name for name, c in plan.manifest().conditions.items() if c.kind == "sum"}
+    assert sums == set(plan.manifest().conditions) - {"baseline", "whole"}
 
 
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ({"plus": {"another": 1.0}}, "'another' is no family of this run"),
-        ({"variant": {"layers": [1]}}, "expected the first and the last layer"),
-        ({"variant": {"modules": ["moe"]}}, "'moe' keeps no tensor of .* mlp"),
-        ({"variant": {"modules": ["self_attn", "mpl"]}}, "'mpl' keeps no tensor"),
-        ({"variant": {"layers": [2, 1]}}, "keeps no tensor"),
-        ({"variant": {"trim": 1.5}}, "expected the share of entries to keep"),
-        ({"plus": {"other": float("nan")}}, "expected a finite number"),
+        (
+            {"alpha": None, "terms": [{"alpha": 1.0, "family": "another"}]},
+            "'another' is no family of this run",
+        ),
+        ({"part": {"layers": [1]}}, "expected the first and the last layer"),
+        ({"part": {"modules": ["moe"]}}, "'moe' keeps no tensor of .* mlp"),
+        ({"part": {"modules": ["self_attn", "mpl"]}}, "'mpl' keeps no tensor"),
+        ({"part": {"layers": [2, 1]}}, "keeps no tensor"),
+        ({"part": {"trim": 1.5}}, "expected the share of entries to keep"),
+        ({"alpha": None, "terms": [{"alpha": float("nan"), "family": "other"}]}, "expected a finite number"),
     ],
 )
 def test_a_part_or_vector_that_does_not_exist_is_refused(
