@@ -11,23 +11,26 @@ score of every document and, where they differ, shows both answers. `limit` is t
 shared out evenly among its subtasks and rounded up (BBH: 8 of each of the 27). DATA_FOLDER is laid out as
 `data.folder`. Needs an engine that holds a prompt with its examples: 4096 tokens. `num_fewshot` and `max_gen_toks` change
 both sides (`--num_fewshot`, `--gen_kwargs`). Cells that are in FOLDER/results already are compared as they are, α = 0 of a
-steered run among them. HumanEval's programs are judged by our sandbox on both sides (benchmarks/code_eval). Ends with
-status 1 if any document differs.
+steered run among them. HumanEval's programs are judged by our sandbox on both sides (benchmarks/code_eval). Mathematics is
+compared with lm-eval's hendrycks_math500, whose prompt and limits our side then takes: `exact_match,none`, on the
+benchmark's own documents. Ends with status 1 if any document differs.
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from evals import math
 from pipeline.config.compose import changed, compose
+from pipeline.documents import load
 from pipeline.engine.engine import prepare_environment
 from pipeline.errors import UserError
 from pipeline.evaluate.runner import evaluate
@@ -50,7 +53,14 @@ OPTIONS = (
     "threads",
     "work",
 )
-STOCK = {"rv_humaneval": "humaneval_instruct"}  # tasks that we restate
+MATH = "hendrycks_math500"
+STOCK = {  # what our own tasks are compared with
+    "rv_humaneval": "humaneval_instruct",
+    **{
+        f"rv_{name}": MATH
+        for name in ("aime24", "aime25", "amc23", "minerva_math", "olympiadbench", "math500")
+    },
+}
 LENGTH = 4096
 Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in order
 
@@ -89,10 +99,14 @@ def main(arguments: list[str]) -> int:
         benchmarks[name] = replace(
             b,
             subtasks=subtasks,
-            limit=math.ceil(limit / max(1, len(subtasks))),
+            limit=ceil(limit / max(1, len(subtasks))),
             num_fewshot=asked.get("num_fewshot", examples),
             max_gen_toks=None if b.metric.startswith("acc") else asked.get("max_gen_toks"),
         )
+        if stock == MATH:
+            as_stock = {key: index[stock].cfg[key] for key in ("doc_to_text", "generation_kwargs")}
+            measured = replace(benchmarks[name], metric="exact_match,none", also=[])
+            benchmarks[name] = replace(measured, changes=as_stock)
     config = changed(config, benchmarks=config.benchmarks | benchmarks)
     prepare_environment(config.engine)
     plan = prepare(config)
@@ -105,7 +119,7 @@ def main(arguments: list[str]) -> int:
         ours: Rows = {}
         for sample in record.samples():
             ours.setdefault(cell.benchmark.config.task.format(subtask=sample["subtask"]), []).append(sample)
-        differing += sum(compare(task, rows, theirs[stock_name(task)]) for task, rows in ours.items())
+        differing += sum(compare(task, rows, theirs[task]) for task, rows in ours.items())
     print("every prompt and score is equal" if differing == 0 else f"{differing} documents differ")
     return 1 if differing else 0
 
@@ -142,17 +156,19 @@ def stock_rows(
     dtype: str,
     changed: dict[str, int],
 ) -> Rows:
-    """Prompt, scores and answer of each document by the `lm_eval` command; one run for each limit."""
+    """Prompt, scores and answer of each document by the `lm_eval` command, by our name of the task; one run for each limit."""
     definitions = work / "tasks"
     definitions.mkdir(parents=True, exist_ok=True)
     names: dict[int, list[str]] = {}
     kept = {}
     for task in tasks:
         for subtask in task.subtasks:
-            name = stock_name(task.config.task.format(subtask=subtask))
+            name = task.config.task.format(subtask=subtask)
             names.setdefault(task.limit or 0, []).append(name)
             kept[name] = [task.config.metric, *task.config.also]
-            definition = local_task(task, subtask, name, index[name].yaml_path, data)
+            definition = local_task(task, subtask, name, index[stock_name(name)].yaml_path, data)
+            if stock_name(name) == MATH:
+                definition["dataset_kwargs"] = {"data_files": {"test": str(boxed(task, data, definitions))}}
             (definitions / f"{name}.yaml").write_text(yaml.safe_dump(definition))
     for limit, group in names.items():
         command = [
@@ -166,7 +182,7 @@ def stock_rows(
             command += ["--num_fewshot", str(changed["num_fewshot"])]
         if "max_gen_toks" in changed:
             command += ["--gen_kwargs", f"max_gen_toks={changed['max_gen_toks']}"]
-        if set(group) & set(STOCK.values()):
+        if "rv_humaneval" in group:
             command.append("--confirm_run_unsafe_code")
         print("$", " ".join(command), flush=True)
         path = f"{os.environ.get('PYTHONPATH', '')}:{ROOT}"
@@ -194,6 +210,15 @@ def read_rows(folder: Path, name: str, metrics: list[str]) -> list[dict[str, Any
             if f"{metric},{sample['filter']}" in metrics:
                 entry["scores"][f"{metric},{sample['filter']}"] = float(sample[metric])
     return [rows[i] for i in sorted(rows)]
+
+
+def boxed(task: Benchmark, data: Path, folder: Path) -> Path:
+    """A benchmark's documents in the shape that hendrycks_math500 reads: with the gold answer boxed in a solution."""
+    split = load(vars(task.config.dataset), str(data))[task.config.dataset.split]
+    rows = [{"problem": math.question(row), "solution": f"\\boxed{{{math.gold(row)}}}"} for row in split]
+    path = folder / f"{task.name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def local_task(task: Benchmark, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:

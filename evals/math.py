@@ -110,8 +110,7 @@ def forms(answer: str) -> list[str]:
 
     Small numbers are written out: of powers, those that differ by less than 1e-15 would be equal.
     """
-    answer = answer.removesuffix(".")
-    written = [answer]
+    written = list(dict.fromkeys([answer, answer.removesuffix(".")]))
     if number := re.fullmatch(r"([+-]?[\d.]+)e(-?)(\d+)", answer):
         power = f"{number[1]} \\times 10^{{{number[3]}}}"
         written.append(format(Decimal(answer), "f") if number[2] else power)
