@@ -293,6 +293,6 @@ def render(config: Config, manifest: Manifest, report: Report) -> None:
 
 
 def track(config: Config, manifest: Manifest, report: Report) -> None:
-    from pipeline.tracking.runs import track as log_to_wandb
+    from pipeline.tracking.track import track as log_to_wandb
 
     log_to_wandb(config, manifest, report)

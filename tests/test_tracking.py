@@ -18,7 +18,8 @@ from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Config, Stage, Tracking
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.tracking import logger, runs, server
+from pipeline.tracking import logger, server
+from pipeline.tracking.track import track as log_to_wandb
 from tests import synthetic
 
 CONDITIONS = ("baseline", "vector", "random-s0", "alpha=-0.5", "alpha=0.0", "alpha=0.5")
@@ -56,7 +57,7 @@ def finished(root: Path) -> Config:
 
 def track(config: Config) -> list[str]:
     lines: list[str] = []
-    runs.track(config, manifest(config), lines.append)
+    log_to_wandb(config, manifest(config), lines.append)
     return lines
 
 

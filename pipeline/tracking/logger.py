@@ -11,17 +11,15 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import wandb
 
 from pipeline.analysis.results import Results
 from pipeline.config.schema import Config
 from pipeline.records import Record
+from pipeline.tracking.runs import Run
 from pipeline.tracking.summary import comparisons, figures, rendered, sweep_rows, sweep_steps
-
-if TYPE_CHECKING:
-    from pipeline.tracking.runs import Run
 
 SAMPLES = 25  # rows of each benchmark's sample table
 TEXTS = ("prompt", "target", "output")
@@ -37,7 +35,7 @@ class Logger:
         self.geometries: dict[tuple[str, str], dict[str, Any]] = {}  # by a vector's key and the files' name
         self.entries: dict[str, Any] = {}  # references to vectors' files, whose checksums are known
 
-    def log(self, run: "Run", keep: Collection[str]) -> Path:
+    def log(self, run: Run, keep: Collection[str]) -> Path:
         """Write a run in the place of its last version, if there is one; returns its folder.
 
         Args:
@@ -100,7 +98,7 @@ class Logger:
 
     # ---- a condition ----
 
-    def _config(self, run: "Run") -> dict[str, Any]:
+    def _config(self, run: Run) -> dict[str, Any]:
         """What the run was made from."""
         if run.condition is None:
             return {}
@@ -121,12 +119,12 @@ class Logger:
             "keys": {cell.benchmark: cell.key for cell in run.cells},
         }
 
-    def _records(self, run: "Run") -> list[Record]:
+    def _records(self, run: Run) -> list[Record]:
         """The records of a condition's run, in the order of its benchmarks."""
         found = (self.results.cells[cell.place].record for cell in run.cells)
         return [record for record in found if record is not None]
 
-    def _metrics(self, run: "Run") -> dict[str, Any]:
+    def _metrics(self, run: Run) -> dict[str, Any]:
         """Scores, lengths, cost and throughput by benchmark, and a table of samples."""
         data: dict[str, Any] = {}
         for cell, record in zip(run.cells, self._records(run), strict=True):
@@ -143,13 +141,13 @@ class Logger:
             data[f"{name}/samples"] = wandb.Table(columns=["document", *TEXTS, "score", "tokens"], data=rows)
         return data
 
-    def _vectors(self, run: "Run") -> list[str]:
+    def _vectors(self, run: Run) -> list[str]:
         """Keys of the vectors that a condition's weights are made with, as its records name them."""
         weights = self._records(run)[0].inputs["weights"]
         alone, several = weights.get("vector"), weights.get("terms", [])
         return [alone] if alone else [term["vector"] for term in several]
 
-    def _geometry(self, run: "Run") -> dict[str, Any]:
+    def _geometry(self, run: Run) -> dict[str, Any]:
         """Norms and sparsity of the condition's vector beside its target: in all, and as tables by module and by layer."""
         vectors, named = self._vectors(run), self.results.families[run.family].geometry
         geometry = self._geometry_of(vectors[0], Path(named).name) if vectors and named else {}
@@ -171,7 +169,7 @@ class Logger:
                     self.geometries[key, name] = json.loads(path.read_text())
         return self.geometries[key, name]
 
-    def _refer_to_vectors(self, logged: wandb.Run, run: "Run") -> None:
+    def _refer_to_vectors(self, logged: wandb.Run, run: Run) -> None:
         """Log each vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
         for key in self._vectors(run):
             file = self.results.folder / "vectors" / key / "vector.safetensors"
