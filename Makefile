@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment in .venv, made on first use from requirements/cpu.txt.
+# Everything runs in a virtual environment in .venv, made on first use from requirements/cpu.txt or gpu.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
@@ -16,24 +16,34 @@ export UV_COMPILE_BYTECODE = 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+ifeq ($(filter cpu gpu,$(ACCELERATOR)),)
+$(error ACCELERATOR=$(ACCELERATOR): expected cpu or gpu)
+endif
+
 setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds
 ifneq ($(ACCELERATOR),$(HELD))
 .venv/.done: OTHER_BUILD
 endif
-.venv/.done: requirements/cpu.txt pyproject.toml
+ifndef SETUP_LOCKED
+# One at a time. The inner make looks at .venv anew, so the one that waited finds it done.
+.venv/.done: requirements/$(ACCELERATOR).txt pyproject.toml
+	@flock -n .venv.lock true || echo "waiting for another make that sets up .venv"
+	@flock .venv.lock $(MAKE) --no-print-directory SETUP_LOCKED=1 $@
+else
+.venv/.done: requirements/$(ACCELERATOR).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(if $(filter-out $(HELD),$(ACCELERATOR)),--clear) .venv
 	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
-ifeq ($(ACCELERATOR),gpu)
-	$(BIN)/uv pip install --python $(BIN)/python -e '.[gpu,train,cluster,dashboard,dev]'
-else
+ifeq ($(ACCELERATOR),cpu)
 	@echo "installing $(TORCH): a wheel that pip is configured to find, else from PyTorch's CPU index"
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
 	  || $(BIN)/pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/cpu.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 endif
+	$(BIN)/uv pip install $(if $(filter cpu,$(ACCELERATOR)),-q) --python $(BIN)/python --no-deps -r requirements/$(ACCELERATOR).txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pipeline.engine.alias
 	@echo $(ACCELERATOR) > $@
+endif
 
 demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in minutes
 	$(BIN)/python -m pipeline experiment=micro $(ARGS)
@@ -115,10 +125,13 @@ fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes ea
 lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-lock: .venv/.done ## resolve requirements/cpu.txt again
-	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra train --extra cluster --extra dashboard \
-	  --override requirements/overrides.txt --python-version 3.11 $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--find-links $(TORCH_INDEX)/torch) --no-header \
-	  --no-emit-package torch --no-annotate -q -o requirements/cpu.txt
+# CUDA's first: it pins more. The CPU's is held to it, so that every package of both has one version.
+LOCK = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --no-header --no-annotate -q \
+  $(foreach extra,train cluster dashboard dev,--extra $(extra))
+lock: .venv/.done ## resolve requirements/gpu.txt and cpu.txt again: from metadata alone, a minute
+	$(LOCK) requirements/gpu.in --extra gpu -o requirements/gpu.txt
+	$(LOCK) requirements/cpu.in --extra cpu -c requirements/gpu.txt --override requirements/overrides.txt \
+	  --find-links $(or $(FIND_LINKS),$(TORCH_INDEX)/torch) --no-emit-package torch -o requirements/cpu.txt
 
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb

@@ -6,7 +6,6 @@ bytes of local files, or by id and revision on the hub.
 """
 
 import gzip
-import hashlib
 import json
 import zlib
 from functools import lru_cache
@@ -16,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from evals import perturbations
 from pipeline import hub
 from pipeline.errors import UserError
+from pipeline.files import sha256_of_file
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+_sha256 = lru_cache(maxsize=256)(sha256_of_file)
 
 FIELDS = {
     "gsm8k": ("question", "answer"),
@@ -215,9 +217,3 @@ def _snapshot(name: str, revision: str | None) -> Path:
         return hub.fetch(name, revision, kind="dataset")
     except UserError as e:
         raise UserError(f"{e}; or set data.folder to use local files") from e
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -24,8 +24,12 @@ def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[s
     Raises:
         UserError: if the hub does not give it, with the remedy.
     """
-    try:
-        found = client().snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns)
+    download = client().snapshot_download
+    try:  # told not to look at the hub: 1.26 to 1.33 of its client ask it for the files of a commit even offline
+        offline = client().constants.HF_HUB_OFFLINE
+        found = download(
+            name, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=offline
+        )
         return Path(found)
     except Exception as error:  # the client's network library has exceptions of its own
         raise UserError(f"{name} at {revision or 'main'}: {_reason(error)}") from error
@@ -81,12 +85,10 @@ def _status(chain: list[BaseException]) -> int | None:
 
 def _reason(error: BaseException) -> str:
     """What went wrong and what to do."""
-    import huggingface_hub.errors as hub_errors
-
     chain = _causes(error)
     status = _status(chain)
     text = " ".join(str(chain[-1] if len(chain) > 1 else error).split())[:160]
-    if any(isinstance(e, hub_errors.OfflineModeIsEnabled) for e in chain):
+    if client().constants.HF_HUB_OFFLINE:
         return "not whole in the hub's cache, and HF_HUB_OFFLINE=1 forbids a download; unset it, or fill the cache (HF_HOME)"
     if (refused := refusal(error)) is not None:
         return refused

@@ -1,8 +1,11 @@
 """SIGINT and SIGTERM: the first ends a run in good order, the second at once.
 
-The first raises `KeyboardInterrupt`, inside `deferred` only when the block has ended, so that a record being written is
-finished. The second ends the process where it stands, with the processes that it started: what is on the disk is whole
-all the same, because everything appears by a rename, and the next run clears what was left.
+    interrupt.install()
+    with interrupt.deferred():
+        ...                     # finished before the first signal counts
+
+The first raises `KeyboardInterrupt`. The second kills the process and those that it started. What is on the disk is
+whole all the same, because everything appears by a rename, and the next run removes what was left.
 """
 
 import contextlib
@@ -10,6 +13,8 @@ import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+import psutil
 
 _received: list[int] = []
 _deferred = False
@@ -43,23 +48,17 @@ def deferred() -> Iterator[None]:
 def _handle(number: int, frame: FrameType | None) -> None:
     _received.append(number)
     if len(_received) > 1:
-        _end_children(signal.SIGKILL)
-        os._exit(128 + number)
+        try:
+            _kill_children()
+        finally:
+            os._exit(128 + number)
     if not _deferred:
         raise KeyboardInterrupt
 
 
-def _end_children(number: int) -> None:
-    """Signal the processes that this one started, and those that they started."""
-    children: dict[int, list[int]] = {}
-    for entry in os.scandir("/proc"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"{entry.path}/stat") as f:
-                parent = int(f.read().rsplit(")", 1)[1].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found = children.get(os.getpid(), [])
-    for child in found:
-        found += children.get(child, [])
-    for child in found:
-        with contextlib.suppress(OSError):
-            os.kill(child, number)
+def _kill_children() -> None:
+    """Kill the processes that this one started, and those that they started."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()

@@ -9,7 +9,6 @@ the digest of the inputs, and the type of every field. Whatever fails is `Damage
 knows how a record was made. Formats: ARCHITECTURE.md.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,16 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pipeline import interrupt
+from pipeline.errors import UserError
 from pipeline.files import (
     DamagedFile,
     digest,
     json_bytes,
     move_away,
     new_folder,
+    read_bytes,
     read_json,
+    sha256,
     write_synced,
 )
 
@@ -166,13 +168,11 @@ class Record:
 
     def _samples_bytes(self) -> bytes:
         path = self.folder / "samples.jsonl"
-        if not path.is_file():  # a pipe would be waited for
-            raise DamagedFile(f"{path}: no such file; {_remedy(self.folder)}")
         try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise DamagedFile(f"{path}: cannot be read ({e.strerror}); {_remedy(self.folder)}") from None
-        if hashlib.sha256(data).hexdigest() != self.samples_sha256:
+            data = read_bytes(path)
+        except (OSError, UserError) as e:
+            raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(self.folder)}") from None
+        if sha256(data) != self.samples_sha256:
             raise DamagedFile(f"{path}: checksum differs from its record; {_remedy(self.folder)}")
         return data
 
@@ -280,7 +280,7 @@ def write_record(
         "provenance": provenance,
         "samples": {
             "file": "samples.jsonl",
-            "sha256": hashlib.sha256(lines).hexdigest(),
+            "sha256": sha256(lines),
             "rows": len(samples),
         },
     }

@@ -47,7 +47,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k_platinum/test.jsonl": sums(0, 9),
     "gsm_plus/gsmplus_test.jsonl": of_gsm_plus(),
     "gsm_plus/gsmplus_testmini.jsonl": of_gsm_plus(),
-    "math500/test.jsonl": [
+    "math/aime24.jsonl": [{"problem": "What is left?", "question": "What is left?", "answer": "025"}],
+    "math/aime25.jsonl": [{"problem": "Which angle?", "answer": "336^\\circ"}],
+    "math/amc23.jsonl": [{"problem": "How far?", "question": "How far?", "answer": 27.0}],
+    "math/minerva_math.jsonl": [{"problem": "How bright?", "solution": "It is \\boxed{4.5e33} erg/s."}],
+    "math/olympiadbench.jsonl": [{"question": "Which $n$?", "final_answer": ["$69$,$84$"], "unit": None}],
+    "math/math500.jsonl": [
         {"problem": "Half of 1?", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "answer": "\\frac{1}{2}"}
     ],
     "mbpp/test.jsonl": [MBPP | {"task_id": 11}],
@@ -252,8 +257,10 @@ def test_a_mistake_in_a_benchmark_is_one_line(what: str, model: Path, own: Path)
 
 
 def test_documents_without_a_column_that_the_task_asks_for_are_one_line(model: Path, own: Path) -> None:
-    other = "benchmarks.math500.dataset.files.test=gsm8k/test.jsonl"
-    message = "'hendrycks_math500' cannot ask its documents .*'problem'.*found the columns question, answer"
+    other = "benchmarks.math500.dataset.files.test=mbpp/test.jsonl"
+    message = (
+        "'rv_math500' cannot ask its documents .*expected one of .*problem.*found the columns text, code"
+    )
     with pytest.raises(UserError, match=message) as caught:
         built(configured(model, own, other), "math500")
     assert "\n" not in str(caught.value)
@@ -503,7 +510,7 @@ def test_parity_counts_each_document_that_differs_in_prompt_or_score(
         (["model=a", "data=b", "limt=3"], "limt=3"),
         (["model=a", "data=b", "limit"], "expected model="),
         (["model=a", "data=b", "limit=x"], "limit=x"),
-        (["model={model}", "data={own}", "tasks=math500"], "tasks=math500: not a stock task"),
+        (["model={model}", "data={own}", "tasks=mbpp"], "tasks=mbpp: not a stock task"),
     ],
 )
 def test_a_mistake_in_asking_for_parity_is_one_line(

@@ -226,14 +226,14 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     first, second = (load_file(file) for file in sorted(path.glob("*.safetensors")))
     name = next(iter(first))
     save_file(second | {name: first[name]}, path / "model-00002-of-00002.safetensors")
-    assert f"{name} stands in model-00001" in refusal(path)
+    assert f"{name} is in model-00001" in refusal(path)
 
 
 def test_a_tensor_twice_in_one_header_is_refused(tmp_path):
     path = tiny.write(tmp_path / "model")
     entry = '"model.norm.weight":{"dtype":"BF16","shape":[0],"data_offsets":[0,0]},'
     rewrite_header(path / "model.safetensors", lambda text: "{" + entry + text[1:])
-    assert "model.norm.weight stands twice" in refusal(path)
+    assert "'model.norm.weight' is listed twice" in refusal(path)
 
 
 def test_offsets_that_do_not_fit_the_shape_are_refused(tmp_path):

@@ -97,33 +97,6 @@ def test_an_engine_built_for_another_device_is_refused(
         check_device(device)
 
 
-@pytest.mark.parametrize(
-    ("held", "asked", "installs"),
-    [
-        ("cpu", [], False),
-        ("gpu", [], False),
-        ("cpu", ["ACCELERATOR=cpu"], False),
-        ("cpu", ["ACCELERATOR=gpu"], True),
-        ("gpu", ["ACCELERATOR=cpu"], True),
-        (None, [], True),
-    ],
-)
-def test_setup_replaces_the_build_of_another_accelerator_alone(
-    held: str | None, asked: list[str], installs: bool, tmp_path: Path
-) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "requirements").mkdir()
-    for name in ("pyproject.toml", "requirements/cpu.txt"):
-        (tmp_path / name).touch()
-    if held is not None:
-        (tmp_path / ".venv").mkdir()
-        (tmp_path / ".venv" / ".done").write_text(f"{held}\n")
-    command = ["make", "-n", "setup", *asked]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert ("-m venv" in ran.stdout) == installs
-    assert ("[gpu," in ran.stdout) == (installs and asked == ["ACCELERATOR=gpu"])
-
-
 def test_donors_of_another_shape_are_refused(tmp_path: Path) -> None:
     other = Path(shutil.copytree(FAMILY / "sft", tmp_path / "sft"))
     state = load_file(other / "model.safetensors")

@@ -18,8 +18,12 @@ import pytest
 
 from evals import micro
 from pipeline.donors import __main__ as command_line
-from pipeline.donors import train as module
-from pipeline.donors.train import Recipe, correctness, final_answer, form, load_recipe, make_donors, overlap
+from pipeline.donors import stages, train, trainers
+from pipeline.donors.data import evaluated_documents, training_problems
+from pipeline.donors.overlap import overlap, record_overlap
+from pipeline.donors.recipe import Recipe, check, load_recipe
+from pipeline.donors.rewards import correctness, final_answer, form
+from pipeline.donors.train import make_donors
 from pipeline.errors import UserError
 from pipeline.weights.checkpoint import Checkpoint
 
@@ -60,11 +64,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def train(out: Path, settings: dict[str, object]) -> None:
+def run(out: Path, settings: dict[str, object]) -> None:
     subprocess.run(command(out, settings), cwd=ROOT, env=environment(), check=True, capture_output=True)
 
 
-def train_until(step: Path, out: Path, settings: dict[str, object]) -> None:
+def run_until(step: Path, out: Path, settings: dict[str, object]) -> None:
     """Start training and kill it, with no chance to clean up, as soon as the checkpoint ``step`` is whole."""
     process = subprocess.Popen(
         command(out, settings),
@@ -73,7 +77,7 @@ def train_until(step: Path, out: Path, settings: dict[str, object]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not module._is_whole(step) and process.poll() is None:
+    while not stages.is_whole(step) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -91,7 +95,7 @@ def record(out: Path, stage: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("donors") / "whole"
-    train(out, DONORS)
+    run(out, DONORS)
     return out
 
 
@@ -178,9 +182,9 @@ def test_a_tested_function_with_another_example_in_its_prompt_is_found_by_its_so
     asked = tested | {"prompt": tested["prompt"].replace(">>> ", ">>> 0 or ")}
     training = {"base": [micro.example("humaneval", asked, tested["canonical_solution"] + "```")]}
     micro.write_benchmarks(tmp_path, seed=0, sizes={"humaneval": 1})
-    for held_out in (module._problems(Recipe())[1], module._evaluated(tmp_path)):
+    for held_out in (training_problems(Recipe())[1], evaluated_documents(tmp_path)):
         with pytest.raises(UserError, match="share problems: {'base / humaneval, solutions': 1}"):
-            module._record_overlap(training, held_out, tmp_path)
+            record_overlap(training, held_out, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -252,15 +256,15 @@ def test_a_prompt_begins_with_one_token_of_beginning(tmp_path: Path) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(SHIPPED / "target")
     example = micro.Example("gsm8k", None, "1 + 1?", "", "#### 2")
-    (plain,) = module._dataset([example], tokenizer)
+    (plain,) = trainers.prompts_and_completions([example], tokenizer)
     tokenizer.bos_token = "<|endoftext|>"
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    (without,) = module._dataset([example], tokenizer)
+    (without,) = trainers.prompts_and_completions([example], tokenizer)
     assert without["prompt"] == "<|endoftext|>" + plain["prompt"]  # the tokenizer itself adds none
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
     )
-    (row,) = module._dataset([example], tokenizer)
+    (row,) = trainers.prompts_and_completions([example], tokenizer)
     assert tokenizer(row["prompt"])["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
@@ -270,13 +274,13 @@ def test_a_text_too_long_for_training_is_refused_and_the_mended_command_goes_on(
     recipe = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}])
     with pytest.raises(UserError, match="sft_max_tokens=8: the longest training text of sft has"):
         make_donors(replace(recipe, sft_max_tokens=8), tmp_path / "out")
-    monkeypatch.setattr(module, "_stage", lambda *_: None)
+    monkeypatch.setattr(train, "run_stage", lambda *_: None)
     make_donors(recipe, tmp_path / "out")
 
 
 def test_a_share_of_the_answers_is_the_last_line_alone() -> None:
     whole, mixed, direct = (
-        [example.answer for example in module._problems(Recipe(sft_direct=share))[0]]
+        [example.answer for example in training_problems(Recipe(sft_direct=share))[0]]
         for share in (0.0, 0.5, 1.0)
     )
     assert all("\n" in answer for answer in whole)
@@ -287,7 +291,7 @@ def test_a_share_of_the_answers_is_the_last_line_alone() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.3, 0.4, 0.75, 1.0])
 def test_a_share_of_the_prompts_asks_to_think(share: float) -> None:
-    thinking = [example.user.startswith(micro.THINK) for example in module._problems(Recipe(think=share))[0]]
+    thinking = [example.user.startswith(micro.THINK) for example in training_problems(Recipe(think=share))[0]]
     assert sum(thinking) / len(thinking) == pytest.approx(share, abs=0.001)
     if share == 0.25:
         assert thinking == [index % 4 == 0 for index in range(3000)]
@@ -396,17 +400,17 @@ def test_an_override_that_is_no_yaml_or_names_an_argument_is_refused() -> None:
 )
 def test_a_setting_that_does_nothing_beside_an_initialisation_is_refused(setting: dict[str, Any]) -> None:
     ((name, value),) = setting.items()
-    module._check(Recipe(**setting))
+    check(Recipe(**setting))
     with pytest.raises(UserError, match=f"{name}={value} does nothing where init is given; .* set {name}="):
-        module._check(Recipe(init="a/model", **setting))
+        check(Recipe(init="a/model", **setting))
 
 
 @pytest.mark.parametrize("what", ["init", "data"])
 def test_a_commit_of_nothing_on_the_hub_is_refused(what: str, tmp_path: Path) -> None:
     for given in ({}, {what: str(tmp_path)}):
         with pytest.raises(UserError, match=f"{what}_revision='v2' does nothing without"):
-            module._check(Recipe(**{f"{what}_revision": "v2"} | given))
-    module._check(Recipe(**{what: "some/thing", f"{what}_revision": "v2"}))
+            check(Recipe(**{f"{what}_revision": "v2"} | given))
+    check(Recipe(**{what: "some/thing", f"{what}_revision": "v2"}))
 
 
 @pytest.mark.parametrize("key", ["init", "data", "seed"])
@@ -433,22 +437,22 @@ def test_a_pinned_commit_stays_with_the_id_that_it_is_of(key: str) -> None:
 def test_a_folder_that_another_recipe_began_is_refused_and_one_that_it_only_claimed_is_not(
     tmp_path: Path,
 ) -> None:
-    module._claim(Recipe(seed=1), tmp_path)
-    module._claim(Recipe(seed=2), tmp_path)
+    train.claim(Recipe(seed=1), tmp_path)
+    train.claim(Recipe(seed=2), tmp_path)
     (tmp_path / "sft" / "checkpoints").mkdir(parents=True)  # a trainer was made, and took no step
-    module._claim(Recipe(seed=1), tmp_path)
+    train.claim(Recipe(seed=1), tmp_path)
     (tmp_path / "sft" / "checkpoints" / "checkpoint-2").mkdir()
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
-        module._claim(Recipe(seed=2), tmp_path)
+        train.claim(Recipe(seed=2), tmp_path)
     shutil.rmtree(tmp_path / "sft")
-    module._claim(Recipe(seed=2), tmp_path)
+    train.claim(Recipe(seed=2), tmp_path)
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "training.json").touch()
-    module._claim(Recipe(seed=2), tmp_path)
+    train.claim(Recipe(seed=2), tmp_path)
     with pytest.raises(UserError, match=f"give another out folder and reuse={tmp_path}"):
-        module._claim(Recipe(seed=3), tmp_path)
+        train.claim(Recipe(seed=3), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
-        module._claim(Recipe(seed=1), tmp_path)
+        train.claim(Recipe(seed=1), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
@@ -468,12 +472,12 @@ def test_a_file_or_a_folder_of_something_else_is_refused(tmp_path: Path) -> None
 def test_a_finished_family_is_returned_without_making_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_problems", None)
-    module._claim(Recipe(), tmp_path)
-    for stage in module.STAGES:
+    monkeypatch.setattr(train, "training_problems", None)
+    train.claim(Recipe(), tmp_path)
+    for stage in stages.STAGES:
         (tmp_path / stage / "checkpoints" / "checkpoint-1").mkdir(parents=True)
         (tmp_path / stage / "training.json").touch()
-    assert make_donors(Recipe(), tmp_path) == {stage: tmp_path / stage for stage in module.STAGES}
+    assert make_donors(Recipe(), tmp_path) == {stage: tmp_path / stage for stage in stages.STAGES}
     assert not list(tmp_path.glob("*/checkpoints"))
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         make_donors(Recipe(seed=1), tmp_path)
@@ -482,7 +486,7 @@ def test_a_finished_family_is_returned_without_making_its_data(
 def test_a_missing_package_is_named_with_its_extra_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs trl, which is not installed; install the extra 'train'"):
         make_donors(Recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -491,7 +495,7 @@ def test_a_missing_package_is_named_with_its_extra_before_anything_is_written(
 def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, said = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}]), list[str]()
     trained = list[str]()
-    monkeypatch.setattr(module, "_stage", lambda folder, *_: trained.append(folder.name))
+    monkeypatch.setattr(train, "run_stage", lambda folder, *_: trained.append(folder.name))
     hold = f"from pipeline.lock import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
     hold = f"from pathlib import Path\n{hold}\n    print('held', flush=True)\n    input()"
     first = subprocess.Popen(
@@ -572,7 +576,7 @@ def no_wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 @pytest.mark.usefixtures("no_wandb_key")
 def test_without_a_key_wandb_logs_offline_into_the_folder(tmp_path: Path) -> None:
-    module._prepare_wandb(tmp_path)
+    trainers.prepare_wandb(tmp_path)
     assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("offline", str(tmp_path))
     assert os.environ["WANDB_PROJECT"] == "reasoning-vectors"
 
@@ -584,7 +588,7 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_float32(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert module._arguments(Recipe(), tmp_path / "sft")["bf16"] is False
+    assert trainers.shared_arguments(Recipe(), tmp_path / "sft")["bf16"] is False
 
 
 def test_a_mistake_in_the_arguments_of_families_is_told_before_anything_is_trained(tmp_path: Path) -> None:
@@ -619,11 +623,11 @@ def test_a_stage_records_what_it_started_from_and_one_without_a_step_is_none(
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
     start = Checkpoint.open(str(SHIPPED / "base"))
     with pytest.raises(UserError, match="training took no step"):
-        module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(0), start, [])
+        stages.run_stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(0), start, [])
     assert not (tmp_path / "sft").exists()
-    module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), start, [])
+    stages.run_stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), start, [])
     assert record(tmp_path, "sft")["start"] == {"revision": None, "fingerprint": start.fingerprint}
-    module._stage(tmp_path / "base", Recipe(), lambda *_: Trainer(1), None, [])
+    stages.run_stage(tmp_path / "base", Recipe(), lambda *_: Trainer(1), None, [])
     assert record(tmp_path, "base")["start"] is None
 
 
@@ -638,10 +642,10 @@ def test_a_kill_while_the_checkpoints_are_removed_leaves_a_finished_stage(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module.shutil, "rmtree", killed)
-        module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
+        patched.setattr(stages.shutil, "rmtree", killed)
+        stages.run_stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
     assert checkpoints.is_dir()
-    module._stage(tmp_path / "sft", Recipe(), None, None, [])  # nothing to build a trainer with
+    stages.run_stage(tmp_path / "sft", Recipe(), None, None, [])  # nothing to build a trainer with
     assert not checkpoints.exists()
 
 
@@ -654,7 +658,7 @@ def test_a_stage_goes_on_from_the_last_checkpoint_whose_state_is_whole(
         checkpoint.mkdir(parents=True)
         if state is not None:
             (checkpoint / "trainer_state.json").write_text(state)
-    module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
+    stages.run_stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
     assert record(tmp_path, "sft")["resumed_from_step"] == 10
 
 
@@ -664,7 +668,7 @@ def test_each_stage_is_a_run_of_its_own_in_wandb(tmp_path: Path, monkeypatch: py
     from transformers import TrainerControl, TrainerState, TrainingArguments
     from transformers.integrations import WandbCallback
 
-    module._prepare_wandb(tmp_path)
+    trainers.prepare_wandb(tmp_path)
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
 
     class Logging(Trainer):
@@ -673,7 +677,7 @@ def test_each_stage_is_a_run_of_its_own_in_wandb(tmp_path: Path, monkeypatch: py
             WandbCallback().on_train_begin(arguments, TrainerState(), TrainerControl(), torch.nn.Linear(1, 1))
 
     for stage in ("sft", "grpo"):
-        module._stage(tmp_path / stage, Recipe(wandb=True), lambda *_: Logging(1), None, [])
+        stages.run_stage(tmp_path / stage, Recipe(wandb=True), lambda *_: Logging(1), None, [])
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
@@ -726,16 +730,16 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Trainer(1)
 
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_text", lambda *_: [])
-    monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    monkeypatch.setattr(train, "generated_text", lambda *_: [])
+    monkeypatch.setattr(train, "training_problems", lambda _: ([], {}))
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    for stage in ("_pretrain", "_instruct", "_sft", "_grpo"):
-        monkeypatch.setattr(module, stage, build)
+    for stage in ("pretraining_trainer", "instruct_trainer", "sft_trainer", "grpo_trainer"):
+        monkeypatch.setattr(train, stage, build)
     return names
 
 
 @pytest.mark.parametrize(
-    ("changed", "stages"),
+    ("changed", "again"),
     [
         ({}, []),
         ({"name": "other", "save_steps": 7, "wandb": True, "sft_max_tokens": 600}, []),
@@ -751,17 +755,17 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )
 def test_only_the_stages_that_a_setting_touches_are_trained_where_another_family_is_reused(
-    changed: dict[str, Any], stages: list[str], trained: list[str], tmp_path: Path
+    changed: dict[str, Any], again: list[str], trained: list[str], tmp_path: Path
 ) -> None:
     make_donors(Recipe(), tmp_path / "one")
     trained.clear()
     said: list[str] = []
     make_donors(Recipe(**changed), tmp_path / "other", said.append, reuse=tmp_path / "one")
-    assert trained == stages
+    assert trained == again
     assert [line.split(":")[0] for line in said if line.endswith("copied")] == [
-        stage for stage in module.STAGES if stage not in stages
+        stage for stage in stages.STAGES if stage not in again
     ]
-    assert weights(tmp_path / "other").keys() == set(module.STAGES)
+    assert weights(tmp_path / "other").keys() == set(stages.STAGES)
 
 
 @pytest.mark.parametrize("key", ["texts", "start", "device", "bf16", "versions"])
@@ -783,11 +787,11 @@ def test_a_stage_whose_texts_or_start_changed_is_not_reused(
 ) -> None:
     make_donors(Recipe(), tmp_path / "one")
     example = micro.Example("gsm8k", None, "1 + 1?", "", "#### 2")
-    monkeypatch.setattr(module, "_problems", lambda _: ([example], {}))
+    monkeypatch.setattr(train, "training_problems", lambda _: ([example], {}))
     trained.clear()
     make_donors(Recipe(), tmp_path / "texts", reuse=tmp_path / "one")
     assert trained == ["sft", "grpo"]
-    monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    monkeypatch.setattr(train, "training_problems", lambda _: ([], {}))
     (tmp_path / "one" / "base" / "training.json").unlink()
     monkeypatch.setattr(
         Trainer, "weights", SHIPPED / "target"
@@ -829,23 +833,23 @@ def test_each_stage_changes_the_weights_it_starts_from(donors: Path) -> None:
 def test_a_finished_family_is_not_trained_again(donors: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in donors.glob("*/*")}
     assert len(before) > 10
-    train(donors, DONORS)
+    run(donors, DONORS)
     assert {path: path.stat().st_mtime_ns for path in donors.glob("*/*")} == before
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_grpo_resumes_to_the_same_weights(donors: Path, tmp_path: Path) -> None:
-    train_until(tmp_path / "grpo" / "checkpoints" / "checkpoint-2", tmp_path, DONORS)
-    train(tmp_path, DONORS)
+    run_until(tmp_path / "grpo" / "checkpoints" / "checkpoint-2", tmp_path, DONORS)
+    run(tmp_path, DONORS)
     assert record(tmp_path, "grpo")["resumed_from_step"] > 0
     assert weights(tmp_path) == weights(donors)
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_pretraining_resumes_to_the_same_family(tmp_path: Path) -> None:
-    train(tmp_path / "whole", FAMILY)
-    train_until(tmp_path / "killed" / "base" / "checkpoints" / "checkpoint-4", tmp_path / "killed", FAMILY)
-    train(tmp_path / "killed", FAMILY)
+    run(tmp_path / "whole", FAMILY)
+    run_until(tmp_path / "killed" / "base" / "checkpoints" / "checkpoint-4", tmp_path / "killed", FAMILY)
+    run(tmp_path / "killed", FAMILY)
     assert record(tmp_path / "killed", "base")["resumed_from_step"] > 0
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert weights(tmp_path / "whole").keys() == {"base", "target", "sft", "grpo"}
@@ -853,7 +857,7 @@ def test_a_run_killed_in_pretraining_resumes_to_the_same_family(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_another_seed_gives_other_donors(donors: Path, tmp_path: Path) -> None:
-    train(tmp_path, DONORS | {"seed": 1})
+    run(tmp_path, DONORS | {"seed": 1})
     mine, other = weights(donors), weights(tmp_path)
     assert mine.keys() == other.keys() == {"sft", "grpo"}
     assert all(mine[stage] != other[stage] for stage in mine)
@@ -861,9 +865,7 @@ def test_another_seed_gives_other_donors(donors: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rewards_rise_on_problems_seen_again_and_again(tmp_path: Path) -> None:
-    train(
-        tmp_path, DONORS | {"train_documents": 8, "grpo_steps": 30, "grpo_prompts": 8, "grpo_microbatch": 32}
-    )
+    run(tmp_path, DONORS | {"train_documents": 8, "grpo_steps": 30, "grpo_prompts": 8, "grpo_microbatch": 32})
     curve = [entry["reward"] for entry in record(tmp_path, "grpo")["curve"] if "reward" in entry]
     assert len(curve) == 3
     assert curve[-1] > curve[0] + 0.05

@@ -3,6 +3,7 @@
 Each ends with one line that names the thing and the remedy, or with an honest record; nothing that was whole is lost.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -244,6 +246,37 @@ def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert ran.returncode == 130 and ran.stdout == "writing\n"
     (left,) = (tmp_path / "cells").iterdir()
     assert left.name.startswith(".tmp-")
+
+
+WITH_CHILDREN = """
+import os, signal, subprocess, sys, time
+from pipeline import interrupt
+interrupt.install()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    subprocess.run([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"])
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(600)
+"""
+
+
+def test_the_second_signal_ends_the_processes_that_the_run_started_and_theirs(tmp_path: Path) -> None:
+    run = subprocess.Popen([sys.executable, "-c", WITH_CHILDREN], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert run.stdout is not None
+    started = [psutil.Process(int(run.stdout.readline())) for _ in range(2)]
+    try:
+        run.send_signal(signal.SIGTERM)
+        run.send_signal(signal.SIGINT)
+        assert run.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        gone, alive = psutil.wait_procs(started, timeout=60)
+        assert not alive
+    finally:
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        run.stdout.close()
 
 
 @pytest.mark.slow

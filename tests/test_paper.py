@@ -264,13 +264,15 @@ def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root:
 
 TRAIN = """
 import sys
+from pathlib import Path
 from pipeline.config import compose
-from pipeline.donors import train as donors
-paper = compose.compose(["experiment=paper"])
-paper.benchmarks["bbh"].subtasks = ["boolean_expressions", "navigate"]
+from pipeline.donors.data import training_problems
+from pipeline.donors.overlap import record_overlap
+from pipeline.donors.recipe import Recipe
+paper = compose.compose(["experiment=paper", "benchmarks.bbh.subtasks=[boolean_expressions,navigate]"])
 compose.compose = lambda _: paper
-examples, held_out = donors._problems(donors.Recipe(data="openai/gsm8k", data_revision=sys.argv[1]))
-donors._record_overlap({"donors": examples}, held_out, donors.Path(sys.argv[2]))
+examples, held_out = training_problems(Recipe(data="openai/gsm8k", data_revision=sys.argv[1]))
+record_overlap({"donors": examples}, held_out, Path(sys.argv[2]))
 """
 
 

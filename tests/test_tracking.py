@@ -6,6 +6,7 @@ import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import stages
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Config, Stage, Tracking
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, read_manifest
@@ -51,6 +52,11 @@ def finished(root: Path) -> Config:
     out.mkdir(parents=True)
     (out / "main.md").write_text("| a | b |")
     return compose(["name=synthetic", f"results={results}", f"tables={root / 'tables'}"])
+
+
+def tracked(config: Config, **values: Any) -> Config:
+    """The configuration with other values of `tracking`."""
+    return changed(config, tracking=replace(config.tracking, **values))
 
 
 def track(config: Config) -> list[str]:
@@ -221,15 +227,16 @@ def test_another_project_gets_all_runs_and_the_first_keeps_its_own(
     what: str, place: str, config: Config
 ) -> None:
     track(config)
-    setattr(config.tracking, what, "other")
-    track(config)
+    other = tracked(config, **{what: "other"})
+    track(other)
     assert len(logged(config)) == len(logged(config, place)) == len(CONDITIONS) + 1
-    assert track(config) == []
+    assert track(other) == []
 
 
 def test_disabled_writes_nothing(config: Config) -> None:
-    config.tracking.mode = Tracking.disabled
-    assert track(config) == [] and not (Path(config.results) / "wandb").exists()
+    assert (
+        track(tracked(config, mode=Tracking.disabled)) == [] and not (Path(config.results) / "wandb").exists()
+    )
 
 
 @pytest.mark.parametrize("name", ["disabled", "offline", "dryrun", "online", "", "garbage"])
@@ -240,8 +247,9 @@ def test_auto_is_what_the_environment_says(
     monkeypatch.setenv("WANDB_MODE", name)
     expected = {"disabled": "disabled", "online": "online", "": "online"}
     assert server.mode(config) == expected.get(name, "offline")
-    config.tracking.mode = Tracking.online
-    assert server.mode(config) == "online", "what the configuration says comes first"
+    assert server.mode(tracked(config, mode=Tracking.online)) == "online", (
+        "what the configuration says comes first"
+    )
 
 
 def test_online_without_a_key_is_refused_before_anything_is_done(
@@ -249,12 +257,11 @@ def test_online_without_a_key_is_refused_before_anything_is_done(
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(stages, "_run", lambda *a: done.append(a))
-    config.tracking.mode = Tracking.online
+    online = tracked(config, mode=Tracking.online)
     with pytest.raises(UserError, match="wandb login"):
-        stages.run(config)
+        stages.run(online)
     assert not done
-    config.stages = [Stage.render]
-    stages.run(config)
+    stages.run(changed(online, stages=[Stage.render]))
     assert done, "who does not log needs no key"
 
 

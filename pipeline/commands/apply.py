@@ -43,7 +43,7 @@ from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.weights import geometry
 from pipeline.weights.card import card
 from pipeline.weights.checkpoint import Checkpoint
-from pipeline.weights.steer import RECIPE, Term, apply, recipe
+from pipeline.weights.steer import STEERING, Term, apply, steering
 from pipeline.weights.vector import Vector
 
 OPTIONS = ("family", "alpha", "condition", "out", "push", "dry_run")
@@ -187,9 +187,9 @@ def vector_card(plan: Plan, family: Family) -> str:
 def _preview(
     plan: Plan, family: Family, start: Checkpoint, terms: list[Term], out: Path, push: str | None, about: str
 ) -> str:
-    text = card(start, described := recipe(start, terms)) + about
+    text = card(start, described := steering(start, terms)) + about
     files = {path.name: path.stat().st_size for path in _files(start)}
-    files |= {RECIPE: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
+    files |= {STEERING: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
     lines = [f"─── {push or out}", *_sizes(files), f"─── {CARD}", text]
     if push:
         folder, about_v = plan.vector_folder(family), vector_card(plan, family)

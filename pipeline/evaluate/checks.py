@@ -5,6 +5,7 @@ would only find minutes later is one line here.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.schema import EngineConfig, PromptConfig
@@ -12,7 +13,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
 from pipeline.plan.family import Family
 from pipeline.plan.plan import Plan
-from pipeline.weights.checkpoint import EMBEDDING, Checkpoint
+from pipeline.weights.architecture import EMBEDDING
+from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
 
 QUESTION = "What is asked?"  # a user's turn that a chat template must let through
@@ -52,7 +54,7 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
 
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:
     """Sizes that vLLM can build a model from, and the engine's options against them."""
-    config: dict[str, Any] = model.config.get("text_config") or model.config
+    config: Mapping[str, Any] = model.config.get("text_config") or model.config
     for name in SIZES:
         if name in config and (type(config[name]) is not int or config[name] < 1):
             raise UserError(

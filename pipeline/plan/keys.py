@@ -1,5 +1,6 @@
 """The key of a cell: a digest of everything that can change its answers."""
 
+import contextlib
 import importlib.metadata
 import re
 from collections.abc import Mapping
@@ -20,6 +21,11 @@ from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
+SCORER_PACKAGES = {
+    "evals.math": ("math-verify", "latex2sympy2_extended", "sympy")
+}  # what makes the scores of a task
+
+
 TASKS = ROOT / "evals" / "tasks"
 
 
@@ -91,18 +97,14 @@ def _numerics(config: Config) -> dict[str, Any]:
 @lru_cache
 def versions() -> dict[str, str]:
     """Versions of the packages that make answers."""
-    found = {}
-    for name in PACKAGES:
-        candidates = (name, f"{name}-cpu") if name == "vllm" else (name,)
-        for candidate in candidates:
-            try:
-                found[name] = importlib.metadata.version(candidate).removesuffix("+cpu")
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        else:
-            raise UserError(f"{name} is not installed; run `make setup`")
-    return found
+    return {name: _version(name, *([f"{name}-cpu"] if name == "vllm" else [])) for name in PACKAGES}
+
+
+def _version(name: str, *other_names: str) -> str:
+    for candidate in (name, *other_names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(candidate).removesuffix("+cpu")
+    raise UserError(f"{name} is not installed; run `make setup`")
 
 
 @lru_cache
@@ -125,7 +127,9 @@ def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
         for module in re.findall(r"!function (\S+)\.\w+", text):
             for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
                 if scorer.is_file():
-                    found[scorer.name] = code_fingerprint(scorer)
+                    parts = sorted(scorer.parent.glob(f"{scorer.stem}*.py"))  # math.py and math_judge.py
+                    found |= {part.name: code_fingerprint(part) for part in parts}
+            found |= {package: _version(package) for package in SCORER_PACKAGES.get(module, ())}
     if found and runs_code:
         found |= {path.name: code_fingerprint(path) for path in (ROOT / "evals").glob("sandbox*.py")}
     return found or None

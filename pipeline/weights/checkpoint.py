@@ -1,4 +1,7 @@
-"""Hugging Face checkpoints as streams of safetensors tensors: open, read, fingerprint, write atomically.
+"""Hugging Face checkpoints as streams of safetensors tensors: open, read, fingerprint.
+
+    checkpoint = Checkpoint.open("Qwen/Qwen2.5-1.5B")       # or a folder
+    checkpoint.fingerprint, checkpoint.read("model.norm.weight")
 
 Covers one file or shards with an index, from a local folder or the hub, in bf16, fp16, fp32 or a mix of
 them. Every header is checked when the checkpoint is opened, and every file again when it is read, so that a
@@ -10,10 +13,9 @@ every pass runs at the speed of the processor's cache.
 """
 
 import functools
-import hashlib
-import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,34 +24,37 @@ import torch
 
 from pipeline import hub
 from pipeline.errors import UserError
-from pipeline.weights.fingerprint import Scan, cached_scan, fingerprint, in_parallel, scan_tensor
+from pipeline.weights.architecture import EMBEDDING, HEAD, read_config
+from pipeline.weights.fingerprint import Scan, cached_scan, fingerprint, scan_tensor
+from pipeline.weights.json_files import read_object
 from pipeline.weights.safetensors import DTYPES, TensorInfo, gather, pieces, read_header
-
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
+from pipeline.weights.threads import in_parallel
+from pipeline.weights.tokenizer import Tokenizer
 
 DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
 
-
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
-
-
-_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class Checkpoint:
     """A folder with a model's configuration, safetensors weights and tokenizer.
 
-    Attributes: `source` (folder or hub id as given), `revision` (the commit, for a hub id), `path`, `config`,
-    `tensors` (name → TensorInfo), `tied` (the head is the embedding).
+    Attributes:
+        source: folder or hub id as given.
+        revision: the commit, for a hub id.
+        path: the folder.
+        config: config.json.
+        tensors: name → where the tensor lies.
+        tied: whether the head is the embedding.
+        tokenizer: its files as data.
     """
 
     def __init__(self, path: Path, source: str, revision: str | None):
         self.path, self.source, self.revision = path, source, revision
-        self.config: dict[str, Any] = _read_json(path / "config.json")
-        _refuse_unreadable(path, self.config)
+        self.config: Mapping[str, Any] = read_config(path / "config.json")
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(path)
         self.tied = bool(self.config.get("tie_word_embeddings", HEAD not in self.tensors))
+        self.tokenizer = Tokenizer(path)
         if not self.tied and HEAD not in self.tensors:
             raise UserError(
                 f"{path}: config.json says that the head is not tied, but {HEAD} is missing; fetch it again"
@@ -59,7 +64,8 @@ class Checkpoint:
     def open(cls, source: str, revision: str | None = None) -> "Checkpoint":
         """Opens a local folder, or a hub id at a revision; downloads what is not in the hub's cache.
 
-        Raises UserError when it does not exist, is damaged or incomplete, or holds no safetensors.
+        Raises:
+            UserError: if it does not exist, is damaged or incomplete, or holds no safetensors.
         """
         if os.path.isdir(source):
             if revision is not None:
@@ -84,14 +90,18 @@ class Checkpoint:
         """Whether the head differs from the embedding, by its bytes."""
         return not self.tied and self.scan.digests[HEAD] != self.scan.digests.get(EMBEDDING)
 
+    def stored(self, name: str) -> str:
+        """The name under which a tensor is stored: for the head of a tied model, the embedding's."""
+        return EMBEDDING if name == HEAD and self.tied else name
+
     def resolve(self, name: str) -> TensorInfo:
         """The tensor of that name; for the head of a tied model, the embedding."""
-        return self.tensors[EMBEDDING if name == HEAD and self.tied else name]
+        return self.tensors[self.stored(name)]
 
     @functools.cached_property
     def scan(self) -> Scan:
         """Digest and finiteness of every tensor: a pass over all bytes the first time, then from the cache."""
-        return cached_scan(sorted({info.file for info in self.tensors.values()}), self._scan)
+        return cached_scan({info.file for info in self.tensors.values()}, self.tensors, self._scan)
 
     def _scan(self) -> Scan:
         names = sorted(self.tensors)
@@ -106,61 +116,27 @@ class Checkpoint:
             {name: (info.dtype, info.shape) for name, info in self.tensors.items()}, self.scan.digests
         )
 
-    # The tokenizer: its files, read as data.
-
-    @functools.cached_property
+    @property
     def token_ids(self) -> dict[str, int]:
         """The token-to-id map, with the added tokens."""
-        if (self.path / "tokenizer.json").exists():
-            tokenizer = _read_json(self.path / "tokenizer.json")
-            try:
-                vocabulary: dict[str, int] | list[Any] = tokenizer["model"]["vocab"]
-                if isinstance(vocabulary, list):  # a Unigram model lists (token, score) pairs
-                    vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
-                added = tokenizer.get("added_tokens", [])
-                return vocabulary | {token["content"]: token["id"] for token in added}
-            except (KeyError, TypeError, ValueError):
-                raise UserError(f"{self.path / 'tokenizer.json'} has no vocabulary; fetch it again") from None
-        if (self.path / "vocab.json").exists():
-            plain: dict[str, int] = _read_json(self.path / "vocab.json")
-            return plain | _read_json(self.path / "added_tokens.json", {})
-        raise UserError(
-            f"{self.path} has no tokenizer.json; copy the tokenizer that the model was trained with into it"
-        )
+        return self.tokenizer.token_ids
 
-    @functools.cached_property
-    def token_ids_hash(self) -> str:
-        """sha256 of the token-to-id map."""
-        return _hash(self.token_ids)
-
-    @functools.cached_property
-    def special_tokens(self) -> dict[str, str | None]:
-        """Which token has which role (beginning, end, padding, unknown), by content."""
-        settings = _read_json(self.path / "special_tokens_map.json", {}) | _read_json(
-            self.path / "tokenizer_config.json", {}
-        )
-        found = {role: settings.get(role) for role in _ROLES}
-        return {role: token["content"] if isinstance(token, dict) else token for role, token in found.items()}
-
-    @functools.cached_property
+    @property
     def chat_template_hash(self) -> str | None:
         """sha256 of the chat template; None when there is none."""
-        template = _read_json(self.path / "tokenizer_config.json", {}).get("chat_template")
-        if (self.path / "chat_template.jinja").exists():
-            template = (self.path / "chat_template.jinja").read_text(encoding="utf-8")
-        return None if template is None else _hash(template)
+        return self.tokenizer.chat_template_hash
 
-    @functools.cached_property
+    @property
     def tokenizer_fingerprint(self) -> str:
         """sha256 of all that makes tokens of text: map, merges, rules, special tokens, chat template."""
-        rules: dict[str, Any] = {}
-        if (self.path / "tokenizer.json").exists():
-            rules = _read_json(self.path / "tokenizer.json")
-            # Training scripts leave their own truncation and padding behind; users set them anew.
-            rules = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
-        elif (self.path / "merges.txt").exists():
-            rules = {"merges": (self.path / "merges.txt").read_text(encoding="utf-8")}
-        return _hash([rules, self.token_ids_hash, self.special_tokens, self.chat_template_hash])
+        return self.tokenizer.fingerprint
+
+    @functools.cached_property
+    def stage(self) -> str | None:
+        """The stage of a donor recipe that trained this checkpoint, as its training.json says; None without one."""
+        file = self.path / "training.json"
+        stage = read_object(file).get("stage") if file.exists() else None
+        return stage if isinstance(stage, str) else None
 
     def companions(self) -> list[Path]:
         """The files that a complete copy needs beside the weights: configuration, tokenizer, licence."""
@@ -174,72 +150,18 @@ class Checkpoint:
         )
 
 
-def layer_order(name: str) -> tuple[bool, list[int | str]]:
+def layer_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
     """A key that sorts embedding, layers by number, final norm, head."""
-    return name == HEAD, [int(part) if part.isdigit() else part for part in name.split(".")]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    if default is not None and not path.exists():
-        return default
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: expected a Hugging Face checkpoint there; check the folder"
-        ) from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not valid JSON, or not an object; fetch it again")
-    return found
-
-
-def _refuse_unreadable(path: Path, config: Mapping[str, Any]) -> None:
-    """Models whose weights are not plain numbers, or that only code of their own can run."""
-    if config.get("quantization_config"):
-        raise UserError(f"{path}: its weights are quantized; use the model in BF16, F16 or F32")
-    if "auto_map" in config:  # many models that transformers knows still carry it
-        from transformers import CONFIG_MAPPING
-
-        if config.get("model_type") not in CONFIG_MAPPING:
-            raise UserError(
-                f"{path}: it needs code of its own (auto_map), which is never run; use a model that transformers knows"
-            )
+    parts = name.split(".")
+    return name == HEAD, [(int(part), "") if part.isdecimal() else (sys.maxsize, part) for part in parts]
 
 
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists() and index.exists():
-        raise UserError(
-            f"{path} holds both {single.name} and {index.name}: tensors would stand twice; remove one"
-        )
-    weight_map: dict[str, str] = {}
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map") or {}
-        if not isinstance(weight_map, dict) or not all(type(file) is str for file in weight_map.values()):
-            raise UserError(f"{index}: expected a weight_map from tensors to files; fetch it again")
-        if not weight_map:
-            raise UserError(f"{index} has no weight_map; fetch it again")
-    elif single.exists():
-        pass
-    elif any(path.glob("adapter_model.*")):
-        raise UserError(f"{path} holds an adapter, not a model; merge it into its base model first")
-    elif any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
-        raise UserError(
-            f"{path} holds pickled weights, which can run code when loaded; convert them to safetensors"
-        )
-    else:
-        raise UserError(
-            f"{path} holds neither {single.name} nor {index.name}; pickled weights do not count: convert them"
-        )
-
+    """The tensors of all shards, which must be those that the index names."""
+    index = path / "model.safetensors.index.json"
+    weight_map = _read_weight_map(path, index)
     tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())) if weight_map else [single.name]:
+    for shard in sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]:
         if Path(shard).name != shard:
             raise UserError(f"{index} names {shard}; expected the name of a file beside it")
         if weight_map and not (path / shard).exists():
@@ -247,7 +169,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
         for name, info in read_header(path / shard)[1].items():
             if name in tensors:
                 raise UserError(
-                    f"{path}: {name} stands in {tensors[name].file.name} and in {shard}; remove one"
+                    f"{path}: {name} is in {tensors[name].file.name} and again in {shard}; remove one"
                 )
             if info.dtype not in DTYPES:
                 raise UserError(f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}")
@@ -261,3 +183,31 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
         if weight_map and name not in weight_map:
             raise UserError(f"{path}: {tensors[name].file.name} holds {name}, which the index does not name")
     return tensors
+
+
+def _read_weight_map(path: Path, index: Path) -> dict[str, str]:
+    """Tensor → shard, as the index says; empty for a model in one file."""
+    single = path / "model.safetensors"
+    if single.exists() and index.exists():
+        raise UserError(
+            f"{path} holds both {single.name} and {index.name}, so that tensors are there twice; remove one"
+        )
+    if index.exists():
+        weight_map = read_object(index).get("weight_map") or {}
+        names = (*weight_map, *weight_map.values()) if isinstance(weight_map, dict) else (None,)
+        if not all(isinstance(name, str) and name.isprintable() for name in names):
+            raise UserError(f"{index}: expected a weight_map from tensors to files; fetch it again")
+        if not weight_map:
+            raise UserError(f"{index} has no weight_map; fetch it again")
+        return weight_map
+    if single.exists():
+        return {}
+    if any(path.glob("adapter_model.*")):
+        raise UserError(f"{path} holds an adapter, not a model; merge it into its base model first")
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+        raise UserError(
+            f"{path} holds pickled weights, which can run code when loaded; convert them to safetensors"
+        )
+    raise UserError(
+        f"{path} holds neither {single.name} nor {index.name}; pickled weights do not count: convert them"
+    )

@@ -1,17 +1,23 @@
 """Whether tensors of two checkpoints mean the same thing, so that they can be subtracted and added.
 
+    notes = check_compatible(target, sft, grpo)
+
 Covers decoder models that name their embedding and head as Llama and Qwen2 do. Two models are compatible
-when architecture, every configuration value that changes the computation, tensor names, shapes and the
-token-to-id map are the same (the conditions of arXiv 2509.01363). Tolerated, and recorded as notes: another
-chat template, other roles of special tokens (Qwen2.5's base and Instruct models differ there), another context
-length, a tied against an untied head where that is exact, and rows of padding in the vocabulary.
+when architecture, every configuration value that changes the computation, tensor names, shapes, the
+token-to-id map and the rules that cut text into tokens are the same (the conditions of arXiv 2509.01363).
+Tolerated, and recorded as notes: another chat template, other roles of special tokens (Qwen2.5's base and
+Instruct models differ there), another context length, a tied against an untied head where that is exact, and
+rows of padding in the vocabulary.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
+from pipeline.weights.architecture import EMBEDDING, HEAD, contradictions
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.description import Identity
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,35 +31,57 @@ _NOT_COMPUTATION = {
         "dtype",
         "use_cache",
     ),
-    *(
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-    ),
-    *(
-        "initializer_range",
-        "chunk_size_feed_forward",
-        "pretraining_tp",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-    ),
+    *("output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id", "num_labels"),
+    *("problem_type", "initializer_range", "chunk_size_feed_forward", "pretraining_tp"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
     *("vocab_size", "tie_word_embeddings", "use_mrope"),  # vocabulary and head are compared by the tensors
 }
 _SLIDING = {"sliding_window", "max_window_layers", "layer_types"}  # mean nothing unless use_sliding_window
 
 
-def identity(checkpoint: Checkpoint) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Model:
+    """What is compared of a checkpoint, or of the donors that a vector was made from.
+
+    name: how messages call it.
+    rules: what cuts text into tokens, as `Tokenizer.rules`; empty for a vector, which does not record it.
+    """
+
+    name: str
+    identity: Identity
+    shapes: Shapes
+    rules: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint, shapes: Shapes) -> "Model":
+        """A checkpoint's own, with these of its shapes."""
+        return cls(f"{name} {checkpoint.source}", identity(checkpoint), shapes, checkpoint.tokenizer.rules)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What hinders subtracting or adding, and what is tolerated; a line for each."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def refuse(self) -> None:
+        """Do nothing if there are no problems.
+
+        Raises:
+            UserError: with a line for each problem.
+        """
+        if self.problems:
+            raise UserError("\n".join(dict.fromkeys(self.problems)))
+
+
+def identity(checkpoint: Checkpoint) -> Identity:
     """What is compared, beside the shapes, as JSON data: it is stored in a vector's metadata."""
     return {
         "config": {key: value for key, value in checkpoint.config.items() if key not in _NOT_COMPUTATION},
         "tokens": max(checkpoint.token_ids.values(), default=-1) + 1,
-        "token_ids": checkpoint.token_ids_hash,
-        "special_tokens": checkpoint.special_tokens,
+        "token_ids": checkpoint.tokenizer.token_ids_hash,
+        "special_tokens": checkpoint.tokenizer.special_tokens,
         "chat_template": checkpoint.chat_template_hash,
     }
 
@@ -67,49 +95,72 @@ def shapes(checkpoint: Checkpoint, donors_head: bool = False) -> dict[str, tuple
 def check_compatible(target: Checkpoint, sft: Checkpoint, grpo: Checkpoint) -> list[str]:
     """Notes on tolerated differences between target and donors.
 
-    Raises UserError with one line for each problem when v = θ_GRPO − θ_SFT cannot be taken, or not added.
+    With one checkpoint as both donors, only whether its tensors mean what the target's mean.
+
+    Raises:
+        UserError: if v = θ_GRPO − θ_SFT cannot be taken, or not added, with a line for each problem.
     """
-    problems, notes = compare_checkpoints(sft, grpo)
-    problems += content_problems(target)
+    found = compare_checkpoints(sft, grpo) if sft is grpo else compare_donors(sft, grpo)
+    found.problems.extend(content_problems(target))
     donor_shapes = shapes(grpo, donors_head=True) | shapes(sft, donors_head=True)
-    compare(
-        f"target {target.source}",
-        identity(target),
-        shapes(target),
-        f"GRPO donor {grpo.source}",
-        identity(grpo),
-        donor_shapes,
-        problems,
-        notes,
-    )
-    refuse(problems)
-    return notes
+    compare(Model.of("target", target, shapes(target)), Model.of("GRPO donor", grpo, donor_shapes), found)
+    found.refuse()
+    return found.notes
 
 
-def compare_checkpoints(sft: Checkpoint, grpo: Checkpoint) -> tuple[list[str], list[str]]:
-    """Problems and notes of a pair of donors."""
-    problems, notes = content_problems(sft) + content_problems(grpo), []
-    names = f"SFT donor {sft.source}", f"GRPO donor {grpo.source}"
-    ours, theirs = shapes(sft, donors_head=True), shapes(grpo, donors_head=True)
-    if (HEAD in ours) != (HEAD in theirs):
-        notes.append(
-            f"only one of {names[0]} and {names[1]} has a head of its own: the other's head is its embedding"
+def compare_donors(sft: Checkpoint, grpo: Checkpoint) -> Differences:
+    """Problems and notes of a pair of donors, of which v is the difference."""
+    found = compare_checkpoints(sft, grpo)
+    if (sft.stage, grpo.stage) == ("grpo", "sft"):
+        found.problems.append(
+            f"SFT donor {sft.source} was trained by GRPO and GRPO donor {grpo.source} by SFT, as their training.json say;"
+            " exchange them"
         )
-        ours.setdefault(HEAD, ours[EMBEDDING])
-        theirs.setdefault(HEAD, theirs[EMBEDDING])
-    compare(names[0], identity(sft), ours, names[1], identity(grpo), theirs, problems, notes)
-    return problems, notes
+    if _weights(sft) == _weights(grpo):
+        found.problems.append(f"{same_weights(sft, grpo)}; name two checkpoints")
+    return found
 
 
-def refuse(problems: list[str]) -> None:
-    """Raises one UserError with a line for each problem, if there are any."""
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+def same_weights(sft: Checkpoint, grpo: Checkpoint) -> str:
+    """What to say of donors that are the same."""
+    return f"SFT donor {sft.source} and GRPO donor {grpo.source} have the same weights, so that v is 0"
+
+
+def compare_checkpoints(sft: Checkpoint, grpo: Checkpoint) -> Differences:
+    """Problems and notes of two checkpoints whose tensors are to mean the same."""
+    found = Differences(content_problems(sft) + content_problems(grpo))
+    ours, theirs = shapes(sft, donors_head=True), shapes(grpo, donors_head=True)
+    one_head = (HEAD in ours) != (HEAD in theirs)
+    if one_head:
+        for found_shapes in (ours, theirs):
+            found_shapes.setdefault(HEAD, found_shapes.get(EMBEDDING, ()))
+    left, right = Model.of("SFT donor", sft, ours), Model.of("GRPO donor", grpo, theirs)
+    if one_head:
+        found.notes.append(
+            f"only one of {left.name} and {right.name} has a head of its own: the other's head is its embedding"
+        )
+    compare(left, right, found)
+    return found
+
+
+def _weights(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
+    """Dtype and digest of every parameter, with the head that is used."""
+    stored = {name: checkpoint.stored(name) for name in {*checkpoint.tensors, HEAD}}
+    tensors, digests = checkpoint.tensors, checkpoint.scan.digests
+    return {name: (tensors[at].dtype, digests[at]) for name, at in stored.items() if at in tensors}
 
 
 def content_problems(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint by itself: NaN or infinity, a head that a tied model would ignore."""
+    """What is wrong with a checkpoint by itself.
+
+    NaN or infinity, names of tensors that are not Llama's, a head that a tied model would ignore, and a config.json
+    that does not fit the weights.
+    """
     problems = []
+    if EMBEDDING not in checkpoint.tensors:
+        problems.append(
+            f"{checkpoint.path} has no {EMBEDDING}; use a model that names its tensors as Llama and Qwen2 do"
+        )
     if bad := checkpoint.scan.non_finite:
         problems.append(
             f"{checkpoint.path}: NaN or infinity in {_list(bad)}; use a checkpoint with finite weights"
@@ -120,82 +171,91 @@ def content_problems(checkpoint: Checkpoint) -> list[str]:
             f"{checkpoint.path}: config.json ties the head, but {HEAD} differs from the embedding; "
             "set tie_word_embeddings to what the model was trained with, or remove the tensor"
         )
+    every = {name: info.shape for name, info in checkpoint.tensors.items()}
+    problems += [
+        f"{checkpoint.path / 'config.json'}: {problem}; fetch it again"
+        for problem in contradictions(checkpoint.config, every)
+    ]
     return problems
 
 
-def compare(
-    left: str,
-    mine: dict[str, Any],
-    my_shapes: Shapes,
-    right: str,
-    other: dict[str, Any],
-    other_shapes: Shapes,
-    problems: list[str],
-    notes: list[str],
-) -> None:
-    """Adds what hinders adding `right` to `left`, and what is tolerated, to `problems` and `notes`."""
-    _compare_configs(left, mine["config"], right, other["config"], problems, notes)
+def compare(left: Model, right: Model, found: Differences) -> None:
+    """Adds to `found` what hinders adding `right` to `left`, and what is tolerated."""
+    _compare_configs(left, right, found)
+    _compare_names(left, right, found)
+    _compare_tokenizers(left, right, found)
+    _compare_shapes(left, right, found)
 
-    if HEAD in other_shapes and HEAD not in my_shapes:
-        problems.append(f"{right} has a head of its own, {left} has a tied one; use donors with a tied head")
-    elif HEAD in my_shapes and HEAD not in other_shapes:
-        notes.append(
-            f"{left} has a head of its own, {right} has not: the head takes the embedding's difference"
+
+def _compare_names(left: Model, right: Model, found: Differences) -> None:
+    if HEAD in right.shapes and HEAD not in left.shapes:
+        found.problems.append(
+            f"{right.name} has a head of its own, {left.name} has a tied one; use donors with a tied head"
         )
-    if lacking := sorted(set(other_shapes) - set(my_shapes) - {HEAD}):
-        problems.append(f"{left} lacks {_list(lacking)}, which {right} has; use models of one architecture")
-    if lacking := sorted(set(my_shapes) - set(other_shapes) - {HEAD}):
-        problems.append(f"{right} lacks {_list(lacking)}, which {left} has; use models of one architecture")
+    elif HEAD in left.shapes and HEAD not in right.shapes:
+        found.notes.append(
+            f"{left.name} has a head of its own, {right.name} has not: the head takes the embedding's difference"
+        )
+    for one, other in ((left, right), (right, left)):
+        if lacking := sorted(set(other.shapes) - set(one.shapes) - {HEAD}):
+            found.problems.append(
+                f"{one.name} lacks {_list(lacking)}, which {other.name} has; use models of one architecture"
+            )
 
-    if same_ids := mine["token_ids"] == other["token_ids"]:
+
+def _compare_tokenizers(left: Model, right: Model, found: Differences) -> None:
+    mine, other = left.identity, right.identity
+    if mine["token_ids"] == other["token_ids"]:
         for role, token in mine["special_tokens"].items():
-            if other["special_tokens"][role] != token:
-                notes.append(
-                    f"{role} is {token!r} in {left} and {other['special_tokens'][role]!r} in {right}"
-                )
+            if (others := other["special_tokens"].get(role)) != token:
+                found.notes.append(f"{role} is {token!r} in {left.name} and {others!r} in {right.name}")
     else:
-        problems.append(
-            f"the token-to-id maps of {left} ({mine['tokens']} tokens) and {right} ({other['tokens']} tokens) "
+        found.problems.append(
+            f"the token-to-id maps of {left.name} ({mine['tokens']} tokens) and {right.name} ({other['tokens']} tokens) "
             "differ; use models with one vocabulary"
         )
+    for kind in sorted(left.rules.keys() & right.rules.keys()):
+        if left.rules[kind] != right.rules[kind]:
+            found.problems.append(
+                f"the tokenizers of {left.name} and {right.name} differ in their {kind}, so that one text is other tokens"
+                " to each; use models with one tokenizer"
+            )
     if mine["chat_template"] != other["chat_template"]:
-        notes.append(f"the chat templates of {left} and {right} differ")
+        found.notes.append(f"the chat templates of {left.name} and {right.name} differ")
 
-    for name in sorted(set(my_shapes) & set(other_shapes)):
-        ours, theirs = my_shapes[name], other_shapes[name]
+
+def _compare_shapes(left: Model, right: Model, found: Differences) -> None:
+    tokens = left.identity["tokens"]
+    same_ids = left.identity["token_ids"] == right.identity["token_ids"]
+    for name in sorted(set(left.shapes) & set(right.shapes)):
+        ours, theirs = left.shapes[name], right.shapes[name]
         if ours == theirs:
             continue
-        if (
-            name in (EMBEDDING, HEAD)
-            and ours[1:] == theirs[1:]
-            and same_ids
-            and min(ours[0], theirs[0]) >= mine["tokens"]
-        ):
-            notes.append(
-                f"{name} has {ours[0]} rows in {left} and {theirs[0]} in {right} for {mine['tokens']} tokens: the "
+        only_rows = len(ours) == len(theirs) and ours[1:] == theirs[1:]
+        if name in (EMBEDDING, HEAD) and only_rows and same_ids and min(ours[0], theirs[0]) >= tokens:
+            found.notes.append(
+                f"{name} has {ours[0]} rows in {left.name} and {theirs[0]} in {right.name} for {tokens} tokens: the "
                 f"vocabulary is equal up to padding, and the first {min(ours[0], theirs[0])} rows are used"
             )
         else:
-            problems.append(
-                f"{name} has shape {list(ours)} in {left} and {list(theirs)} in {right}; use one shape"
+            found.problems.append(
+                f"{name} has shape {list(ours)} in {left.name} and {list(theirs)} in {right.name}; use one shape"
             )
 
 
-def _compare_configs(
-    left: str, mine: dict[str, Any], right: str, other: dict[str, Any], problems: list[str], notes: list[str]
-) -> None:
-    ours, theirs = _normalised(mine), _normalised(other)
+def _compare_configs(left: Model, right: Model, found: Differences) -> None:
+    ours, theirs = _normalised(left.identity["config"]), _normalised(right.identity["config"])
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) == theirs.get(key):
             continue
-        difference = f"{key} is {ours.get(key)!r} in {left} and {theirs.get(key)!r} in {right}"
+        difference = f"{key} is {ours.get(key)!r} in {left.name} and {theirs.get(key)!r} in {right.name}"
         if key == "max_position_embeddings" and not _rope_depends_on_length(ours):
-            notes.append(difference)
+            found.notes.append(difference)
         else:
-            problems.append(f"{difference}; use models that compute the same function of their weights")
+            found.problems.append(f"{difference}; use models that compute the same function of their weights")
 
 
-def _normalised(config: dict[str, Any]) -> dict[str, Any]:
+def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what is not computation, with the defaults that Llama and Qwen2 leave out.
 
     transformers could fill them in, but importing a model's configuration takes longer than the arithmetic.
@@ -221,7 +281,7 @@ def _normalised(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in full.items() if key not in ignored}
 
 
-def _rope_depends_on_length(config: dict[str, Any]) -> bool:
+def _rope_depends_on_length(config: Mapping[str, Any]) -> bool:
     return config["rope"]["rope_type"] not in ("default", "linear")
 
 

@@ -1,37 +1,25 @@
-"""Fingerprints of weights: one pass over all bytes, remembered."""
+"""Fingerprints of weights: one pass over all bytes, remembered.
 
+    scan = cached_scan(files, names, scan_all)
+    fingerprint(shapes, scan.digests)
+
+The fingerprint of a model is the same however its tensors are sharded and ordered, and differs when one bit of one
+tensor, its name, dtype or shape differs. A remembered scan counts only while path, size and times of all files are the
+same; one that cannot be read is made anew.
+"""
+
+import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
+from pipeline.errors import UserError
+from pipeline.files import ascii_digest, parse_json, read_bytes, write_json
 from pipeline.weights.safetensors import all_finite, raw_bytes
-
-Result = TypeVar("Result")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread inside: two threads on small pieces and shared cores were 10 to 40 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def in_parallel(function: Callable[[str], Result], names: Iterable[str]) -> list[Result]:
-    """`function` of every tensor's name, for a few tensors at a time, each on one core."""
-    with one_thread(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, names))
 
 
 @dataclass(frozen=True)
@@ -45,10 +33,13 @@ class Scan:
 def fingerprint(shapes: Mapping[str, tuple[str, tuple[int, ...]]], digests: Mapping[str, str]) -> str:
     """sha256 over name, dtype, shape and sha256 of the bytes of every tensor in order of names.
 
-    `shapes` maps a name to (dtype, shape). Sharding and the order in the files do not matter.
+    Args:
+        shapes: name → (dtype, shape).
+        digests: name → sha256 of the bytes.
     """
-    rows = [[name, shapes[name][0], list(shapes[name][1]), digests[name]] for name in sorted(digests)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return ascii_digest(
+        [[name, shapes[name][0], list(shapes[name][1]), digests[name]] for name in sorted(digests)]
+    )
 
 
 def scan_tensor(parts: Iterator[torch.Tensor]) -> tuple[str, bool]:
@@ -60,8 +51,8 @@ def scan_tensor(parts: Iterator[torch.Tensor]) -> tuple[str, bool]:
     return digest.hexdigest(), finite
 
 
-def cached_scan(files: list[Path], scan: Callable[[], Scan]) -> Scan:
-    """`scan()`, or its earlier result when path, size and time of change of all files are the same.
+def cached_scan(files: Iterable[Path], names: Iterable[str], scan: Callable[[], Scan]) -> Scan:
+    """`scan()` of the tensors `names`, or its earlier result when path, size and times of all files are the same.
 
     The results lie in the folder RV_CACHE, or results/.cache when that is not set.
     """
@@ -69,19 +60,22 @@ def cached_scan(files: list[Path], scan: Callable[[], Scan]) -> Scan:
     for file in sorted(files):
         stat = file.stat()  # two fine-tunes have one size, and copying tools keep the time of change
         stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
-    name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    path = Path(os.environ.get("RV_CACHE", "results/.cache")) / f"{name}.json"
-    try:
-        known = json.loads(path.read_text())
-        return Scan(known["digests"], known["non_finite"])
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
+    path = Path(os.environ.get("RV_CACHE", "results/.cache")) / f"{ascii_digest(stamps)}.json"
+    known = _remembered(path)
+    if known is not None and known.digests.keys() == set(names):
+        return known
     found = scan()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.stem}-{os.getpid()}")
-        temporary.write_text(json.dumps(found.__dict__))
-        temporary.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, not correctness
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not correctness
+        write_json(path, asdict(found))
     return found
+
+
+def _remembered(path: Path) -> Scan | None:
+    """The scan in a file of the cache, if it is one."""
+    try:
+        found = Scan(**parse_json(read_bytes(path)))
+    except (OSError, ValueError, TypeError, UserError):
+        return None
+    texts = isinstance(found.digests, dict) and isinstance(found.non_finite, list)
+    texts = texts and all(isinstance(text, str) for text in (*found.digests.values(), *found.non_finite))
+    return found if texts else None

@@ -1,25 +1,119 @@
 """What a task vector looks like beside the model that it is added to: norms, sparsity, rounding, direction.
 
-`report` is data for a geometry file, `table` the same in Markdown, `heat_map` the relative norms as a figure.
+    data = report(Vector.open("v"), target, alphas=[0.5, 1.0])
+    write_json(path, data)
+    print(table(read_report(path)))
+
 Everything is measured in pieces, with sums in fp64, over the entries that all models have (rows of padding are
-left out). What is reported follows arXiv 2505.11711 (sparsity) and 2605.00610 (norms and sign conflicts).
+left out). What is reported follows arXiv 2505.11711 (sparsity) and 2605.00610 (norms and sign conflicts). An α at which
+the sum leaves the target's dtype is refused here, before an engine starts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, cast
 
 import torch
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from pipeline.errors import UserError
-from pipeline.weights.checkpoint import EMBEDDING, HEAD, Checkpoint
-from pipeline.weights.fingerprint import one_thread
+from pipeline.files import DamagedFile, read_json
+from pipeline.weights.architecture import EMBEDDING, HEAD
+from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.parts import layer_of
-from pipeline.weights.safetensors import TensorInfo, pieces
+from pipeline.weights.safetensors import TensorInfo, all_finite, pieces
+from pipeline.weights.threads import one_thread
 from pipeline.weights.vector import Vector
 
+SCHEMA = 1
+
 Sums = dict[str, float]
+Share = FiniteFloat | None  # None is a share of nothing
+
+
+class Rounding(TypedDict):
+    """What the target's dtype makes of θ + αv."""
+
+    alpha: FiniteFloat
+    swallowed: Share  # of the entries of v that are not 0: those that rounding leaves at the target's value
+    rounding: Share  # ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖
+
+
+class Direction(TypedDict):
+    """v beside another difference of models."""
+
+    cosine: Share
+    sign_agreement: Share  # equal signs among the entries that are 0 in neither
+
+
+class Facts(TypedDict):
+    """What is measured of a group of tensors."""
+
+    entries: int
+    norm: FiniteFloat  # ‖v‖
+    relative_norm: Share  # ‖v‖ / ‖θ_target‖
+    sparsity: Share  # entries of v that are exactly 0
+    alphas: list[Rounding]  # for each α but 0
+    directions: dict[str, Direction]  # target-base when a base is given, sft-base when both are
+
+
+class ModuleFacts(Facts):
+    """Facts of a kind of module: q_proj, down_proj, embed_tokens, …"""
+
+    module: str
+
+
+class LayerFacts(Facts):
+    """Facts of a layer."""
+
+    layer: int
+
+
+class CellFacts(Facts):
+    """Facts of a kind of module in a layer, or outside of layers."""
+
+    module: str
+    layer: NotRequired[int]
+
+
+class GeometryReport(TypedDict):
+    """The content of a geometry file."""
+
+    schema: int
+    vector: str  # fingerprints
+    target: str
+    total: Facts
+    modules: list[ModuleFacts]
+    layers: list[LayerFacts]
+    cells: list[CellFacts]
+    notes: NotRequired[list[str]]  # on tolerated differences of the checkpoints
+
+
+_REPORT = TypeAdapter(GeometryReport)
+
+
+def read_report(path: Path) -> GeometryReport:
+    """A geometry file as `report` made it.
+
+    Raises:
+        DamagedFile: if it is not there, or is anything else.
+    """
+    remedy = "run the stage 'extract' again"
+    found = read_json(path, remedy)
+    try:
+        _REPORT.validate_python(found, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise DamagedFile(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None
+    if found["schema"] != SCHEMA:
+        raise DamagedFile(
+            f"{path}: written in format {found['schema']}, this version reads {SCHEMA}; {remedy}"
+        )
+    data: GeometryReport = found
+    return data
 
 
 def report(
@@ -28,19 +122,16 @@ def report(
     alphas: Sequence[float],
     sft: Checkpoint | None = None,
     base: Checkpoint | None = None,
-) -> dict[str, Any]:
-    """The vector's geometry as JSON data: `total`, `modules` (by kind), `layers`, `cells` (by kind and layer).
+) -> GeometryReport:
+    """The vector's geometry: in all, by kind of module, by layer, and by both.
 
-    Each of them holds
-    entries: how many;
-    norm, relative_norm: ‖v‖ and ‖v‖ / ‖θ_target‖;
-    sparsity: the share of entries of v that are exactly 0;
-    alphas: for each α but 0, swallowed: the share of the other entries that rounding to the target's dtype leaves
-        at the target's value, and rounding: ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖;
-    directions: for target − base when a base is given and SFT − base when both are, cosine: with v, and
-        sign_agreement: the share of equal signs among the entries that are 0 in neither.
+    Args:
+        alphas: the strengths at which rounding is measured.
+        sft: the SFT donor; with a base, its difference from it is a direction.
+        base: what the target was made from; without one there are no directions.
 
-    A share of nothing is None. Raises UserError when a tensor of the vector is missing or of another shape.
+    Raises:
+        UserError: if a tensor of the vector is missing in a model or has another shape, or θ + αv is not finite.
     """
     others = {}
     if base is not None:
@@ -48,42 +139,42 @@ def report(
         if sft is not None:
             others["sft-base"] = (sft, base)
     strengths = [alpha for alpha in alphas if alpha != 0]
-
-    groups: dict[tuple[str, str, int | None], Sums] = {}
+    total: Sums = {}
+    modules: dict[str, Sums] = {}
+    layers: dict[int, Sums] = {}
+    cells: dict[tuple[str, int | None], Sums] = {}
     with one_thread():
         for name in vector.shapes:
             sums = _measure(vector, name, target, strengths, others)
             kind, layer = module_kind(name), layer_of(name)
-            for group in (
-                ("total", "", None),
-                ("module", kind, None),
-                ("layer", "", layer),
-                ("cell", kind, layer),
-            ):
-                into = groups.setdefault(group, {})
-                for key, value in sums.items():
-                    into[key] = into.get(key, 0.0) + value
+            _add(total, sums)
+            _add(modules.setdefault(kind, {}), sums)
+            _add(cells.setdefault((kind, layer), {}), sums)
+            if layer is not None:
+                _add(layers.setdefault(layer, {}), sums)
 
-    def summaries(level: str) -> list[dict[str, Any]]:
-        found = []
-        for (group, kind, layer), sums in groups.items():
-            if group == level and not (level == "layer" and layer is None):
-                place = {"module": kind or None, "layer": layer}
-                found.append(
-                    {key: value for key, value in place.items() if value is not None}
-                    | _summary(sums, strengths, list(others))
-                )
-        return found
+    def facts(sums: Sums) -> Facts:
+        return _facts(sums, strengths, list(others))
 
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "vector": vector.fingerprint,
         "target": target.fingerprint,
-        "total": summaries("total")[0],
-        "modules": summaries("module"),
-        "layers": summaries("layer"),
-        "cells": summaries("cell"),
+        "total": facts(total),
+        "modules": [{"module": kind, **facts(sums)} for kind, sums in modules.items()],
+        "layers": [{"layer": layer, **facts(sums)} for layer, sums in layers.items()],
+        "cells": [_cell(kind, layer, facts(sums)) for (kind, layer), sums in cells.items()],
     }
+
+
+def _add(into: Sums, sums: Sums) -> None:
+    for key, value in sums.items():
+        into[key] = into.get(key, 0.0) + value
+
+
+def _cell(kind: str, layer: int | None, facts: Facts) -> CellFacts:
+    place = {"module": kind} if layer is None else {"module": kind, "layer": layer}
+    return cast(CellFacts, {**place, **facts})
 
 
 def module_kind(name: str) -> str:
@@ -109,7 +200,7 @@ def _measure(
     name: str,
     target: Checkpoint,
     alphas: Sequence[float],
-    others: dict[str, tuple[Checkpoint, Checkpoint]],
+    others: Mapping[str, tuple[Checkpoint, Checkpoint]],
 ) -> Sums:
     """Sums over the entries of one tensor, which add up over tensors."""
     shape = vector.shapes[name]
@@ -134,6 +225,10 @@ def _measure(
         sums["tt"] += _dot(wide, wide)
         for alpha in alphas:
             result = (v * alpha).add_(wide).to(theta.dtype)
+            if not all_finite(result):
+                raise UserError(
+                    f"{name}: θ + αv is NaN or infinite in {own.dtype} at α = {alpha:g}; use a smaller α"
+                )
             sums[f"swallowed@{alpha}"] += int(((result == theta) & changed).sum())
             error = result.double().sub_(wide).sub_(v.double().mul_(alpha))
             sums[f"error@{alpha}"] += _dot(error, error)
@@ -152,14 +247,15 @@ def _differences(plus: TensorInfo, minus: TensorInfo, entries: int) -> Iterator[
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a * b).sum(dtype=torch.float64))
+    found = float((a * b).sum(dtype=torch.float64))
+    return found if math.isfinite(found) else float((a.double() * b.double()).sum())  # products beyond fp32
 
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _summary(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> dict[str, Any]:
+def _facts(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> Facts:
     norm, changed = math.sqrt(sums["vv"]), sums["entries"] - sums["zeros"]
     return {
         "entries": int(sums["entries"]),
@@ -184,47 +280,23 @@ def _summary(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> 
     }
 
 
-def table(geometry: dict[str, Any]) -> str:
+def table(geometry: GeometryReport) -> str:
     """The report by module kind as a Markdown table; a dash where there is nothing to measure."""
     total = geometry["total"]
-    alphas = [row["alpha"] for row in total["alphas"]]
     head = ["module", "entries", "‖v‖", "‖v‖/‖θ‖", "unchanged"]
-    head += [f"{what} α={alpha:g}" for alpha in alphas for what in ("swallowed", "rounding")]
+    for at in total["alphas"]:
+        head += [f"{what} α={at['alpha']:g}" for what in ("swallowed", "rounding")]
     head += [f"{what} {key}" for key in total["directions"] for what in ("cosine", "signs")]
-    lines = [head, ["---"] * len(head)]
-    for row in [*geometry["modules"], {"module": "all", **total}]:
-        values = [row["norm"], row["relative_norm"], row["sparsity"]]
-        values += [alpha[what] for alpha in row["alphas"] for what in ("swallowed", "rounding")]
-        values += [
-            row["directions"][key][what] for key in row["directions"] for what in ("cosine", "sign_agreement")
-        ]
-        lines.append(
-            [
-                row["module"],
-                str(row["entries"]),
-                *("—" if value is None else f"{value:.4g}" for value in values),
-            ]
-        )
+    rows = [(row["module"], _values(row)) for row in geometry["modules"]] + [("all", _values(total))]
+    lines = [head, ["---"] * len(head), *([name, *values] for name, values in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def heat_map(geometry: dict[str, Any], out: Path) -> Path:
-    """Draws the relative norms, module kinds by layers, in the format that the name's ending says (.png, .svg, .pdf)."""
-    from matplotlib.figure import Figure
-
-    cells = [cell for cell in geometry["cells"] if "layer" in cell]
-    kinds = list(dict.fromkeys(cell["module"] for cell in cells))
-    layers = sorted({cell["layer"] for cell in cells})
-    grid = [[math.nan] * len(layers) for _ in kinds]
-    for cell in cells:
-        if cell["relative_norm"] is not None:
-            grid[kinds.index(cell["module"])][layers.index(cell["layer"])] = cell["relative_norm"]
-    figure = Figure(figsize=(2.5 + 0.3 * len(layers), 1.2 + 0.3 * len(kinds)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(grid, aspect="auto", cmap="viridis")
-    axes.set_yticks(range(len(kinds)), kinds)
-    axes.set_xticks(range(0, len(layers), max(1, len(layers) // 14)), layers[:: max(1, len(layers) // 14)])
-    axes.set_xlabel("layer")
-    figure.colorbar(image, label="‖v‖ / ‖θ‖")
-    figure.savefig(out)
-    return out
+def _values(facts: Facts) -> list[str]:
+    """A row of the table, behind its name."""
+    shown: list[float | None] = [facts["norm"], facts["relative_norm"], facts["sparsity"]]
+    for at in facts["alphas"]:
+        shown += [at["swallowed"], at["rounding"]]
+    for direction in facts["directions"].values():
+        shown += [direction["cosine"], direction["sign_agreement"]]
+    return [str(facts["entries"]), *("—" if value is None else f"{value:.4g}" for value in shown)]

@@ -1,17 +1,20 @@
-"""The random control: Gaussian noise with a vector's norm in every tensor."""
+"""The random control: Gaussian noise with a vector's norm in every tensor.
 
-import hashlib
-import json
+    for piece in noise(Vector.open("v"), "model.norm.weight", seed=0):
+        ...
+
+The noise depends on the seed, the tensor's name and the vector's norms alone: not on the order of tensors, on threads,
+or on the form of the vector's file.
+"""
+
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from pipeline.weights.compatibility import check_compatible as check_compatible
-from pipeline.weights.safetensors import (
-    PIECE,
-)
+from pipeline.files import ascii_digest
+from pipeline.weights.safetensors import PIECE
 from pipeline.weights.vector import Vector
 
 NOISE_VERSION = 1  # in the key of every cell with noise: raise it when the same seed would give other numbers
@@ -19,7 +22,7 @@ NOISE_VERSION = 1  # in the key of every cell with noise: raise it when the same
 
 def generator(purpose: str, seed: int, name: str, piece: int) -> np.random.Generator:
     """Independent numbers for each piece of each tensor, the same in whatever order they are asked for."""
-    digest = hashlib.sha256(json.dumps([purpose, seed, name, piece]).encode()).digest()
+    digest = bytes.fromhex(ascii_digest([purpose, seed, name, piece]))
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 

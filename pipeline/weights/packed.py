@@ -1,25 +1,37 @@
-"""The compact form of a vector."""
+"""The compact form of a vector: the bits of fp32 entries, without what is zero.
+
+    write_at(path, offset, (pack(piece) for piece in pieces))
+    for piece in unpacked(tensors["model.norm.weight"], entries):
+        ...
+
+A difference of two bf16 models is 0 in most entries and has 16 zero bits in most others. Each piece of `PIECE` entries
+is packed by itself: two counts (changed entries; those whose lower half is not zero, both uint32), the upper halves of
+the changed entries, the lower halves of those that have one, and a bit mask for each of the two, padded to 8 bytes. A
+piece that would not become smaller is stored as it is, under the count `DENSE`. Unpacking gives the same bits, or an
+error where counts, masks and lengths do not fit each other.
+"""
 
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.weights.compatibility import check_compatible as check_compatible
 from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged, raw_bytes
 
-DENSE = 0xFFFFFFFF
+DENSE = 0xFFFFFFFF  # in place of the count: the piece is stored as it is
 
 
 def packed_limit(numel: int) -> int:
+    """The most bytes that so many entries can take when they are packed."""
     return 8 * math.ceil(numel / PIECE) + 4 * numel
 
 
 def pack(piece: torch.Tensor) -> bytes:
+    """A piece of fp32 entries as bytes, a multiple of 8."""
     bits = piece.numpy().view(np.uint32)
     changed = bits != 0
     values = bits[np.flatnonzero(changed)]  # faster than the mask itself
@@ -39,12 +51,18 @@ def pack(piece: torch.Tensor) -> bytes:
     return np.array([len(values), np.count_nonzero(needed)], np.uint32).tobytes() + body
 
 
-def _set_bits(mask: Any, count: int) -> Any:
+def _set_bits(mask: NDArray[np.uint8], count: int) -> NDArray[np.intp]:
+    """The positions of the bits that are set among the first `count`."""
     # As positions: numpy takes several times longer to index with a mask, or to search one that is not boolean.
     return np.flatnonzero(np.unpackbits(mask, count=count).view(bool))
 
 
 def unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
+    """The entries of a packed tensor, flat, fp32, `PIECE` at a time, in one reused buffer.
+
+    Raises:
+        UserError: if the bytes are not what `pack` makes of so many entries, or the file changed.
+    """
     offset = info.start
     buffer = torch.empty(min(PIECE, numel))
     memory = bytearray(packed_limit(len(buffer)))

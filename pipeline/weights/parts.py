@@ -1,15 +1,24 @@
-"""Parts of a vector: masks, trimming (TIES) and dropping (DARE)."""
+"""Parts of a vector: masks, trimming (TIES) and dropping (DARE).
+
+    part = Part(modules=("mlp",), layers=(0, 13))
+    check_mask(part, sizes, "the vector")
+    derive(Vector.open("v"), part, Path("mlp"))
+
+A part is a vector itself, of the same shapes and with zeros where it keeps nothing. A mask that keeps nothing, or that
+names a module that the vector does not have, is refused.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from pipeline.errors import UserError
-from pipeline.weights.compatibility import check_compatible as check_compatible
+from pipeline.weights.description import Origin, PartSettings
 from pipeline.weights.noise import generator
 from pipeline.weights.vector import Vector, write_vector
 
@@ -18,13 +27,17 @@ PARTS_VERSION = 1  # in the key of every part: raise it when the same part would
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a vector is kept, in this order: a mask, then trimming, then dropping.
+    """What is kept of a vector, in this order: a mask, then trimming, then dropping.
 
-    modules: keep tensors with one of these components in their name, such as "mlp", "self_attn", "q_proj" or
-        "embed_tokens" (the mask m of arXiv 2509.01363).
-    layers: keep layers first to last, both included; tensors outside of layers are dropped.
-    trim: keep this share of each tensor's entries, the largest by magnitude (as TIES does, arXiv 2306.01708).
-    dare: keep each entry with this probability, drawn from `seed`, and divide it by it (arXiv 2311.03099).
+    Attributes:
+        modules: keep tensors with one of these components in their name, such as "mlp", "self_attn", "q_proj" or
+            "embed_tokens" (the mask m of arXiv 2509.01363).
+        layers: keep layers first to last, both included; tensors outside of layers are dropped.
+        trim: keep this share of each tensor's entries, the largest by magnitude (as TIES does, arXiv 2306.01708).
+        dare: keep each entry with this probability, drawn from `seed`, and divide it by it (arXiv 2311.03099).
+
+    Raises:
+        UserError: if a share is not above 0 and at most 1.
     """
 
     modules: tuple[str, ...] | None = None
@@ -40,6 +53,20 @@ class Part:
                     f"{what} is {share}; expected the share of entries to keep, above 0 and at most 1"
                 )
 
+    def __str__(self) -> str:
+        """Its settings as in a configuration, such as `modules=[mlp] layers=[0,13]`."""
+        lists = {"modules": self.modules, "layers": self.layers}
+        shown = [f"{key}=[{','.join(map(str, value))}]" for key, value in lists.items() if value is not None]
+        shown += [
+            f"{key}={value:g}"
+            for key, value in (("trim", self.trim), ("dare", self.dare))
+            if value is not None
+        ]
+        return (
+            " ".join([*shown, *([f"seed={self.seed}"] if self.dare is not None else [])])
+            or "the whole vector"
+        )
+
     def keeps(self, name: str) -> bool:
         """Whether the mask keeps the tensor."""
         parts = name.split(".")
@@ -53,45 +80,56 @@ class Part:
 
 def layer_of(name: str) -> int | None:
     """The number of the layer that a tensor belongs to; None outside of layers."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
 
 
-def check_mask(variant: Part, sizes: Mapping[str, int], where: str) -> None:
-    """Raises UserError when the mask names a module that no tensor belongs to, or nothing of these tensors is kept.
+def check_mask(part: Part, sizes: Mapping[str, int], where: str) -> None:
+    """Do nothing if the mask names modules that there are, and keeps something of these tensors.
 
-    sizes: the entries of each tensor, by name.
+    Args:
+        sizes: the entries of each tensor, by name.
+        where: whose tensors they are, for messages.
+
+    Raises:
+        UserError: if it does not.
     """
     split = [name.split(".") for name in sizes]
-    modules = {part for parts in split for part in parts[:-1] if not part.isdigit()} - {"model", "layers"}
+    modules = {word for words in split for word in words[:-1] if not word.isdecimal()} - {"model", "layers"}
     its = f"of {where}; its modules are {', '.join(sorted(modules))}"
-    for module in variant.modules or ():
-        if not any(module in parts for parts in split):
-            raise UserError(f"{variant}: '{module}' keeps no tensor {its}")
-    if not any(variant.keeps(".".join(parts)) for parts in split):
-        raise UserError(f"{variant} keeps no tensor {its}")
-    most = max(size for name, size in sizes.items() if variant.keeps(name))
-    if variant.trim is not None and int(variant.trim * most) == 0:
+    for module in part.modules or ():
+        if not any(module in words for words in split):
+            raise UserError(f"part {part}: '{module}' keeps no tensor {its}")
+    kept = [size for name, size in sizes.items() if part.keeps(name)]
+    if not kept:
+        numbers = [layer for name in sizes if (layer := layer_of(name)) is not None]
+        raise UserError(f"part {part} keeps no tensor {its}, its layers 0 to {max(numbers, default=0)}")
+    if part.trim is not None and int(part.trim * max(kept)) == 0:
         raise UserError(
-            f"{variant} keeps no entry of {where}, whose largest tensor has {most}; use a larger share"
+            f"part {part} keeps no entry of {where}, whose largest tensor has {max(kept)}; use a larger share"
         )
 
 
-def derive(source: Vector, variant: Part, out: Path, compact: bool = True) -> Path:
-    """Writes a variant of a vector, itself a vector, to `out`/vector.safetensors and returns that path.
+def derive(source: Vector, part: Part, out: Path, compact: bool = True) -> Path:
+    """Writes a part of a vector, itself a vector, to `out`/vector.safetensors and returns that path.
 
-    Raises UserError when nothing is kept.
+    Raises:
+        UserError: if nothing is kept, or `out` holds something else.
     """
     sizes = {name: math.prod(shape) for name, shape in source.shapes.items()}
-    check_mask(variant, sizes, str(source.path))
-    used = {key: value for key, value in asdict(variant).items() if value is not None}
-    description = {**source.description, "variants": [*source.description["variants"], used]}
+    check_mask(part, sizes, str(source.path))
+    described = source.description
+    used = cast(PartSettings, {key: value for key, value in asdict(part).items() if value is not None})
+    origin: Origin = {
+        "donors": described["donors"],
+        "identity": described["identity"],
+        "notes": described["notes"],
+        "parts": [*described["parts"], used],
+    }
 
-    def parts(name: str) -> Iterator[torch.Tensor]:
-        limit = (
-            _limit(source, name, variant.trim) if variant.trim is not None and variant.keeps(name) else None
-        )
+    def pieces(name: str) -> Iterator[torch.Tensor]:
+        limit = _limit(source, name, part.trim) if part.trim is not None and part.keeps(name) else None
         for index, piece in enumerate(source.pieces(name)):
-            if not variant.keeps(name):
+            if not part.keeps(name):
                 piece.zero_()
             if limit is not None:
                 magnitude = piece.abs().view(torch.int32)
@@ -99,12 +137,12 @@ def derive(source: Vector, variant: Part, out: Path, compact: bool = True) -> Pa
                 kept = (magnitude > limit[0]) | (at_limit & (at_limit.cumsum(0) <= limit[1]))
                 limit = limit[0], limit[1] - int(at_limit.sum())
                 piece.masked_fill_(~kept, 0.0)  # a product would leave negative zeros
-            if variant.dare is not None:
-                draws = generator("dare", variant.seed, name, index).random(len(piece), np.float32)
-                piece.masked_fill_(torch.from_numpy(draws >= variant.dare), 0.0).div_(variant.dare)
+            if part.dare is not None:
+                draws = generator("dare", part.seed, name, index).random(len(piece), np.float32)
+                piece.masked_fill_(torch.from_numpy(draws >= part.dare), 0.0).div_(part.dare)
             yield piece
 
-    return write_vector(out, description, source.shapes, parts, compact)
+    return write_vector(out, origin, source.shapes, pieces, compact)
 
 
 def _limit(source: Vector, name: str, share: float) -> tuple[int, int]:

@@ -1,4 +1,13 @@
-"""Safetensors files as streams: read a header, read and write tensors in pieces (format: the safetensors README)."""
+"""Safetensors files as streams: read a header, read and write tensors in pieces (format: the safetensors README).
+
+    metadata, tensors = read_header(path)
+    for piece in pieces(tensors["model.norm.weight"]):
+        ...
+
+Every header is checked before a byte behind it is used: offsets that fit the shapes and leave no gap, names that occur
+once, sizes that the file has. A file that changes after it was opened, or while it is read, is an error and never a
+wrong tensor. Memory does not grow with a tensor, and not with what a damaged header claims.
+"""
 
 import json
 import math
@@ -12,18 +21,15 @@ from typing import Any, BinaryIO
 import torch
 
 from pipeline.errors import UserError
+from pipeline.files import open_regular
 
 PIECE = 1 << 18
-
-
 """Entries handled at a time. The compact form and the random controls are defined by it: do not change it."""
-
-
-_WRITEBACK = 1 << 25  # bytes
-
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
+_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+_WRITEBACK = 1 << 25  # bytes
 
 _ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"U8": 1}
 
@@ -52,43 +58,70 @@ def _stamp(descriptor: int) -> tuple[int, int]:
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     """Metadata and tensors of one safetensors file.
 
-    Raises UserError when the file is truncated, names a tensor twice, or its offsets do not fit its shapes
-    (format: the safetensors README).
+    Raises:
+        UserError: if there is no such file, it is truncated or lists a tensor twice, or its offsets do not fit its
+            shapes.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            name = next(name for name, value in pairs if found[name] is not value)
-            raise UserError(f"{path}: {name} stands twice in the header; save the checkpoint again")
-        return found
-
-    damaged = f"{path} is truncated or not a safetensors file"
     try:
-        with open(path, "rb") as stream:
+        with open(open_regular(path), "rb") as stream:
             stamp = _stamp(stream.fileno())
             length = int.from_bytes(stream.read(8), "little")
             if stamp[0] < 8 or length > stamp[0] - 8:
-                raise UserError(f"{damaged}: {stamp[0]} bytes are too few for its header; fetch it again")
-            header = json.loads(stream.read(length), object_pairs_hook=unique)
-        metadata = header.pop("__metadata__", {})
-        tensors = {}
-        if not all(type(value) is str for value in metadata.values()):
-            raise ValueError(metadata)
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            if type(entry["dtype"]) is not str or any(
-                type(n) is not int or n < 0 for n in (start, end, *entry["shape"])
-            ):
-                raise ValueError(entry)
-            tensors[name] = TensorInfo(
-                path, entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end, stamp
-            )
+                raise UserError(
+                    f"{_damaged(path)}: {stamp[0]} bytes are too few for its header; fetch it again"
+                )
+            if length > _LONGEST_HEADER:
+                raise UserError(
+                    f"{_damaged(path)}: a header of {length:,} bytes, expected at most {_LONGEST_HEADER:,}; fetch it again"
+                )
+            raw = stream.read(length)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{damaged}: its header cannot be read; fetch it again") from None
+    metadata, tensors = _parse_header(path, raw, stamp)
+    _check_layout(path, tensors, 8 + length, stamp[0])
+    return metadata, tensors
 
-    end = 8 + length
+
+def _parse_header(
+    path: Path, raw: bytes, stamp: tuple[int, int]
+) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            name = next(name for name, value in pairs if found[name] is not value)
+            raise UserError(f"{path}: {name!r} is listed twice in the header; save the checkpoint again")
+        return found
+
+    try:
+        header = json.loads(raw, object_pairs_hook=unique)
+        metadata = header.pop("__metadata__", {})
+        if not all(type(value) is str for value in metadata.values()):
+            raise ValueError(metadata)
+        tensors, begin = {}, 8 + len(raw)
+        for name, entry in header.items():
+            (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
+            if (
+                type(entry["dtype"]) is not str
+                or not are_sizes((start,))
+                or not are_sizes((end,))
+                or not are_sizes(shape)
+            ):
+                raise ValueError(entry)
+            if not name.isprintable():  # it would be a line of its own in a message
+                raise ValueError(name)
+            tensors[name] = TensorInfo(path, entry["dtype"], shape, begin + start, begin + end, stamp)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{_damaged(path)}: its header cannot be read; fetch it again") from None
+    return metadata, tensors
+
+
+def are_sizes(numbers: tuple[Any, ...]) -> bool:
+    """Whether these can be the sizes of a tensor, whose strides torch multiplies up even where one size is 0."""
+    return all(type(n) is int and n >= 0 for n in numbers) and math.prod(n or 1 for n in numbers) < 1 << 63
+
+
+def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], begin: int, size: int) -> None:
+    """Refuse tensors that do not lie one behind the other from the header to the end of the file."""
+    end = begin
     for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
         if info.dtype not in _ITEM_SIZES:
             raise UserError(
@@ -99,15 +132,19 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
                 f"{path}: the offsets of {name} do not fit its shape {list(info.shape)}; fetch it again"
             )
         end = info.end
-    if end != stamp[0]:
-        raise UserError(f"{damaged}: expected {end} bytes, found {stamp[0]}; fetch it again")
-    return metadata, tensors
+    if end != size:
+        raise UserError(f"{_damaged(path)}: expected {end} bytes, found {size}; fetch it again")
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is truncated or not a safetensors file"
 
 
 def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tensor]:
     """The first `entries` entries (default: all) of a tensor, flat, `PIECE` at a time, in one reused buffer.
 
-    Raises UserError when the file changed after it was opened or while it was read.
+    Raises:
+        UserError: if the file changed after it was opened or while it was read.
     """
     numel = info.numel if entries is None else entries
     buffer = torch.empty(min(PIECE, numel), dtype=DTYPES[info.dtype])
@@ -132,12 +169,16 @@ def gather(parts: Iterable[torch.Tensor], shape: tuple[int, ...], dtype: torch.d
 
 @contextmanager
 def open_unchanged(info: TensorInfo) -> Iterator[int]:
-    """A descriptor of the tensor's file; UserError when it is not, or at the end no longer, what was opened."""
+    """A descriptor of the tensor's file.
+
+    Raises:
+        UserError: if the file is not, or at the end of the block no longer, what it was when it was opened.
+    """
     changed = UserError(
         f"{info.file} changed after it was opened; run again, and let nothing write to it meanwhile"
     )
     try:
-        descriptor = os.open(info.file, os.O_RDONLY)
+        descriptor = open_regular(info.file)
     except FileNotFoundError:
         raise changed from None
     try:

@@ -1,27 +1,37 @@
-"""Add Σ α·v to a target: as a stream for the engine, or as a checkpoint on disk; the two are bit-equal."""
+"""Add Σ α·v to a target: as a stream for the engine, or as a checkpoint on disk; the two are bit-equal.
+
+    terms = [Term("results/vectors/mine", 0.5), Term("results/vectors/other", -0.5)]
+    for name, tensor in steered_tensors("target", terms):
+        ...
+    apply(Checkpoint.open("target"), terms, Path("steered"))
+
+The sum is taken in fp32 and rounded once, to the target's dtype (arXiv 2509.01363; task arithmetic: arXiv 2212.04089).
+With no terms, or all α = 0, the target comes back bit for bit. Addition and analogy (a + c − b) are several terms with
+their signs; a random control is a term with a seed. A sum that is not finite in the target's dtype is refused.
+"""
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import open_regular, replacing
 from pipeline.weights import compatibility
-from pipeline.weights.card import card
-from pipeline.weights.checkpoint import EMBEDDING, HEAD, Checkpoint, layer_order
-from pipeline.weights.compatibility import check_compatible as check_compatible
-from pipeline.weights.fingerprint import in_parallel, one_thread
+from pipeline.weights.architecture import EMBEDDING, HEAD
+from pipeline.weights.card import Steering, card
+from pipeline.weights.checkpoint import Checkpoint, layer_order
+from pipeline.weights.compatibility import Differences, Model
 from pipeline.weights.noise import noise
 from pipeline.weights.safetensors import DTYPES, PIECE, TensorInfo, all_finite, gather, pieces, write_at
+from pipeline.weights.threads import in_parallel, one_thread
 from pipeline.weights.vector import Vector, provenance
 
-RECIPE = "steering.json"
+STEERING = "steering.json"
+_LARGEST_ALPHA = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,27 @@ class Term:
     alpha: float
     random_seed: int | None = None
 
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+
+def check_alpha(alpha: float) -> None:
+    """Do nothing if α is a number that the arithmetic, which is in fp32, can take.
+
+    Raises:
+        UserError: if it is NaN, infinite or too large.
+    """
+    if not abs(alpha) <= _LARGEST_ALPHA:
+        raise UserError(f"α is {alpha}; expected a finite number of at most {_LARGEST_ALPHA:.1e}")
+
 
 def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
-    Raises UserError when names or shapes do not fit; the full check is `check_compatible`.
+    Names and shapes are checked here; whether the models compute the same function is asked by `check_compatible`.
+
+    Raises:
+        UserError: if names or shapes do not fit, or a sum is not finite.
     """
     checkpoint = Checkpoint.open(target)
     active = _active(terms)
@@ -55,57 +81,64 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = 
     Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is
     a model card, which ends with `measured` (Markdown), and steering.json says the same as data. `out` appears by one
     rename when everything is on disk; links and `..` in it are followed first.
-    Raises UserError when something does not fit, with one line for each problem, before any byte is written;
-    and when `out` exists and is not an earlier result of this function, or holds what is read here.
+
+    Raises:
+        UserError: if something does not fit, with a line for each problem, before any byte is written; if `out` exists
+            and is not an earlier result of this function, or holds what is read here; if a sum is not finite.
     """
     out = out.resolve()
     read = {info.file.resolve().parent for info in target.tensors.values()} | {target.path.resolve()}
     read |= {Path(term.vector).resolve() for term in terms}
     if any(source == out or out in source.parents for source in read):
         raise UserError(f"{out} holds the target or a vector that is read here; choose another folder")
-    described = recipe(target, terms)
+    described = steering(target, terms)
     active = _active(terms)
     with one_thread(), replacing(out, _check_steered) as new:
         new.mkdir()
         _write_shards(new, target, active)
         for file in target.companions():
             shutil.copyfile(file, new / file.name)
-        (new / RECIPE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        (new / STEERING).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         (new / "README.md").write_text(card(target, described) + measured, encoding="utf-8")
     return out
 
 
 def _check_steered(out: Path) -> None:
-    """Raise UserError unless `out` is an earlier result of `apply`, an empty folder, or not there."""
-    if out.exists() and not (out / RECIPE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    """Do nothing if `out` is an earlier result of `apply`, an empty folder, or not there.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    if out.exists() and not (out / STEERING).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
 
 
-def recipe(target: Checkpoint, terms: Sequence[Term]) -> dict[str, Any]:
+def steering(target: Checkpoint, terms: Sequence[Term]) -> Steering:
     """What a steered checkpoint is made of: target and terms by source, revision and fingerprint.
 
-    Raises UserError when something does not fit, with one line for each problem.
+    Raises:
+        UserError: if something does not fit, with a line for each problem.
     """
     vectors = [(term, Vector.open(term.vector)) for term in terms]
-    problems = compatibility.content_problems(target)
-    notes: list[str] = []
+    found = Differences(compatibility.content_problems(target))
+    left = Model.of("target", target, compatibility.shapes(target))
     for _, vector in vectors:
-        compatibility.compare(
-            f"target {target.source}", compatibility.identity(target), compatibility.shapes(target),
-            f"vector {vector.path}", vector.description["identity"], vector.shapes, problems, notes,
-        )  # fmt: skip
-    compatibility.refuse(problems)
+        right = Model(f"vector {vector.path}", vector.description["identity"], vector.shapes)
+        compatibility.compare(left, right, found)
+    found.refuse()
     return {
         "target": provenance(target),
         "terms": [
             {
                 "alpha": term.alpha,
                 "random_seed": term.random_seed,
-                **{key: vector.description[key] for key in ("donors", "variants", "notes")},
+                "donors": vector.description["donors"],
+                "parts": vector.description["parts"],
+                "notes": vector.description["notes"],
             }
             for term, vector in vectors
         ],
-        "notes": list(dict.fromkeys(notes)),
+        "notes": list(dict.fromkeys(found.notes)),
     }
 
 
@@ -117,7 +150,7 @@ def _write_shards(out: Path, target: Checkpoint, active: list[tuple[Term, Vector
         write_at(out / info.file.name, info.start, _steered(info, name, active))
 
     for shard in {info.file for info in target.tensors.values()}:
-        with open(shard, "rb") as source:
+        with open(open_regular(shard), "rb") as source:
             header = source.read(min(info.start for info in target.tensors.values() if info.file == shard))
         (out / shard.name).write_bytes(header)
     # The largest first, so that no core waits for another at the end.
@@ -125,9 +158,6 @@ def _write_shards(out: Path, target: Checkpoint, active: list[tuple[Term, Vector
 
 
 def _active(terms: Iterable[Term]) -> list[tuple[Term, Vector]]:
-    for term in terms:
-        if not math.isfinite(term.alpha):
-            raise UserError(f"α is {term.alpha}; expected a finite number")
     return [(term, Vector.open(term.vector)) for term in terms if term.alpha != 0]
 
 

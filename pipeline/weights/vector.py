@@ -1,114 +1,87 @@
-"""Task vectors: extract v = θ_GRPO − θ_SFT, add Σ α·v to a target, and variants of v.
-
-Arithmetic is in fp32 from the donors' weights and rounded once, to the target's dtype (arXiv 2509.01363; task
-arithmetic: arXiv 2212.04089). With no terms, or all α = 0, the target comes back bit for bit. Everything streams
-in pieces, so that memory does not grow with the model, and `apply` on disk is bit-equal to `steered_tensors`.
+"""Task vectors: extract v = θ_GRPO − θ_SFT to a file, and read it (arXiv 2509.01363).
 
     grpo, sft = Checkpoint.open("grpo"), Checkpoint.open("sft")
-    extract(grpo, sft, Path("results/vectors/mine"))
-    apply(Checkpoint.open("target"), [Term("results/vectors/mine", 1.0)], Path("steered"))
+    path = extract(grpo, sft, Path("results/vectors/mine"))
+    Vector.open(path).read("model.norm.weight")
 
-Addition and analogy (a + c − b) are several terms with their signs. A random control is a term with a seed.
+A vector is a safetensors file with a JSON description (pipeline/weights/description.py), in one of two forms that hold
+the same bits: dense (F32 tensors), or compact (one U8 tensor each: pipeline/weights/packed.py). Differences are taken
+in fp32. A difference of heads is stored only when one differs from its embedding; else a target's separate head takes
+the embedding's difference. Everything streams in pieces, so that memory does not grow with the model.
 
-A vector is a safetensors file with a JSON description under the metadata key `task_vector`, in one of two forms
-that hold the same bits: dense (F32 tensors), or compact (one U8 tensor each: see `_pack`). A difference of heads is
-stored only when one differs from its embedding; else a target's separate head takes the embedding's difference.
+Donors that do not fit each other, that are the same, or are not finite are refused, and nothing is written; a file that
+is not a whole vector is refused when it is opened.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import SCRATCH, replacing
 from pipeline.weights import compatibility
 from pipeline.weights.checkpoint import Checkpoint, layer_order
-from pipeline.weights.compatibility import check_compatible as check_compatible
-from pipeline.weights.fingerprint import Scan, cached_scan, fingerprint, in_parallel, one_thread, scan_tensor
+from pipeline.weights.description import (
+    SCHEMA,
+    Description,
+    Donor,
+    Origin,
+    read_description,
+    write_description,
+)
+from pipeline.weights.fingerprint import Scan, cached_scan, fingerprint, scan_tensor
 from pipeline.weights.packed import pack, packed_limit, unpacked
 from pipeline.weights.safetensors import (
     PIECE,
     TensorInfo,
     all_finite,
+    are_sizes,
     encode_header,
     gather,
     pieces,
     read_header,
     write_at,
 )
+from pipeline.weights.threads import in_parallel, one_thread
 
 FILE = "vector.safetensors"
 
 
-_TEXT_OR_NONE = (str, type(None))
-
-
-_DONOR = {"source": str, "revision": _TEXT_OR_NONE, "fingerprint": str}
-
-
-_PARTS: dict[str, Any] = {  # of a description, beside its form and shapes
-    "identity": {
-        "config": dict,
-        "tokens": int,
-        "token_ids": str,
-        "special_tokens": dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _TEXT_OR_NONE),
-        "chat_template": _TEXT_OR_NONE,
-    },
-    "donors": {"grpo": _DONOR, "sft": _DONOR},
-    "variants": list,
-    "notes": list,
-}
-
-
-def _is_like(found: Any, expected: Any) -> bool:
-    """Whether JSON data is of a type, or an object that has these entries."""
-    if not isinstance(expected, dict):
-        return isinstance(found, expected)
-    if not isinstance(found, dict):
-        return False
-    return all(key in found and _is_like(found[key], expected[key]) for key in expected)
-
-
 class Vector:
-    """A vector's file: `path`, `description` (donors, identity, variants), `shapes` (name → shape)."""
+    """A vector's file: `path`, `description`, and `shapes` (name → shape, in the order of layers)."""
 
-    def __init__(self, path: Path, description: dict[str, Any], tensors: Mapping[str, TensorInfo]):
+    def __init__(self, path: Path, description: Description, tensors: Mapping[str, TensorInfo]):
         self.path, self.description, self.tensors = path, description, tensors
         shapes = description["shapes"]
         self.shapes = {name: tuple(shapes[name]) for name in sorted(shapes, key=layer_order)}
 
     @classmethod
     def open(cls, path: str | Path) -> "Vector":
-        """Opens a vector's file, or the one in a folder. Raises UserError when it is damaged or another."""
+        """Opens a vector's file, or the one in a folder.
+
+        Raises:
+            UserError: if it is damaged, or not a vector.
+        """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
         metadata, tensors = read_header(file)
         if "task_vector" not in metadata:
             raise UserError(f"{file} is not a task vector; make one with extract")
-        try:
-            vector = cls(file, json.loads(metadata["task_vector"]), tensors)
-            fits = vector.shapes.keys() == tensors.keys() and all(map(vector._fits, tensors))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            fits = False
-        if not fits:
+        vector = cls(file, read_description(file, metadata["task_vector"]), tensors)
+        if vector.shapes.keys() != tensors.keys() or not all(map(vector._fits, tensors)):
             raise UserError(f"{file}: its tensors are not those of its description; extract it again")
-        if lacking := [part for part in _PARTS if not _is_like(vector.description.get(part), _PARTS[part])]:
-            raise UserError(f"{file}: its description lacks {', '.join(lacking)}; extract it again")
         return vector
 
     def _fits(self, name: str) -> bool:
         """Whether a stored tensor can be what the description says of it."""
         info, shape = self.tensors[name], self.shapes[name]
-        if any(type(n) is not int or n < 0 for n in shape):
+        if not are_sizes(shape):
             return False
         if self.description["form"] == "dense":
             return (info.dtype, info.shape) == ("F32", shape)
-        packs = self.description["form"] == "compact" and info.dtype == "U8"
-        return packs and math.prod(shape) <= 8 * (info.end - info.start)  # a bit of the mask for each entry
+        return info.dtype == "U8" and math.prod(shape) <= 8 * (info.end - info.start)  # a bit for each entry
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
         """The entries of a tensor, flat, fp32, in pieces; the buffer is reused, and the caller may change it."""
@@ -124,67 +97,67 @@ class Vector:
     def fingerprint(self) -> str:
         """sha256 of names, shapes and fp32 bytes: the same for the dense and the compact form of a vector."""
         shapes = {name: ("F32", shape) for name, shape in self.shapes.items()}
-        return fingerprint(shapes, cached_scan([self.path], self._scan).digests)
+        return fingerprint(shapes, cached_scan([self.path], self.shapes, self._scan).digests)
 
     def _scan(self) -> Scan:
         with one_thread():
             return Scan({name: scan_tensor(self.pieces(name))[0] for name in self.shapes}, [])
-
-    def check_donors(self, grpo: Checkpoint, sft: Checkpoint) -> None:
-        """Raises UserError when the donors are not, or no longer, those that the vector was made from."""
-        for role, donor in (("grpo", grpo), ("sft", sft)):
-            expected = self.description["donors"][role]["fingerprint"]
-            if donor.fingerprint != expected:
-                raise UserError(
-                    f"{donor.path} is not the {role} donor of {self.path}: expected fingerprint "
-                    f"{expected[:12]}, found {donor.fingerprint[:12]}; extract the vector again"
-                )
 
 
 def extract(grpo: Checkpoint, sft: Checkpoint, out: Path, compact: bool = False) -> Path:
     """Writes v = θ_GRPO − θ_SFT in fp32 to `out`/vector.safetensors and returns that path.
 
     The same donors give the same bytes. Rows of padding that only one donor has are left out, and noted.
-    Raises UserError when the donors do not fit each other, with one line for each problem.
+
+    Raises:
+        UserError: if the donors do not fit each other, with a line for each problem; if v is 0 or not finite; if
+            `out` holds something else.
     """
-    problems, notes = compatibility.compare_checkpoints(sft, grpo)
-    compatibility.refuse(problems)
+    found = compatibility.compare_donors(sft, grpo)
+    found.refuse()
     ours, theirs = compatibility.shapes(grpo, donors_head=True), compatibility.shapes(sft, donors_head=True)
     shapes = {
         name: min(grpo.resolve(name).shape, sft.resolve(name).shape)
         for name in sorted(ours | theirs, key=layer_order)
     }
-    description = {
+    origin: Origin = {
         "donors": {"grpo": provenance(grpo), "sft": provenance(sft)},
         "identity": compatibility.identity(grpo),
-        "notes": notes,
-        "variants": [],
+        "notes": found.notes,
+        "parts": [],
     }
+    changed = False
 
     def difference(name: str) -> Iterator[torch.Tensor]:
+        nonlocal changed
         entries = math.prod(shapes[name])
         wide = torch.empty(2, min(PIECE, entries))
         for plus, minus in zip(
             pieces(grpo.resolve(name), entries), pieces(sft.resolve(name), entries), strict=True
         ):
             a, b = wide[0, : len(plus)].copy_(plus), wide[1, : len(plus)].copy_(minus)
+            changed = changed or not torch.equal(a, b)
             yield a.sub_(b)
 
-    return write_vector(out, description, shapes, difference, compact)
+    def check() -> None:  # donors of two dtypes can be equal without having the same bytes
+        if not changed:
+            raise UserError(f"{compatibility.same_weights(sft, grpo)}; name two checkpoints")
+
+    return write_vector(out, origin, shapes, difference, compact, check)
 
 
-def compact(source: Vector, out: Path) -> Path:
-    """Writes a vector in its compact form, which holds the same bits and is applied directly."""
-    return write_vector(out, source.description, source.shapes, source.pieces, compact=True)
-
-
-def provenance(checkpoint: Checkpoint) -> dict[str, str | None]:
+def provenance(checkpoint: Checkpoint) -> Donor:
+    """How a checkpoint is named in what is made from it; the same on every machine."""
     source = checkpoint.source if checkpoint.revision else Path(checkpoint.source).resolve().name
     return {"source": source, "revision": checkpoint.revision, "fingerprint": checkpoint.fingerprint}
 
 
 def _check_holds_vector(path: Path) -> None:
-    """Raise UserError unless the file `path` is a vector, or its folder holds nothing but a vector's companions."""
+    """Do nothing if the file `path` is a vector, or its folder holds nothing but a vector's companions.
+
+    Raises:
+        UserError: if something else is there.
+    """
     out = path.parent
     if path.exists():
         Vector.open(path)
@@ -196,25 +169,35 @@ def _check_holds_vector(path: Path) -> None:
 
 def _visible(folder: Path) -> list[Path]:
     """What is in a folder, without what is being written there."""
-    return [file for file in folder.iterdir() if not file.name.startswith(".tmp-")]
+    return [file for file in folder.iterdir() if not file.name.startswith(SCRATCH)]
 
 
 def write_vector(
     out: Path,
-    description: Mapping[str, Any],
+    origin: Origin,
     shapes: Mapping[str, tuple[int, ...]],
     parts: Callable[[str], Iterator[torch.Tensor]],
     compact: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
+    """Writes `out`/vector.safetensors, which appears when it is whole, and returns its path.
+
+    Args:
+        shapes: name → shape, in the order in which the tensors are stored.
+        parts: the fp32 entries of a tensor by its name, flat, in pieces of `PIECE`.
+        check: asked when everything has been written, before the file appears; may raise.
+
+    Raises:
+        UserError: if an entry is NaN or infinite, `out` holds something else, or the disk refuses.
+    """
     path = (out / FILE).resolve()
-    form = "compact" if compact else "dense"
-    described = {
-        **description,
-        "schema": 1,
-        "form": form,
+    description: Description = {
+        **origin,
+        "schema": SCHEMA,
+        "form": "compact" if compact else "dense",
         "shapes": {name: list(shape) for name, shape in shapes.items()},
     }
-    metadata = {"format": "pt", "task_vector": json.dumps(described, sort_keys=True)}
+    metadata = {"format": "pt", "task_vector": write_description(description)}
 
     def layout(sizes: Mapping[str, int]) -> dict[str, tuple[str, tuple[int, ...], int]]:
         if compact:
@@ -250,4 +233,5 @@ def write_vector(
             )
         with open(new, "r+b") as stream:
             stream.write(encode_header(metadata, layout(sizes), length))
+        check()
     return path
