@@ -88,7 +88,7 @@ parity: .venv/.done ## our scores beside the stock lm_eval command's: make parit
 	$(BIN)/python -m benchmarks.parity $(ARGS)
 
 donors: .venv/.done ## train donors by a recipe of conf/recipe: make donors EXPERIMENT=micro
-	$(BIN)/python -m pipeline.donors recipe=conf/recipe/$(EXPERIMENT).yaml out=results/donors/$(EXPERIMENT) $(ARGS)
+	$(BIN)/python -m pipeline donors recipe=$(EXPERIMENT) $(ARGS)
 
 SEEDS = 0 1 2 3 4
 families: .venv/.done ## train the micro family from five seeds, two at a time, and test the claim on them
@@ -97,7 +97,7 @@ families: .venv/.done ## train the micro family from five seeds, two at a time, 
 	$(BIN)/python -m pipeline experiment=micro_seeds $(ARGS)
 
 family-%: .venv/.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.donors recipe=conf/recipe/micro.yaml out=results/donors/micro-$* seed=$*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline donors recipe=micro out=results/donors/micro-$* seed=$*
 
 bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides in one run (25 GB of disk, half an hour)
 	$(BIN)/python -m benchmarks.throughput

@@ -31,6 +31,11 @@ FIELDS = {
 """The texts that every document of a form has."""
 
 
+def name_of(dataset: dict[str, Any]) -> str:
+    """What messages call a data set: its hub id, or one of its files."""
+    return dataset["id"] or next(iter(dataset["files"].values()), "documents")
+
+
 def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[str, Path]:
     """Split → file under `folder`, for those splits that are there.
 
@@ -45,11 +50,11 @@ def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[
             found[split] = path
         elif split == asked:
             raise UserError(
-                f"{path}: no such file (documents of {dataset['id']}); check data.folder={folder}"
+                f"{path}: no such file (documents of {name_of(dataset)}); check data.folder={folder}"
             )
     if asked not in found:
         raise UserError(
-            f"{dataset['id']}: its files name no split '{asked}'; set dataset.files.{asked}, or unset data.folder"
+            f"{name_of(dataset)}: its files name no split '{asked}'; set dataset.files.{asked}, or unset data.folder"
         )
     return found
 
@@ -98,14 +103,14 @@ def load(
     asked = dataset["split"]
     if asked not in splits:
         raise UserError(
-            f"{dataset['id']}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
+            f"{name_of(dataset)}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
         )
-    _check_fields(splits, dataset["id"], form, folder)
+    _check_fields(splits, name_of(dataset), form, folder)
     documents = [dict(row) for row in splits[asked]]
     if perturbation is None:
         documents = _with_sources(documents, dataset)
     else:
-        documents = _perturbed(documents, dataset["id"], form, perturbation, seed, subtask)
+        documents = _perturbed(documents, name_of(dataset), form, perturbation, seed, subtask)
     return DatasetDict({**splits, asked: Dataset.from_list(documents)})
 
 
@@ -126,7 +131,7 @@ def _with_sources(documents: list[dict[str, Any]], dataset: dict[str, Any]) -> l
     """Plain documents with their `source_doc`: their own index, or that of the first with the same `source_field`."""
     field = dataset["source_field"]
     if field is not None and not all(field in row for row in documents):
-        raise UserError(f"{dataset['id']}: documents have no field '{field}'; set dataset.source_field")
+        raise UserError(f"{name_of(dataset)}: documents have no field '{field}'; set dataset.source_field")
     first: dict[Any, int] = {}
     return [
         row | {"source_doc": first.setdefault(row[field] if field else i, i)}

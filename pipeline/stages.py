@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import hub
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.files import move_away, new_folder, write_json
@@ -47,6 +48,18 @@ def prepare(config: Config, report: Report | None = None) -> Plan:
     for line in revisions.keep(plan.results, plan.opened()):
         tell(line)
     return plan
+
+
+def describe(config: Config, report: Report) -> str:
+    """The plan as text; without a network the grid, whose keys are then unknown."""
+    with hub.asked_once():
+        try:
+            return prepare(config, report).describe()
+        except hub.Unreachable as silent:
+            grid = make_grid(config)
+            return (
+                f"{grid.describe()}\n{len(grid.cells)} cells; which of them are done (?) is unknown: {silent}"
+            )
 
 
 def run(config: Config, report: Report = print) -> None:

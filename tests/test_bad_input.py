@@ -646,7 +646,7 @@ def _(place: Place) -> None:
         place.json(f"{part}/tokenizer.json", lambda t: t["model"]["vocab"].update({"far": 4000}))
 
 
-@case("two tokens with one id", "share the id 5")
+@case("two tokens with one id", "both have the id 5")
 def _(place: Place) -> None:
     for part in ("target", "sft", "grpo"):
         place.json(f"{part}/tokenizer.json", lambda t: t["model"]["vocab"].update({"twin": 5}))
@@ -658,22 +658,28 @@ def configured(place: Place, **changes: Any) -> None:
         place.json(f"{part}/config.json", lambda c: c.update(changes))
 
 
-@case("a model without heads", "num_attention_heads=0; expected a positive number")
+@case("a model without heads", "num_attention_heads is 0 (input should be greater than 0)")
 def _(place: Place) -> None:
     configured(place, num_attention_heads=0)
 
 
-@case("a number of layers that is a text", "num_hidden_layers='two'; expected a positive number")
+@case("a number of layers that is a text", "num_hidden_layers is 'two' (input should be a valid integer)")
 def _(place: Place) -> None:
     configured(place, num_hidden_layers="two")
 
 
-@case("key-value heads that do not divide the heads", "2 attention heads and 3 key-value heads")
+@case(
+    "key-value heads that do not divide the heads",
+    "num_attention_heads 2 is not a multiple of its num_key_value_heads 3",
+)
 def _(place: Place) -> None:
     configured(place, num_key_value_heads=3)
 
 
-@case("a vocabulary unlike the rows", "vocab_size=97, its embedding has 96 rows; set it to 96")
+@case(
+    "a vocabulary unlike the rows",
+    "its vocab_size is 97, but model.embed_tokens.weight has the shape [96, 64]",
+)
 def _(place: Place) -> None:
     configured(place, vocab_size=97)
 

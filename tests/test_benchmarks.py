@@ -402,8 +402,8 @@ def test_the_command_shows_a_prompt_without_vllm_and_leaves_no_manifest(
     assert not (tmp_path / "results").exists()
 
 
-def test_the_benchmark_of_the_readme_runs_through_the_plan(model: Path, tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text().split("## Adding a benchmark")[1].split("\n## ")[0]
+def test_the_benchmark_of_the_guide_runs_through_the_plan(model: Path, tmp_path: Path) -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("### A benchmark")[1].split("\n## ")[0]
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "arc.yaml").write_text(re.findall("```yaml\n(.*?)```", section, re.S)[0])
     choices = {"text": ["air", "stone"], "label": ["A", "B"]}

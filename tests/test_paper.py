@@ -265,13 +265,14 @@ def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root:
 TRAIN = """
 import sys
 from pathlib import Path
-from pipeline.config import compose
-from pipeline.donors.data import training_problems
+from pipeline.config.compose import compose
+from pipeline.donors import data
+from pipeline.donors.compose import compose_recipe
 from pipeline.donors.overlap import record_overlap
-from pipeline.donors.recipe import Recipe
-paper = compose.compose(["experiment=paper", "benchmarks.bbh.subtasks=[boolean_expressions,navigate]"])
-compose.compose = lambda _: paper
-examples, held_out = training_problems(Recipe(data="openai/gsm8k", data_revision=sys.argv[1]))
+some = "benchmarks.bbh.subtasks=[boolean_expressions,navigate]"
+data.compose = lambda overrides: compose([*overrides, some])
+recipe = compose_recipe(["recipe=micro", "data.id=openai/gsm8k", f"data.revision={sys.argv[1]}"])
+examples, held_out = data.training_problems(recipe)
 record_overlap({"donors": examples}, held_out, Path(sys.argv[2]))
 """
 

@@ -234,9 +234,8 @@ def test_another_project_gets_all_runs_and_the_first_keeps_its_own(
 
 
 def test_disabled_writes_nothing(config: Config) -> None:
-    assert (
-        track(tracked(config, mode=Tracking.disabled)) == [] and not (Path(config.results) / "wandb").exists()
-    )
+    assert track(tracked(config, mode=Tracking.disabled)) == []
+    assert not (Path(config.results) / "wandb").exists()
 
 
 @pytest.mark.parametrize("name", ["disabled", "offline", "dryrun", "online", "", "garbage"])
@@ -247,9 +246,8 @@ def test_auto_is_what_the_environment_says(
     monkeypatch.setenv("WANDB_MODE", name)
     expected = {"disabled": "disabled", "online": "online", "": "online"}
     assert server.mode(config) == expected.get(name, "offline")
-    assert server.mode(tracked(config, mode=Tracking.online)) == "online", (
-        "what the configuration says comes first"
-    )
+    online = tracked(config, mode=Tracking.online)
+    assert server.mode(online) == "online", "what the configuration says comes first"
 
 
 def test_online_without_a_key_is_refused_before_anything_is_done(

@@ -193,6 +193,9 @@ def _check_paths(config: Config) -> None:
             raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
         if Path(folder).exists() and not Path(folder).is_dir():
             raise UserError(f"{where}={folder}: expected a folder, found a file; name another")
+    for folder in config.evals_path:
+        if not Path(folder).is_dir():
+            raise UserError(f"evals_path: no folder {folder}; make it, or leave it out")
     sources: dict[str, CheckpointConfig] = {}
     for name, family in config.families.items():
         if not family.target.id:
@@ -204,8 +207,14 @@ def _check_paths(config: Config) -> None:
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, dataset in datasets.items():
-        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", dataset.id) or ".." in dataset.id:
+        if not dataset.id and not dataset.files:
+            raise UserError(
+                f"{where}: expected a hub id, or files of a folder, found neither; set {where}.id or {where}.files"
+            )
+        if dataset.id and (not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", dataset.id) or ".." in dataset.id):
             raise UserError(f"{where}.id: expected a hub id such as openai/gsm8k, found '{dataset.id}'")
+        if dataset.folder is not None and not Path(dataset.folder).is_dir():
+            raise UserError(f"{where}.folder={dataset.folder}: no such folder; make it, or leave it out")
         for split, file in dataset.files.items():
             if Path(file).is_absolute() or ".." in Path(file).parts:
                 raise UserError(f"{where}.files.{split}: expected a path inside data.folder, found '{file}'")

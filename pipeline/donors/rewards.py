@@ -21,6 +21,6 @@ def correctness(completions: list[str], answer: list[str], **_: Any) -> list[flo
 def form(completions: list[str], **_: Any) -> list[float | None]:
     """0.1 where the text has `####` once and ends with it and a number.
 
-    What stands before it on its line is not looked at, and points and commas alone pass for a number.
+    What comes before it on its line does not count, and points and commas alone pass for a number.
     """
     return [0.1 * bool(re.fullmatch(r"(?s)((?!####).)*#### -?[0-9.,]+\s*", text)) for text in completions]

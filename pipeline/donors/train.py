@@ -1,30 +1,30 @@
-"""Trains donors: from one initialisation, SFT and then GRPO on the same training problems, with TRL.
+"""Train donors: from one initialisation, SFT and then GRPO on the same training problems, with TRL.
 
-    python -m pipeline.donors recipe=conf/recipe/micro.yaml out=/tmp/micro seed=1
+    python -m pipeline donors recipe=micro seed=1 out=/tmp/micro
 
-`make_donors` writes one Hugging Face checkpoint a stage under `out`: `sft` and `grpo`, and before
-them, where the recipe gives no initialisation, `base` and `target` (the micro family, trained from
-nothing on text that `evals.micro` generates). Each stage's folder holds a `training.json` with its
-settings, start, versions, curves and time, and a finished stage is never repeated. A killed stage goes on from
-its last checkpoint: on the CPU to the same weights, on the same machine and thread count; not where vLLM makes
-the rollouts, whose state is in no checkpoint. One run at a time holds `out`. `reuse=FOLDER` copies the
-stages of another family that this recipe would train alike, so that a target nearer or farther from the base
-costs its own training alone. Alike: settings, training texts, start, kind of device and package versions; not
-compared are this file's own constants and vLLM's version.
+`make_donors` writes one Hugging Face checkpoint for each stage under `out`: `sft` and `grpo`, and before them, where the
+recipe gives no `init`, `base` and `target` (the micro family, trained from nothing on text that `evals.micro` generates).
+Each stage's folder holds a `training.json` with its settings, start, versions, curve and time, and a finished stage is
+never repeated. A killed stage goes on from its last checkpoint: on the CPU to the same weights, on the same machine and
+thread count; not where vLLM makes the rollouts, whose state is in no checkpoint. One run at a time holds `out`.
 
-What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the
-tokens of all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form
-`#### n`. GRPO starts from the SFT donor or from the initialisation (`grpo_start`): the paper can be read
-both ways. One process, one device; it does not cover several GPUs.
+`reuse=FOLDER` copies the stages of another family that this recipe would train the same, so that another target costs its
+own training alone. Compared are the settings that the stage reads, its training texts and start, the kind of device and
+the versions of packages; not the constants in this folder, and not vLLM's version.
 
-The micro base has read all the donors' problems with their answers: its text draws word problems from the same
-random stream (`gsm8k/train/{seed}`), and more of them. SFT and GRPO then train on what the base has seen, not on
-new problems; the test documents are apart from all three.
+What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the tokens of
+all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form `#### n`. GRPO starts
+from the SFT donor or from the initialisation (`grpo.start`): the paper can be read both ways. One process, one device; it
+does not cover several GPUs.
 
-Training never meets evaluation documents that are there to compare with: those of all four generated
-benchmarks, those of GSM8K, SciQ, HumanEval and BBH in the folder `data`, or the test split of a hub id and the
-four as the paper's experiment takes them from the hub; code is compared by what is asked and by its
-solution. `overlap.json` tells what they share. It does not cover problems in other words.
+The micro base has read all the donors' problems with their answers: its text draws word problems from the same random
+stream (`gsm8k/train/{seed}`), and more of them. SFT and GRPO then train on what the base has seen, not on new problems;
+the test documents are apart from all three.
+
+Training never meets evaluation documents that are there to compare with: those of all four generated benchmarks, those of
+GSM8K, SciQ, HumanEval and BBH in the folder `data.id`, or the test split of a hub id and the four as the paper's
+experiment takes them from the hub; code is compared by what is asked and by its solution. `overlap.json` says what they
+share. It does not cover problems in other words.
 """
 
 import json
@@ -32,12 +32,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from evals import micro
+from pipeline.donors.compose import check
 from pipeline.donors.data import generated_text, training_problems
 from pipeline.donors.overlap import record_overlap
-from pipeline.donors.recipe import Recipe, check
-from pipeline.donors.stages import STAGES, is_done, reuse_stage, run_stage
+from pipeline.donors.recipe import Recipe, flat, settings
+from pipeline.donors.stages import RECORD, STAGES, Builder, Start, has_begun, is_done, reuse_stage, run_stage
 from pipeline.donors.trainers import grpo_trainer, instruct_trainer, pretraining_trainer, sft_trainer
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -46,54 +48,55 @@ from pipeline.lock import held
 if TYPE_CHECKING:  # it imports torch
     from pipeline.weights.checkpoint import Checkpoint
 
-_BEGUN = ("training.json", "checkpoints/checkpoint-*")  # what a stage leaves that is worth keeping
-
 
 def make_donors(
     recipe: Recipe, out: Path, report: Callable[[str], None] = print, reuse: Path | None = None
 ) -> dict[str, Path]:
-    """Train what `out` does not hold yet; returns the checkpoint folder of each stage.
+    """Train what `out` does not hold yet. Until all is known to be in order but the overlap, nothing is written.
 
-    `reuse` is another family's folder: its finished stages that have the same settings, texts, start, kind of
-    device and package versions are copied, not trained again.
+    Args:
+        reuse: another family's folder, whose finished stages are copied where this recipe would train the same.
 
-    Raises UserError when `out` belongs to another recipe or to something else, when `reuse` holds no
-    family, when the initialisation or the data cannot be read, when training and evaluation data share a
-    problem, and when the recipe asks for what the machine does not have. Until all of these but the shared
-    problems are known, nothing is written.
+    Returns:
+        The checkpoint folder of each stage.
+
+    Raises:
+        UserError: if `out` belongs to another recipe or to something else, `reuse` holds no family, the initialisation or
+            the data cannot be read, training and evaluation data share a problem, or the machine lacks what the recipe
+            asks for.
     """
-    out = Path(out)
     check(recipe)
     _check_out(recipe, out)
-    if reuse is not None and not any((Path(reuse) / stage / "training.json").is_file() for stage in STAGES):
+    if reuse is not None and not any((reuse / stage / RECORD).is_file() for stage in STAGES):
         raise UserError(f"reuse={reuse}: expected a folder with finished stages of donors, found none")
-    stages = {name: out / name for name in (STAGES if recipe.init is None else STAGES[2:])}
-    if all(is_done(folder) for folder in stages.values()):
-        return stages
+    folders = {name: out / name for name in (STAGES if recipe.init.id is None else STAGES[2:])}
+    if all(is_done(folder) for folder in folders.values()):
+        return folders
     _check_machine(recipe)
-    init = None if recipe.init is None else _open_init(recipe.init, recipe.init_revision)
+    init = None if recipe.init.id is None else _open_init(recipe.init.id, recipe.init.revision)
     problems, held_out = training_problems(recipe)
-    text = {"donors": problems}
+    texts = {"donors": problems}
     if init is None:
-        text = {
-            "base": generated_text(recipe, "base", recipe.seed),
-            "target": generated_text(recipe, "target", recipe.seed + 1_000_000),
-        } | text
+        base = generated_text(recipe.base, recipe.seed, recipe.think)
+        target = generated_text(recipe.target, recipe.seed + 1_000_000, recipe.think)
+        texts = {"base": base, "target": target} | texts
     with held(out, f"donors {recipe.name}", report):
         claim(recipe, out)
-        record_overlap(text, held_out, out)
+        record_overlap(texts, held_out, out)
 
-        def stage(name: str, build: Any, start: "Checkpoint | None", examples: Any) -> "Checkpoint":
+        def stage(
+            name: str, build: Builder[Start], start: Start, examples: list[micro.Example]
+        ) -> "Checkpoint":
             if reuse is not None and not is_done(out / name):
-                reuse_stage(recipe, Path(reuse) / name, out / name, start, examples, report)
+                reuse_stage(recipe, reuse / name, out / name, start, examples, report)
             return run_stage(out / name, recipe, build, start, examples)
 
         if init is None:
-            init = stage("base", pretraining_trainer, None, text["base"])
-            stage("target", instruct_trainer, init, text["target"])
+            init = stage("base", pretraining_trainer, None, texts["base"])
+            stage("target", instruct_trainer, init, texts["target"])
         sft = stage("sft", sft_trainer, init, problems)
-        stage("grpo", grpo_trainer, sft if recipe.grpo_start == "sft" else init, problems)
-    return stages
+        stage("grpo", grpo_trainer, sft if recipe.grpo.start == "sft" else init, problems)
+    return folders
 
 
 def _check_out(recipe: Recipe, out: Path) -> None:
@@ -104,13 +107,12 @@ def _check_out(recipe: Recipe, out: Path) -> None:
             raise UserError(f"out={out} holds something else than donors; give another out folder")
         return
     try:
-        theirs = json.loads(path.read_text())
-        changed = sorted(key for key, value in asdict(recipe).items() if theirs.get(key) != value)
+        theirs = flat(json.loads(path.read_bytes()))
     except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: expected a recipe's settings as JSON; give another out folder") from None
-    begun = (next(out.glob(f"{stage}/{file}"), None) for stage in STAGES for file in _BEGUN)
-    if changed and any(begun):
-        done = any(out.glob("*/training.json"))
+    changed = [key for key, value in settings(recipe).items() if key not in theirs or theirs[key] != value]
+    if changed and any(has_begun(out / stage) for stage in STAGES):
+        done = any(out.glob(f"*/{RECORD}"))
         remedy = (
             f"give another out folder and reuse={out}" if done else "give another out folder, or remove it"
         )
@@ -118,7 +120,11 @@ def _check_out(recipe: Recipe, out: Path) -> None:
 
 
 def claim(recipe: Recipe, out: Path) -> None:
-    """Write recipe.json; the folder is held, and may have become another run's while this one waited for it."""
+    """Write recipe.json; the folder is held, and may have become another run's while this one waited for it.
+
+    Raises:
+        UserError: if it has.
+    """
     _check_out(recipe, out)
     write_json(out / "recipe.json", asdict(recipe))
 
@@ -128,17 +134,21 @@ def _check_machine(recipe: Recipe) -> None:
     for package in ("trl", "accelerate", "datasets"):
         if find_spec(package) is None:
             raise UserError(f"training needs {package}, which is not installed; install the extra 'train'")
-    if recipe.grpo_vllm:
+    if recipe.grpo.vllm:
         import torch
 
         if not torch.cuda.is_available():
-            raise UserError("grpo_vllm=true needs a GPU, found none; set grpo_vllm=false")
+            raise UserError("grpo.vllm=true needs a GPU, found none; set grpo.vllm=false")
         if find_spec("vllm") is None:
-            raise UserError("grpo_vllm=true needs vllm, which is not installed; install the extra 'gpu'")
+            raise UserError("grpo.vllm=true needs vllm, which is not installed; install the extra 'gpu'")
 
 
 def _open_init(source: str, revision: str | None) -> "Checkpoint":
-    """The checkpoint that training starts from; UserError unless it is a language model with a chat template."""
+    """The checkpoint that training starts from.
+
+    Raises:
+        UserError: if it is no causal language model, or has no chat template.
+    """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -151,10 +161,12 @@ def _open_init(source: str, revision: str | None) -> "Checkpoint":
     except Exception as error:  # transformers has no one type for what it cannot read
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"init={source}: its configuration or tokenizer cannot be read ({reason}); give another"
+            f"init.id={source}: its configuration or tokenizer cannot be read ({reason}); give another"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"init={source}: expected a causal language model, found {config.model_type!r}")
+        raise UserError(f"init.id={source}: expected a causal language model, found {config.model_type!r}")
     if not tokenizer.chat_template:
-        raise UserError(f"init={source}: its tokenizer has no chat template; add one, or give another model")
+        raise UserError(
+            f"init.id={source}: its tokenizer has no chat template; add one, or give another model"
+        )
     return found

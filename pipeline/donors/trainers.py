@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:  # torch, transformers and trl take seconds to import: only training pays
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from pipeline.weights.checkpoint import Checkpoint
 
@@ -24,14 +24,15 @@ def pretraining_trainer(
     """The micro base, from nothing: next-token loss on whole texts of all four forms, packed."""
     from transformers import AutoModelForCausalLM, Qwen2Config, set_seed
 
-    tokenizer = train_tokenizer(examples, recipe.vocabulary)
+    tokenizer = train_tokenizer(examples, recipe.base.vocabulary)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 32,  # vLLM's CPU attention takes heads of 32, not smaller ones
-        num_key_value_heads=recipe.hidden // 64,
+        hidden_size=recipe.base.hidden,
+        intermediate_size=3 * recipe.base.hidden,
+        num_hidden_layers=recipe.base.layers,
+        num_attention_heads=recipe.base.hidden
+        // 32,  # vLLM's CPU attention takes heads of 32, not smaller ones
+        num_key_value_heads=recipe.base.hidden // 64,
         tie_word_embeddings=True,
         max_position_embeddings=1024,
         bos_token_id=None,
@@ -47,13 +48,13 @@ def pretraining_trainer(
         "packing_strategy": "wrapped",
         "max_length": 256,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": recipe.base_batch,
-        "learning_rate": recipe.base_lr,
+        "per_device_train_batch_size": recipe.base.batch,
+        "learning_rate": recipe.base.lr,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 50,
         "weight_decay": 0.01,
     }
-    return supervised_trainer(recipe, folder, model, tokenizer, examples, arguments)
+    return _supervised_trainer(recipe, folder, model, tokenizer, examples, arguments)
 
 
 def instruct_trainer(
@@ -62,32 +63,38 @@ def instruct_trainer(
     """The instruct target: all four forms, little arithmetic."""
     arguments = {
         "num_train_epochs": 1,
-        "per_device_train_batch_size": recipe.target_batch,
-        "learning_rate": recipe.target_lr,
+        "per_device_train_batch_size": recipe.target.batch,
+        "learning_rate": recipe.target.lr,
     }
-    return supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
+    return _supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
 
 
 def sft_trainer(
     recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]
 ) -> "Trainer":
+    """The SFT donor: cross-entropy on the answers to the training problems."""
     arguments = {
-        "num_train_epochs": recipe.sft_epochs,
-        "per_device_train_batch_size": recipe.sft_microbatch,
-        "gradient_accumulation_steps": recipe.sft_batch // recipe.sft_microbatch,
-        "learning_rate": recipe.sft_lr,
+        "num_train_epochs": recipe.sft.epochs,
+        "per_device_train_batch_size": recipe.sft.microbatch,
+        "gradient_accumulation_steps": recipe.sft.batch // recipe.sft.microbatch,
+        "learning_rate": recipe.sft.lr,
     }
-    return supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
+    return _supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
 
 
-def supervised_trainer(
+def _supervised_trainer(
     recipe: Recipe,
     folder: Path,
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     examples: list[micro.Example],
     arguments: dict[str, Any],
 ) -> "Trainer":
+    """A trainer with the arguments that supervised stages share, and `arguments` before them.
+
+    Raises:
+        UserError: if a text is longer than `sft.max_tokens`.
+    """
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -101,10 +108,10 @@ def supervised_trainer(
     rows = prompts_and_completions(examples, tokenizer)
     trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
     longest = max(map(len, trainer.train_dataset["input_ids"]))  # type: ignore[index]
-    if longest > max(recipe.sft_max_tokens, config.max_length or 0):
+    if longest > max(recipe.sft.max_tokens, config.max_length or 0):
         raise UserError(
-            f"sft_max_tokens={recipe.sft_max_tokens}: the longest training text of {folder.name} has {longest} tokens,"
-            f" and cut it would lose its answer; set sft_max_tokens={longest} or more"
+            f"sft.max_tokens={recipe.sft.max_tokens}: the longest training text of {folder.name} has {longest} tokens,"
+            f" and cut it would lose its answer; set sft.max_tokens={longest} or more"
         )
     return trainer
 
@@ -112,25 +119,26 @@ def supervised_trainer(
 def grpo_trainer(
     recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]
 ) -> "Trainer":
+    """The GRPO donor: answers sampled, rewarded and compared within each problem."""
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     model, tokenizer = _load(recipe, start)
     config = GRPOConfig(
-        max_steps=recipe.grpo_steps,
-        num_generations=recipe.grpo_rollouts,
-        per_device_train_batch_size=recipe.grpo_microbatch,
-        gradient_accumulation_steps=recipe.grpo_prompts * recipe.grpo_rollouts // recipe.grpo_microbatch,
-        max_completion_length=recipe.grpo_max_tokens,
-        learning_rate=recipe.grpo_lr,
+        max_steps=recipe.grpo.steps,
+        num_generations=recipe.grpo.rollouts,
+        per_device_train_batch_size=recipe.grpo.microbatch,
+        gradient_accumulation_steps=recipe.grpo.prompts * recipe.grpo.rollouts // recipe.grpo.microbatch,
+        max_completion_length=recipe.grpo.max_tokens,
+        learning_rate=recipe.grpo.lr,
         lr_scheduler_type="linear",
         warmup_steps=10,
-        beta=recipe.grpo_beta,
+        beta=recipe.grpo.beta,
         loss_type="dapo",
-        temperature=recipe.grpo_temperature,
-        use_vllm=recipe.grpo_vllm,
+        temperature=recipe.grpo.temperature,
+        use_vllm=recipe.grpo.vllm,
         vllm_mode="colocate",
-        vllm_gpu_memory_utilization=recipe.grpo_vllm_memory,
+        vllm_gpu_memory_utilization=recipe.grpo.vllm_memory,
         **shared_arguments(recipe, folder),
     )
     data = prompts_and_completions(examples, tokenizer).rename_column("completion", "answer")
@@ -155,7 +163,7 @@ def prompts_and_completions(examples: list[micro.Example], tokenizer: "PreTraine
     return Dataset.from_list(rows)
 
 
-def _load(recipe: Recipe, start: "Checkpoint") -> tuple[Any, Any]:
+def _load(recipe: Recipe, start: "Checkpoint") -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -172,7 +180,7 @@ def _attention() -> str:
 
 
 def shared_arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The settings that all stages share."""
+    """The arguments that all stages share. With `wandb` on, it is made ready too."""
     import torch
 
     if recipe.wandb:

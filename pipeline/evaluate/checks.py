@@ -18,7 +18,6 @@ from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
 
 QUESTION = "What is asked?"  # a user's turn that a chat template must let through
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 def check_inputs(plan: Plan, vectors: bool) -> None:
@@ -53,26 +52,10 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
 
 
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:
-    """Sizes that vLLM can build a model from, and the engine's options against them."""
+    """The engine's options against the sizes of the model."""
     config: Mapping[str, Any] = model.config.get("text_config") or model.config
-    for name in SIZES:
-        if name in config and (type(config[name]) is not int or config[name] < 1):
-            raise UserError(
-                f"{model.source}: config.json says {name}={config[name]!r:.40}; expected a positive number: fetch it again"
-            )
-    rows = model.resolve(EMBEDDING).shape[0]
-    if config.get("vocab_size", rows) != rows:
-        raise UserError(
-            f"{model.source}: config.json says vocab_size={config['vocab_size']}, its embedding has {rows} rows; set it"
-            f" to {rows}"
-        )
     heads = config.get("num_attention_heads", 1)
     key_value_heads = config.get("num_key_value_heads", heads)
-    if heads % key_value_heads:
-        raise UserError(
-            f"{model.source}: config.json says {heads} attention heads and {key_value_heads} key-value heads, which do not"
-            " divide them; fetch it again"
-        )
     workers = engine.tensor_parallel_size
     if heads % workers or (key_value_heads % workers and workers % key_value_heads):
         raise UserError(

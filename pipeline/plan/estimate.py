@@ -83,7 +83,8 @@ def _sources(config: Config, pins: Mapping[str, str], ask: bool) -> list[Source]
     found: list[Source] = []
     opened = [s for family in config.opened_families().values() for s in family.sources().values()]
     for source in {(s.id, s.revision): s for s in opened}.values():
-        silent = any(UNANSWERED in s.known_from for s in found)  # each question is asked five times over
+        # each question is asked five times over
+        silent = hub.is_silent() or any(UNANSWERED in s.known_from for s in found)
         pinned_source = replace(source, revision=source.revision or pins.get(source.id))
         found.append(_source(pinned_source, ask=ask and not silent))
     return found

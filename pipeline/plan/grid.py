@@ -7,6 +7,7 @@ The estimate, the plan and the manifest take this object. A row that a family ca
 trained) is not in `cells`, and `left_out` says so.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -80,6 +81,7 @@ class Task:
     limit: int | None
     seed: int = 0  # of the perturbation
     folder: str | None = None  # where the documents are; None is the hub
+    task_folders: tuple[str, ...] = ()  # of task files of one's own
 
     @property
     def subtasks(self) -> list[str | None]:
@@ -128,6 +130,26 @@ class Grid:
     tasks: tuple[Task, ...]
     cells: tuple[GridCell, ...]
     left_out: tuple[str, ...]  # a line for each family that cannot have all rows
+
+    def describe(self, mark: Callable[[GridCell], str] = lambda cell: "?") -> str:
+        """The grid as text: for each family, row and column a mark, and nothing where there is no cell."""
+        lines = []
+        width = max(len(c.label) for c in self.conditions)
+        for name, family in self.families.items():
+            cells = {(c.condition.name, c.task.name): c for c in self.cells if c.family == name}
+            lines.append(f"{name} ({family.label}): {family.target.id}")
+            lines += [f"  {column(i)}  {task.name}" for i, task in enumerate(self.tasks)]
+            lines.append(" " * (width + 4) + " ".join(column(i) for i in range(len(self.tasks))))
+            for condition in self.conditions:
+                found = [cells.get((condition.name, task.name)) for task in self.tasks]
+                marks = [f"{mark(cell) if cell else '':<{len(column(i))}}" for i, cell in enumerate(found)]
+                lines.append(f"  {condition.label:<{width}}  {' '.join(marks)}".rstrip())
+        return "\n".join(lines)
+
+
+def column(index: int) -> str:
+    """A letter for a column, as spreadsheets have them: a to z, aa, ab, …"""
+    return (column(index // 26 - 1) if index >= 26 else "") + chr(97 + index % 26)
 
 
 def make_grid(config: Config) -> Grid:
@@ -220,7 +242,9 @@ def columns(config: Config) -> tuple[Task, ...]:
     tasks = []
     for name, benchmark in config.chosen_benchmarks().items():
         limit = _least(config.limit, benchmark.limit)
-        plain = Task(name, name, benchmark, None, limit, config.perturbation_seed, config.data.folder)
+        folder = benchmark.dataset.folder or config.data.folder
+        seed, own = config.perturbation_seed, tuple(config.evals_path)
+        plain = Task(name, name, benchmark, None, limit, seed, folder, own)
         if benchmark.form not in ("none", *FIELDS):
             near = nearest(benchmark.form, ["none", *FIELDS])
             raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -44,7 +45,7 @@ def inputs_of(
         "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
         "task": {
             "names": names,
-            "definition": _task_definition(tuple(names), b.runs_code),
+            "definition": _task_definition(tuple(names), b.runs_code, task.task_folders),
             "changes": b.changes,
             "metric": b.metric,
             "also": b.also,
@@ -108,11 +109,12 @@ def _version(name: str, *other_names: str) -> str:
 
 
 @lru_cache
-def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
-    """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
+def _task_definition(names: tuple[str, ...], runs_code: bool, folders: tuple[str, ...] = ()) -> Any:
+    """Task files and scorers that are not lm-eval's, by content (comments aside); its own are known by its version."""
     own = {
-        path: yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
-        for path in sorted(TASKS.glob("*.yaml"))
+        path: _read_task(path)
+        for folder in (TASKS, *map(Path, folders))
+        for path in sorted(folder.rglob("*.yaml"))
     }
     left = [path for path, content in own.items() if content.get("task") in names]
     found: dict[str, str] = {}
@@ -121,11 +123,10 @@ def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
         text = path.read_text()
         found[path.name] = digest(own[path])
         included = own[path].get("include", [])
-        left += [
-            TASKS / i for i in ([included] if isinstance(included, str) else included) if TASKS / i in own
-        ]
+        beside = [path.parent / i for i in ([included] if isinstance(included, str) else included)]
+        left += [path for path in beside if path in own and path.name not in found]
         for module in re.findall(r"!function (\S+)\.\w+", text):
-            for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
+            for scorer in (path.parent / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
                 if scorer.is_file():
                     parts = sorted(scorer.parent.glob(f"{scorer.stem}*.py"))  # math.py and math_judge.py
                     found |= {part.name: code_fingerprint(part) for part in parts}
@@ -133,6 +134,16 @@ def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
     if found and runs_code:
         found |= {path.name: code_fingerprint(path) for path in (ROOT / "evals").glob("sandbox*.py")}
     return found or None
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as e:
+        raise UserError(
+            f"{path}: cannot be read as YAML ({' '.join(str(e).split())[:160]}); fix it"
+        ) from None
+    return content if isinstance(content, dict) else {}
 
 
 class _TaskLoader(yaml.SafeLoader):

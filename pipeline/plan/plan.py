@@ -21,7 +21,7 @@ from pipeline.files import digest
 from pipeline.manifest import FamilyEntry, Manifest, PlannedCell
 from pipeline.plan import revisions
 from pipeline.plan.family import Family, open_family, vector_key_of
-from pipeline.plan.grid import Condition, Grid, Task
+from pipeline.plan.grid import Condition, Grid, GridCell, Task
 from pipeline.plan.keys import inputs_of
 from pipeline.plan.sources import Sources
 from pipeline.records import is_done
@@ -147,26 +147,18 @@ class Plan:
         return found
 
     def describe(self) -> str:
-        """The grid as text: for each family, condition and task whether the cell is done (x) or to do (.)."""
-        lines = []
-        for family in map(self.families.__getitem__, self.grid.families):
-            cells = {(c.condition.name, c.task.name): c for c in self.cells if c.family is family}
-            width = max(len(c.label) for c in self.grid.conditions)
-            lines.append(f"{family.name} ({family.config.label}): {family.target.source}")
-            lines += [f"  {chr(97 + i)}  {task.name}" for i, task in enumerate(self.tasks)]
-            lines.append(" " * (width + 4) + " ".join(chr(97 + i) for i in range(len(self.tasks))))
-            for condition in self.grid.conditions:
-                marks = []
-                for task in self.tasks:
-                    cell = cells.get((condition.name, task.name))
-                    marks.append(" " if cell is None else "x" if is_done(self.results, cell.key) else ".")
-                lines.append(f"  {condition.label:<{width}}  {' '.join(marks)}")
-        done = len(self.unique()) - len(self.missing())
-        shared = len(self.cells) - len(self.unique())
-        lines.append(
-            f"{len(self.unique())} cells ({shared} more share one of them): {done} done (x), {len(self.missing())} to do (.)"
+        """The grid as text: for each family, condition and benchmark whether the cell is done (x) or to do (.)."""
+        missing = {cell.key for cell in self.missing()}
+        keys = {(c.family.name, c.condition.name, c.task.name): c.key for c in self.cells}
+
+        def mark(cell: GridCell) -> str:
+            return "." if keys[cell.family, cell.condition.name, cell.task.name] in missing else "x"
+
+        unique = len(self.unique())
+        return (
+            f"{self.grid.describe(mark)}\n{unique} cells ({len(self.cells) - unique} more share one of them):"
+            f" {unique - len(missing)} done (x), {len(missing)} to do (.)"
         )
-        return "\n".join(lines)
 
 
 def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:

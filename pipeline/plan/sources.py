@@ -31,9 +31,15 @@ class Sources:
     def task(self, task: Task) -> Task:
         """A column of the grid with its documents found."""
         dataset = task.config.dataset
-        if self.folder is None and dataset.revision is None:
+        folder = dataset.folder or self.folder
+        if folder is None and not dataset.id:
+            raise UserError(
+                f"benchmarks.{task.benchmark}: its documents are in no folder and not on the hub; set"
+                f" benchmarks.{task.benchmark}.dataset.folder, or data.folder"
+            )
+        if folder is None and dataset.revision is None:
             dataset = replace(dataset, revision=self.pinned.get(revisions.name_of(dataset)))
-        return replace(task, folder=self.folder, config=replace(task.config, dataset=dataset))
+        return replace(task, folder=folder, config=replace(task.config, dataset=dataset))
 
 
 def find_sources(config: Config) -> Sources:

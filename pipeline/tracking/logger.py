@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wandb
+
 from pipeline.analysis.results import Results
 from pipeline.config.schema import Config
 from pipeline.records import Record

@@ -71,6 +71,7 @@ def track(config: Config, manifest: Manifest, report: Callable[[str], None]) -> 
 def _log(config: Config, results: Results, runs: list[Run]) -> str:
     """Write runs to files, and note each; returns what was in the way, or nothing."""
     import wandb
+
     from pipeline.tracking.logger import Logger
 
     os.environ.setdefault("WANDB_SILENT", "true")
