@@ -67,10 +67,11 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
+SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
-	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=sweep $(ARGS)
+	$(BIN)/python -m pipeline experiment=paper name=$(SWEPT)_sweep conditions=sweep $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
 	$(BIN)/python -m pipeline apply $(ARGS)

@@ -76,7 +76,12 @@ def run(config: Config, report: Report = print) -> None:
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
         _check_machine(config)
-    only_reads = stages == [Stage.render] and manifest_path(Path(config.results), config.name).exists()
+    path = manifest_path(Path(config.results), config.name)
+    if not {Stage.extract, Stage.evaluate} & set(stages) and not path.exists():
+        raise UserError(
+            f"{path}: nothing has been run under this name; run `python -m pipeline experiment=…` first, or set name"
+        )
+    only_reads = stages == [Stage.render]
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         try:
             _run(config, stages, report)
@@ -102,7 +107,7 @@ def _check_machine(config: Config) -> None:
 
 def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
-    if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
+    if Stage.extract in stages or Stage.evaluate in stages:
         if Stage.evaluate in stages and config.launcher.address is not None:
             from pipeline.evaluate.cluster import connect
 
