@@ -486,10 +486,16 @@ def test_few_documents_cannot_test_the_claim(tmp_path: Path) -> None:
     assert verdict(tmp_path, 20, 0.5)[0] == claims.NOT_TESTABLE
 
 
-def test_a_claim_without_cells_is_not_testable_and_has_its_line(tmp_path: Path) -> None:
-    lines = terminal.verdict_lines(evaluated(tmp_path, conditions=MAIN, benchmarks=ONE))
-    assert len(lines) == len(claims.read_claims().claims)
-    assert next(line for line in lines if "HumanEval" in line).startswith("not testable")
+def test_claims_without_cells_are_not_testable_and_share_one_line(tmp_path: Path) -> None:
+    results = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE)
+    lines, judged = terminal.verdict_lines(results), claims.verdicts(results)
+    tested = [v for v in judged if v.reason != claims.NO_CELLS]
+    assert len(judged) == len(claims.read_claims().claims) and len(lines) == len(tested) + 1
+    assert (
+        lines[-1].startswith("not testable") and f"for {len(judged) - len(tested)} of the claims" in lines[-1]
+    )
+    for verdict_ in judged:
+        assert sum(verdict_.statement in line for line in lines) == 1, verdict_.statement
 
 
 # ---- formats ----
