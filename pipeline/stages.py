@@ -6,7 +6,6 @@ render    tables, figures and the report, from records alone    → paper_tables
 track     W&B runs, from records alone                          → the W&B server, or results/wandb/
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -253,11 +252,12 @@ def _new_vector(
 def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list[str]) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already."""
     from pipeline.weights import geometry
+    from pipeline.weights.geometry_report import read_report
     from pipeline.weights.vector import Vector
 
     asked = set(alphas)
-    with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
-        measured = {row["alpha"] for row in json.loads(path.read_text())["total"]["alphas"]}
+    with suppress(UserError):  # none yet, or damaged
+        measured = {at["alpha"] for at in read_report(path)["total"]["alphas"]}
         if asked <= measured:
             return
         asked |= measured

@@ -43,6 +43,7 @@ from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.weights import geometry
 from pipeline.weights.card import card
 from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.geometry_report import read_report
 from pipeline.weights.steer import STEERING, Term, apply, steering
 from pipeline.weights.vector import Vector
 
@@ -178,8 +179,8 @@ def vector_card(plan: Plan, family: Family) -> str:
         ]
     path = plan.geometry_file(family)
     try:
-        lines.append(geometry.table(json.loads(path.read_text())))
-    except (OSError, ValueError):
+        lines.append(geometry.table(read_report(path)))
+    except UserError:
         raise UserError(f"{path}: no whole geometry of this target there; run the stage 'extract'") from None
     return "\n".join(lines)
 

@@ -5,7 +5,6 @@ an artifact that refers to the file, with its geometry. Scores are fractions the
 """
 
 import html
-import json
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
@@ -17,13 +16,16 @@ import wandb
 
 from pipeline.analysis.results import Results
 from pipeline.config.schema import Config
+from pipeline.errors import UserError
 from pipeline.records import Record
 from pipeline.tracking.runs import Run
 from pipeline.tracking.summary import comparisons, figures, rendered, sweep_rows, sweep_steps
+from pipeline.weights.geometry_report import Facts, GeometryReport, read_report
 
 SAMPLES = 25  # rows of each benchmark's sample table
 TEXTS = ("prompt", "target", "output")
 METRICS = ("score", "stderr", "n", "share_truncated", "share_not_extracted", "mean_tokens")
+FACTS = ("norm", "relative_norm", "sparsity")  # of a vector
 COSTS = ("seconds", "generated_tokens", "prompt_tokens", "requests")
 
 
@@ -32,7 +34,7 @@ class Logger:
 
     def __init__(self, config: Config, results: Results) -> None:
         self.config, self.results = config, results
-        self.geometries: dict[tuple[str, str], dict[str, Any]] = {}  # by a vector's key and the files' name
+        self.geometries: dict[tuple[str, str], GeometryReport | None] = {}  # by a vector's key and a pattern
         self.entries: dict[str, Any] = {}  # references to vectors' files, whose checksums are known
 
     def log(self, run: Run, keep: Collection[str]) -> Path:
@@ -150,24 +152,27 @@ class Logger:
     def _geometry(self, run: Run) -> dict[str, Any]:
         """Norms and sparsity of the condition's vector beside its target: in all, and as tables by module and by layer."""
         vectors, named = self._vectors(run), self.results.families[run.family].geometry
-        geometry = self._geometry_of(vectors[0], Path(named).name) if vectors and named else {}
-        if not geometry:
+        geometry = self._geometry_of(vectors[0], Path(named).name) if vectors and named else None
+        if geometry is None:
             return {}
-        facts = ("norm", "relative_norm", "sparsity")
-        data: dict[str, Any] = {f"geometry/{fact}": geometry["total"][fact] for fact in facts}
-        for level, place in (("modules", "module"), ("layers", "layer")):
-            rows: list[Any] = [[row[k] for k in (place, "entries", *facts)] for row in geometry[level]]
-            data[f"geometry/{level}"] = wandb.Table(columns=[place, "entries", *facts], data=rows)
+        total = geometry["total"]
+        data: dict[str, Any] = {
+            f"geometry/{fact}": number for fact, number in zip(FACTS, _facts(total), strict=True)
+        }
+        modules = [[row["module"], row["entries"], *_facts(row)] for row in geometry["modules"]]
+        layers = [[row["layer"], row["entries"], *_facts(row)] for row in geometry["layers"]]
+        data["geometry/modules"] = wandb.Table(columns=["module", "entries", *FACTS], data=modules)
+        data["geometry/layers"] = wandb.Table(columns=["layer", "entries", *FACTS], data=layers)
         return data
 
-    def _geometry_of(self, key: str, name: str) -> dict[str, Any]:
-        """The first geometry file of that name (or pattern) beside a vector; nothing where none is beside the records."""
-        if (key, name) not in self.geometries:
-            self.geometries[key, name] = {}
-            with suppress(OSError, ValueError):
-                for path in sorted((self.results.folder / "vectors" / key).glob(name))[:1]:
-                    self.geometries[key, name] = json.loads(path.read_text())
-        return self.geometries[key, name]
+    def _geometry_of(self, key: str, pattern: str) -> GeometryReport | None:
+        """The first geometry file of that name beside a vector; None where none is beside the records."""
+        if (key, pattern) not in self.geometries:
+            self.geometries[key, pattern] = None
+            with suppress(UserError):
+                for path in sorted((self.results.folder / "vectors" / key).glob(pattern))[:1]:
+                    self.geometries[key, pattern] = read_report(path)
+        return self.geometries[key, pattern]
 
     def _refer_to_vectors(self, logged: wandb.Run, run: Run) -> None:
         """Log each vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
@@ -176,12 +181,19 @@ class Logger:
             if not file.is_file():
                 continue
             geometry = self._geometry_of(key, "geometry-*.json")  # any target's: these facts are v's alone
-            total = geometry.get("total", {})
-            about = {"key": key, "fingerprint": geometry.get("vector")}
-            about |= {fact: total.get(fact) for fact in ("entries", "norm", "sparsity")}
+            about: dict[str, Any] = {"key": key}
+            if geometry is not None:
+                total = geometry["total"]
+                about |= {"fingerprint": geometry["vector"], "entries": total["entries"]}
+                about |= {"norm": total["norm"], "sparsity": total["sparsity"]}
             artifact = wandb.Artifact(f"vector-{key[:16]}", type="vector", metadata=about)
             if key in self.entries:  # one pass over the file is enough for all conditions
                 artifact.manifest.add_entry(self.entries[key])
             else:
                 (self.entries[key],) = artifact.add_reference(file.resolve().as_uri())
             logged.log_artifact(artifact)
+
+
+def _facts(facts: Facts) -> list[float | None]:
+    """FACTS of a group of tensors."""
+    return [facts["norm"], facts["relative_norm"], facts["sparsity"]]
