@@ -2,7 +2,10 @@
 
 import dataclasses
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -39,6 +42,33 @@ def test_every_option_says_what_it_is(group: str) -> None:
             line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line
         ]
         assert comments, path
+
+
+def numbers(node: Any, path: str = "") -> Iterator[str]:
+    """The keys of a configuration that take one number; of a group with names, those of its first entry."""
+    kinds = get_type_hints(type(node))
+    for name in (f.name for f in dataclasses.fields(node)):
+        value, key = getattr(node, name), f"{path}{name}"
+        options = get_args(kinds[name]) if isinstance(kinds[name], UnionType) else [kinds[name]]
+        if {int, float} & set(options):
+            yield key
+        elif isinstance(value, dict) and value:
+            first, inner = next(iter(value.items()))
+            yield from numbers(inner, f"{key}.{first}.") if dataclasses.is_dataclass(inner) else ()
+        elif dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{key}.")
+
+
+def test_no_number_of_the_configuration_may_be_negative() -> None:
+    """α alone may, and it is a list."""
+    keys = list(numbers(compose(["experiment=micro"])))
+    assert {"limit", "engine.threads", "benchmarks.gsm8k.chance", "families.micro.target.size_gb"} <= set(
+        keys
+    )
+    for key in keys:
+        with pytest.raises(UserError) as refused:
+            compose(["experiment=micro", f"{key}=-1"])
+        assert str(refused.value).startswith(f"{key}: expected ") and "found -1" in str(refused.value)
 
 
 @pytest.mark.parametrize(
