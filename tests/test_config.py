@@ -1,6 +1,7 @@
 """The configuration: what is there composes, and what is not declared is refused by name."""
 
 import dataclasses
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,3 +218,27 @@ def test_another_id_leaves_the_revision_of_the_configured_one_behind() -> None:
         compose(["experiment=paper", "benchmarks.gsm8k.dataset.id=me/gsm8k"]).benchmarks["gsm8k"].dataset
     )
     assert (dataset.id, dataset.revision) == ("me/gsm8k", None)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: &a [*a]\n", "mine.yaml: an alias stands for what it is in"),
+        (f"name: {'[' * 3000}{']' * 3000}\n", "mine.yaml: nested"),
+        (BOMB, "mine.yaml: its aliases stand for 1"),
+        ("defaults: [{/experiment: mine}]\n", "nested too deep, or refers to itself"),
+        ("name: [\n", "mine.yaml: cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_stands_for_too_much_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
+    os.mkfifo(tmp_path / "experiment" / "pipe.yaml")
+    with pytest.raises(UserError) as caught:
+        compose(["experiment=mine", f"hydra.searchpath=[{tmp_path}]"])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
