@@ -273,8 +273,8 @@ def test_each_sweep_is_a_block_with_the_rows_that_lie_on_its_line(tmp_path: Path
     }
     table = alpha_sweep.table(results)
     values = {title: [line.label for line in b if line.kind is Kind.value] for title, b in table.blocks}
-    assert values["micro 0.8M, of_mlp"] == ["α = 0", "α = 0.5", "α = 1", "α = 2"]
-    assert len(values["micro 0.8M, alpha"]) == 9
+    assert values["micro 0.8M, of_mlp, α"] == ["α = 0", "α = 0.5", "α = 1", "α = 2"]
+    assert len(values["micro 0.8M, α"]) == 9
     shown = next(r for r in table.data if (r["sweep"], r["alpha"]) == ("think", 2.0))
     against_its_own = results.difference(
         "micro", results.named("think=2.0"), results.named("baseline_think"), "gsm8k"
@@ -287,7 +287,7 @@ def test_the_only_sweep_is_named_unless_it_is_of_the_whole_vector(tmp_path: Path
     mlp = {f"mlp={a!r}": synthetic.swept(a, "mlp", part={"modules": ["mlp"]}) for a in (0.5, 1.0)}
     baseline = {"baseline": synthetic.CONDITIONS["baseline"]}
     results = evaluated(tmp_path, benchmarks=ONE, conditions=baseline | mlp)
-    assert [block.title for block in alpha_sweep.table(results).blocks] == ["micro 0.8M, mlp"]
+    assert [block.title for block in alpha_sweep.table(results).blocks] == ["micro 0.8M, mlp, α"]
 
 
 @pytest.mark.parametrize("label", ["paper", "Δ", "detectable (x)", "range over seeds", "v (seed 1)"])

@@ -48,6 +48,7 @@ class Condition:
     name: str
     label: str
     origin: str  # the condition of the configuration that it comes from
+    origin_label: str
     row: str  # rows that differ in their seed alone are one row of a table
     row_label: str
     start: Start
@@ -63,10 +64,16 @@ class Condition:
 
     def entry(self) -> ConditionEntry:
         """The condition as the manifest names it."""
-        terms = tuple(term.entry() for term in self.terms)
-        start, role = self.start.value, self.role.value
         return ConditionEntry(
-            self.label, self.origin, self.row, self.row_label, start, terms, self.prompt, role
+            label=self.label,
+            origin=self.origin,
+            origin_label=self.origin_label,
+            row=self.row,
+            row_label=self.row_label,
+            start=self.start.value,
+            terms=tuple(term.entry() for term in self.terms),
+            prompt=self.prompt,
+            role=self.role.value,
         )
 
 
@@ -210,6 +217,7 @@ def _row(
         name=row if seed is None else f"{row}-s{seed}",
         label=label if seed is None else f"{label} (seed {seed})",
         origin=origin,
+        origin_label=given.label,
         row=row,
         row_label=label,
         start=given.start,
