@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
-from benchmarks.draws import draw
+from benchmarks.draws import by_document, draw
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, design, robust_variance, sample_of
 from pipeline.analysis.paired import change, difference, number, score
@@ -107,6 +107,13 @@ def test_a_single_large_cluster_takes_degrees_of_freedom_away() -> None:
     d = changes(30, 25, 200)
     even, uneven = np.repeat(np.arange(10), 20), np.minimum(np.arange(200) // 10, 5)
     assert design(200, clusters=uneven).variance(d)[1] < design(200, clusters=even).variance(d)[1]
+
+
+def test_a_spread_that_a_few_clusters_carry_has_few_degrees_of_freedom() -> None:
+    d = changes(10, 0, 200)  # all in the first of ten clusters
+    excess = stats.kurtosis([10.0] + [0.0] * 9, bias=False)
+    freedom = design(200, clusters=np.repeat(np.arange(10), 20)).variance(d)[1]
+    assert freedom == pytest.approx(1 / (1 / 9 + excess / 20))
 
 
 def test_strata_have_the_textbook_variance() -> None:
@@ -240,7 +247,7 @@ def test_averages_of_clusters_equal_the_simulated_ones() -> None:
     sizes = np.array([4, 9, 9, 30, 30, 50])
     counts = draw(np.random.default_rng(7), 1, sizes, 0.2, 0.1, 0.1)[0]
     clusters = np.repeat(np.arange(6), sizes)
-    d = np.concatenate([changes(*c, n) for c, n in zip(counts.tolist(), sizes.tolist(), strict=True)])
+    d = by_document(sizes, counts[:, 0], counts[:, 1])
     n = float(sizes.sum())
     net = (counts[:, 0] - counts[:, 1]).astype(float)
     variance, freedom = robust_variance(net / n, Blocks(sizes / n, sizes / n**2, np.zeros(6, dtype=int)))
@@ -315,10 +322,18 @@ def test_power_rises_with_the_effect_and_falls_with_the_number_of_tests() -> Non
 
 def test_five_documents_and_five_clusters_detect_nothing() -> None:
     assert math.isnan(detectable(5, 0.5).effect)
-    d = changes(20, 15, 200)
-    assert math.isnan(change(d, design(200, clusters=np.arange(200) % 5)).detectable)
-    clustered = change(d, design(200, clusters=np.arange(200) // 2 % 12))
-    assert clustered.detectable > change(d, design(200)).detectable
+    assert math.isnan(change(changes(20, 15, 200), design(200, clusters=np.arange(200) % 5)).detectable)
+
+
+def test_clusters_and_stricter_levels_raise_what_is_detectable() -> None:
+    sizes, clusters = np.full(27, 40), np.repeat(np.arange(27), 40)
+    counts = draw(np.random.default_rng(11), 1, sizes, 0.15, 0.15, 0.2)[0]
+    d = by_document(sizes, counts[:, 0], counts[:, 1])
+    clustered = change(d, design(len(d), clusters=clusters))
+    assert clustered.detectable > 2 * change(d, design(len(d))).detectable
+    # Student's t costs more at a stricter level: with the effective size of the 95 % interval it would be less.
+    strict = change(d, design(len(d), clusters=clusters), level=0.05 / 40)
+    assert strict.detectable > 1.05 * detectable(clustered.effective, clustered.assumed, 0.05 / 40).effect
 
 
 def test_difference_is_new_less_reference() -> None:
