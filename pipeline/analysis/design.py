@@ -60,7 +60,7 @@ class Design:
     @cached_property
     def effective(self) -> float:
         """Documents that would say as much with equal weights, if all were independent (Kish 1965)."""
-        return 1.0 / float(self.weights @ self.weights)
+        return float(len(self.sizes) ** 2 / (1.0 / self.sizes).sum())
 
     @cached_property
     def blocks(self) -> Blocks:

@@ -19,7 +19,7 @@ from pipeline.analysis.signflip import smallest_p
 
 LEVEL = 0.05
 POWER = 0.8
-_STEPS = 30  # of bisection: to a billionth
+_STEPS = 20  # of bisection: to a millionth
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def detectable(
         level: None for a caller that does not ask (NaN).
         units: independent units; where they are too few for the level, nothing is detectable.
     """
-    if level is None or math.isnan(n) or n < 1:
+    if level is None or not n >= 1:
         return Detectable(math.nan, discordance)
     share = discordance if discordance > 0 else 1.0 - ((1.0 - CONFIDENCE) / 2) ** (1.0 / n)
     test = _test(int(n), level)
@@ -85,7 +85,7 @@ class _Test:
 
     def power(self, effect: float, discordance: float) -> float:
         share = min(discordance, 1.0)
-        spread = 10 * math.sqrt(self.n * share * (1 - share)) + 10
+        spread = 8 * math.sqrt(self.n * share * (1 - share)) + 10
         first, last = max(0, int(self.n * share - spread)), min(self.n, int(self.n * share + spread))
         changed = np.arange(first, last + 1)
         ways, critical = self.ways[first : last + 1], self.critical[first : last + 1]

@@ -91,14 +91,16 @@ def mean_difference(
 
 
 def mean_score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean of scores (k, n), each in [0, 1], over repetitions and documents, with Wilson's interval."""
+    """Mean of scores (k, n), each in [0, 1], over repetitions and documents, with Agresti and Coull's interval."""
     x = np.asarray(scores, dtype=float)
     alone = score(x.mean(axis=0), design, confidence)
     if len(x) < 2:
         return alone
     parts = crossed(x, design)
     size = intervals.effective_size(alone.value * (1.0 - alone.value), parts, math.inf, confidence)
-    low, high = (float(end) for end in intervals.wilson(alone.value, size, confidence))
+    if np.isinf(size):
+        return alone  # the repetitions do not differ
+    low, high = (float(end) for end in intervals.share(alone.value, size, confidence))
     se = max(math.sqrt(sum(float(variance) for variance, _ in parts)), alone.se)
     return replace(alone, se=se, low=min(low, alone.low), high=max(high, alone.high))
 
