@@ -27,7 +27,7 @@ from evals import sandbox_seccomp
 from evals.sandbox_protocol import decode, encode, receive, send
 from evals.sandbox_seccomp import prctl
 
-sys.path.pop()  # of this project a program can import nothing more
+sys.path.pop()  # programs do not look there
 
 
 def limit(limits: dict[str, Any]) -> None:
