@@ -114,7 +114,9 @@ def run_side(side: str, folder: Path, repeats: int, cores: int) -> dict[str, lis
     available = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(available)[-cores:])  # a child takes it over
     try:
-        ran = subprocess.run([*command, "--repeats", str(repeats)], stdout=subprocess.PIPE, text=True, check=True)
+        ran = subprocess.run(
+            [*command, "--repeats", str(repeats)], stdout=subprocess.PIPE, text=True, check=True
+        )
     finally:
         os.sched_setaffinity(0, available)
     found: dict[str, list[float]] = json.loads(ran.stdout.strip().splitlines()[-1])
