@@ -56,7 +56,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     """Do what `options` (see above) say, and return a text that tells what was done.
 
     Raises:
-        UserError: for an unknown family, an α that is no number, a target that the vector does not fit, or a hub that
+        UserError: for an unknown family, an α that is not a number, a target that the vector does not fit, or a hub that
             refuses; what was written stays.
     """
     known = list(config.chosen_families())

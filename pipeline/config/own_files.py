@@ -20,7 +20,7 @@ def check_own_files(overrides: list[str]) -> None:
     """Refuse a folder that is not there, and files that stand for too much.
 
     Raises:
-        UserError: for the first of them. What is no YAML at all is told by `unreadable`, if it is chosen.
+        UserError: for the first of them. What is not YAML at all is named by `unreadable`, if it is chosen.
     """
     for folder in _folders(overrides)[1:]:
         if not folder.is_dir():
@@ -59,7 +59,7 @@ def _check(path: Path, root: yaml.Node) -> None:
 
 
 def unreadable(overrides: list[str]) -> str:
-    """The first file of configuration that is no YAML, which Hydra does not name."""
+    """The first file of configuration that is not YAML, which Hydra does not name."""
     for path in sorted(
         path for folder in _folders(overrides) for path in folder.rglob("*.yaml") if path.is_file()
     ):

@@ -47,5 +47,5 @@ def composed(
         ) from None
     except RecursionError:
         raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
-    except ValueError as e:  # Hydra's, for a group that is no name
+    except ValueError as e:  # Hydra's, for a group that is not a name
         raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
