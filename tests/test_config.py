@@ -96,6 +96,7 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["conditions.baseline.seeds=[1]"], "part and seeds say what α is multiplied with"),
         (["conditions.random.seeds=[]"], "expected a seed for each random vector, found none"),
         (["conditions.random.seeds=[-1]"], "expected whole numbers from 0"),
+        (["conditions.alpha.alpha=null"], "conditions.alpha.role: a sweep runs along its alpha"),
         (["conditions.vector.start=vectr"], "Invalid value 'vectr'"),
         (["conditions.vector.weights=vector"], "is of an earlier version; write start"),
         (["conditions.vector.variant.trim=0.1"], "is of an earlier version; write part"),

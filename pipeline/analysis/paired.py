@@ -27,9 +27,9 @@ from pipeline.analysis.statistics import Difference, Estimate
 class PairedDifference(Difference):
     """A paired difference with what its interval rests on.
 
-    ``units`` independent units; ``freedom`` of the variance between them (infinite where documents are
-    independent); ``effective`` size, the independent documents that would say as much; ``assumed`` is what
-    ``detectable`` takes for the share of documents that change.
+    `units` independent units; `freedom` of the variance between them (infinite where documents are
+    independent); `effective` size, the independent documents that would say as much; `assumed` is what
+    `detectable` takes for the share of documents that change.
     """
 
     units: int
@@ -73,7 +73,7 @@ def difference(
     """Mean of new - reference (both (n,), scores in [0, 1] of the same documents in the same order).
 
     Args:
-        level: at which ``detectable`` is computed: 0.05 over the number of tests, for the first step of Holm's.
+        level: at which `detectable` is computed: 0.05 over the number of tests, for the first step of Holm's.
     """
     d = np.asarray(new, dtype=float) - np.asarray(reference, dtype=float)
     return change(d, design, level=level, confidence=confidence)

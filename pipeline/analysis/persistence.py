@@ -42,8 +42,8 @@ class Share:
 class Persistence:
     """One condition on a perturbed benchmark against the reference, over documents and their sources.
 
-    ``gain_plain`` and ``gain`` are condition - reference on plain and on perturbed documents, ``change`` is gain -
-    gain_plain, ``share`` is gain / gain_plain; ``reference`` is the reference's perturbed score.
+    `gain_plain` and `gain` are condition - reference on plain and on perturbed documents, `change` is gain -
+    gain_plain, `share` is gain / gain_plain; `reference` is the reference's perturbed score.
     """
 
     gain_plain: PairedDifference
@@ -97,10 +97,10 @@ def decide(cases: Sequence[Persistence], level: float = LEVEL) -> list[Decision]
     """The outcome of each case, after Holm's correction over all of them.
 
     - a loss, no gain: on the plain documents already; nothing could persist.
-    - yes: a gain on the perturbed documents, most of the plain one by the interval of ``share``, and no sign that
+    - yes: a gain on the perturbed documents, most of the plain one by the interval of `share`, and no sign that
       it is smaller.
     - at least in part: a gain, and no sign that it is smaller, but less than most of it may be left.
-    - in part: a gain, and smaller (``share`` says by how much).
+    - in part: a gain, and smaller (`share` says by how much).
     - no: smaller, and no gain is shown. reversed: a loss.
     - floor: no gain is shown, and the reference is near chance, so that nothing could be.
     - cannot tell: neither a gain nor a change is shown.
@@ -116,7 +116,7 @@ def decide(cases: Sequence[Persistence], level: float = LEVEL) -> list[Decision]
 def share_left(
     plain: ArrayLike, perturbed: ArrayLike, design: Design, confidence: float = CONFIDENCE
 ) -> Share:
-    """Mean of ``perturbed`` over mean of ``plain`` (gains by document, both (n,)), with Fieller's interval."""
+    """Mean of `perturbed` over mean of `plain` (gains by document, both (n,)), with Fieller's interval."""
     a, b = np.asarray(plain, dtype=float), np.asarray(perturbed, dtype=float)
     mean_a, mean_b = design.mean(a), design.mean(b)
     if mean_a == 0:

@@ -24,7 +24,7 @@ _STEPS = 20  # of bisection: to a millionth
 
 @dataclass(frozen=True)
 class Detectable:
-    """The smallest true difference that is found; NaN where none can be. ``discordance`` is the share of
+    """The smallest true difference that is found; NaN where none can be. `discordance` is the share of
     documents that is taken to change, one way or the other, beneath it."""
 
     effect: float
@@ -34,7 +34,7 @@ class Detectable:
 def detectable(
     n: float, discordance: float, level: float | None = LEVEL, power: float = POWER, units: float = math.inf
 ) -> Detectable:
-    """The smallest difference that a test of ``n`` documents at ``level`` finds with this power.
+    """The smallest difference that a test of `n` documents at `level` finds with this power.
 
     Args:
         n: documents, or the effective size.
@@ -57,7 +57,7 @@ def detectable(
 
 
 def mcnemar_power(n: float, effect: float, discordance: float, level: float = LEVEL) -> float:
-    """Chance that the exact McNemar test of ``n`` documents finds a difference.
+    """Chance that the exact McNemar test of `n` documents finds a difference.
 
     Args:
         effect: true share of gains less that of losses.

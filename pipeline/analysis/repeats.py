@@ -32,9 +32,9 @@ _STEPS = 50  # of bisection for a p value
 
 @dataclass(frozen=True)
 class Place:
-    """Where one value stands among a sample of others: ``as_far`` of ``of`` are at least as far from zero.
+    """Where one value stands among a sample of others: `as_far` of `of` are at least as far from zero.
 
-    ``p`` is the chance of that place if the value were one more of the sample: never below 1 / (of + 1).
+    `p` is the chance of that place if the value were one more of the sample: never below 1 / (of + 1).
     """
 
     as_far: int
@@ -63,7 +63,7 @@ def mean_difference(
 ) -> PairedDifference:
     """Mean of differences (k, n) over repetitions and documents, against zero.
 
-    ``p`` is the smallest level at which the interval of `change` with this variance leaves zero out.
+    `p` is the smallest level at which the interval of `change` with this variance leaves zero out.
     """
     x = np.asarray(differences, dtype=float)
     alone = change(x.mean(axis=0), design, scale, None if len(x) > 1 else level, confidence)

@@ -14,6 +14,7 @@ from pipeline.config.schema import (
     Config,
     Launcher,
     PartConfig,
+    Role,
     Stage,
 )
 from pipeline.errors import UserError
@@ -96,6 +97,10 @@ def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
     if c.terms and (c.alpha is not None or c.part is not None or c.seeds is not None):
         raise UserError(
             f"{where}: alpha, part and seeds are the short form of one term; write them in terms, or leave terms out"
+        )
+    if c.role is Role.sweep and c.alpha is None:
+        raise UserError(
+            f"{where}.role: a sweep runs along its alpha, and there is none; set alpha to a list, or role to main"
         )
     if c.alpha is None and (c.part is not None or c.seeds is not None):
         raise UserError(
