@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment in .venv, made on first use from requirements/cpu.txt.
+# Everything runs in a virtual environment in .venv, made on first use from requirements/cpu.txt or gpu.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
@@ -16,24 +16,34 @@ export UV_COMPILE_BYTECODE = 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+ifeq ($(filter cpu gpu,$(ACCELERATOR)),)
+$(error ACCELERATOR=$(ACCELERATOR): expected cpu or gpu)
+endif
+
 setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds
 ifneq ($(ACCELERATOR),$(HELD))
 .venv/.done: OTHER_BUILD
 endif
-.venv/.done: requirements/cpu.txt pyproject.toml
+ifndef SETUP_LOCKED
+# One at a time. The inner make looks at .venv anew, so the one that waited finds it done.
+.venv/.done: requirements/$(ACCELERATOR).txt pyproject.toml
+	@flock -n .venv.lock true || echo "waiting for another make that sets up .venv"
+	@flock .venv.lock $(MAKE) --no-print-directory SETUP_LOCKED=1 $@
+else
+.venv/.done: requirements/$(ACCELERATOR).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(if $(filter-out $(HELD),$(ACCELERATOR)),--clear) .venv
 	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
-ifeq ($(ACCELERATOR),gpu)
-	$(BIN)/uv pip install --python $(BIN)/python -e '.[gpu,train,cluster,dashboard,dev]'
-else
+ifeq ($(ACCELERATOR),cpu)
 	@echo "installing $(TORCH): a wheel that pip is configured to find, else from PyTorch's CPU index"
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
 	  || $(BIN)/pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/cpu.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 endif
+	$(BIN)/uv pip install $(if $(filter cpu,$(ACCELERATOR)),-q) --python $(BIN)/python --no-deps -r requirements/$(ACCELERATOR).txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pipeline.engine.alias
 	@echo $(ACCELERATOR) > $@
+endif
 
 demo: .venv/.done ## the paper's grid on the embedded family, on the CPU, in minutes
 	$(BIN)/python -m pipeline experiment=micro $(ARGS)
@@ -57,10 +67,11 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
+SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
-	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=sweep $(ARGS)
+	$(BIN)/python -m pipeline experiment=paper name=$(SWEPT)_sweep conditions=sweep $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
 	$(BIN)/python -m pipeline apply $(ARGS)
@@ -72,13 +83,13 @@ tables: .venv/.done ## render tables and figures again from the records: make ta
 	$(BIN)/python -m pipeline 'stages=[render]' $(ARGS)
 
 compare: .venv/.done ## set two runs side by side: make compare A=results/runs/a.json B=results/runs/b.json
-	@$(BIN)/python -m pipeline.report.compare $(A) $(B)
+	@$(BIN)/python -m pipeline compare $(A) $(B) $(ARGS)
 
 parity: .venv/.done ## our scores beside the stock lm_eval command's: make parity ARGS="model=FOLDER data=FOLDER"
 	$(BIN)/python -m benchmarks.parity $(ARGS)
 
 donors: .venv/.done ## train donors by a recipe of conf/recipe: make donors EXPERIMENT=micro
-	$(BIN)/python -m pipeline.donors recipe=conf/recipe/$(EXPERIMENT).yaml out=results/donors/$(EXPERIMENT) $(ARGS)
+	$(BIN)/python -m pipeline donors recipe=$(EXPERIMENT) $(ARGS)
 
 SEEDS = 0 1 2 3 4
 families: .venv/.done ## train the micro family from five seeds, two at a time, and test the claim on them
@@ -87,7 +98,7 @@ families: .venv/.done ## train the micro family from five seeds, two at a time, 
 	$(BIN)/python -m pipeline experiment=micro_seeds $(ARGS)
 
 family-%: .venv/.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.donors recipe=conf/recipe/micro.yaml out=results/donors/micro-$* seed=$*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline donors recipe=micro out=results/donors/micro-$* seed=$*
 
 bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides in one run (25 GB of disk, half an hour)
 	$(BIN)/python -m benchmarks.throughput
@@ -97,11 +108,10 @@ bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides i
 .bench/mergekit:
 	$(BIN)/pip install -q --no-deps --target $@ mergekit==0.1.5 immutables==0.21 sentencepiece==0.2.3
 
-test: .venv/.done ## lint, types and tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not kill" $(ARGS)
+# Tests run in two processes, whole files in each; an engine takes up to 2 GB.
+WORKERS ?= 2
+test: lint ## lint, types and tests; WORKERS=4 for more processes than two, ARGS="-k name" for a part
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not kill" $(ARGS)
 
 test-slow: .venv/.done ## the slow tier of the tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -113,14 +123,23 @@ fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes ea
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 lint: .venv/.done ## ruff and mypy alone
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --num-workers $(WORKERS)
 
-lock: .venv/.done ## resolve requirements/cpu.txt again
-	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra train --extra cluster --extra dashboard \
-	  --override requirements/overrides.txt --python-version 3.11 $(if $(FIND_LINKS),--find-links $(FIND_LINKS),--find-links $(TORCH_INDEX)/torch) --no-header \
-	  --no-emit-package torch --no-annotate -q -o requirements/cpu.txt
+format: .venv/.done ## sort the imports and format the code, as lint asks for
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+# CUDA's first: it pins more. The CPU's is held to it, so that every package of both has one version.
+LOCK = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --no-header --no-annotate -q \
+  $(foreach extra,train cluster dashboard dev,--extra $(extra))
+lock: .venv/.done ## resolve requirements/gpu.txt and cpu.txt again: from metadata alone, a minute
+	$(LOCK) requirements/gpu.in --extra gpu -o requirements/gpu.txt
+	$(LOCK) requirements/cpu.in --extra cpu -c requirements/gpu.txt --override requirements/overrides.txt \
+	  --find-links $(or $(FIND_LINKS),$(TORCH_INDEX)/torch) --no-emit-package torch -o requirements/cpu.txt
 
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: OTHER_BUILD help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint lock clean
+.PHONY: OTHER_BUILD help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean

@@ -11,28 +11,32 @@ score of every document and, where they differ, shows both answers. `limit` is t
 shared out evenly among its subtasks and rounded up (BBH: 8 of each of the 27). DATA_FOLDER is laid out as
 `data.folder`. Needs an engine that holds a prompt with its examples: 4096 tokens. `num_fewshot` and `max_gen_toks` change
 both sides (`--num_fewshot`, `--gen_kwargs`). Cells that are in FOLDER/results already are compared as they are, α = 0 of a
-steered run among them. HumanEval's programs are judged by our sandbox on both sides (benchmarks/code_eval). Ends with
-status 1 if any document differs.
+steered run among them. HumanEval's programs are judged by our sandbox on both sides (benchmarks/code_eval). Mathematics is
+compared with lm-eval's hendrycks_math500, whose prompt and limits our side then takes: `exact_match,none`, on the
+benchmark's own documents. Ends with status 1 if any document differs.
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.config.compose import compose
+from evals import math
+from pipeline.config.compose import changed, compose
+from pipeline.documents import load
 from pipeline.engine.engine import prepare_environment
 from pipeline.errors import UserError
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.tasks import task_manager
 from pipeline.files import ROOT
-from pipeline.plan.grid import Task
+from pipeline.plan.grid import Benchmark
 from pipeline.records import read_record
 from pipeline.stages import prepare
 
@@ -49,7 +53,14 @@ OPTIONS = (
     "threads",
     "work",
 )
-STOCK = {"rv_humaneval": "humaneval_instruct"}  # tasks that we restate
+MATH = "hendrycks_math500"
+STOCK = {  # what our own tasks are compared with
+    "rv_humaneval": "humaneval_instruct",
+    **{
+        f"rv_{name}": MATH
+        for name in ("aime24", "aime25", "amc23", "minerva_math", "olympiadbench", "math500")
+    },
+}
 LENGTH = 4096
 Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in order
 
@@ -76,22 +87,30 @@ def main(arguments: list[str]) -> int:
             f"engine.threads={options.get('threads', 1)}",
         ]
     )
-    changed = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
-    index = task_manager().task_index
+    asked = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
+    index, benchmarks = task_manager().task_index, {}
     for name in config.tasks or []:
         b = config.benchmarks[name]
-        if b.subtasks and "subtasks" in options:
-            b.subtasks = options["subtasks"].split(",")
-        b.limit = math.ceil(limit / max(1, len(b.subtasks)))
-        stock = stock_name(b.task.format(subtask=next(iter(b.subtasks), None)))
+        subtasks = options["subtasks"].split(",") if b.subtasks and "subtasks" in options else b.subtasks
+        stock = stock_name(b.task.format(subtask=next(iter(subtasks), None)))
         if b.changes or stock not in index or (b.runs_code and b.task not in STOCK):
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
         examples = (index[stock].cfg or {}).get("num_fewshot") or 0
-        b.num_fewshot = changed.get("num_fewshot", examples)
-        b.max_gen_toks = None if b.metric.startswith("acc") else changed.get("max_gen_toks")
+        benchmarks[name] = replace(
+            b,
+            subtasks=subtasks,
+            limit=ceil(limit / max(1, len(subtasks))),
+            num_fewshot=asked.get("num_fewshot", examples),
+            max_gen_toks=None if b.metric.startswith("acc") else asked.get("max_gen_toks"),
+        )
+        if stock == MATH:
+            as_stock = {key: index[stock].cfg[key] for key in ("doc_to_text", "generation_kwargs")}
+            measured = replace(benchmarks[name], metric="exact_match,none", also=[])
+            benchmarks[name] = replace(measured, changes=as_stock)
+    config = changed(config, benchmarks=config.benchmarks | benchmarks)
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, changed)
+    theirs = stock_rows(plan.benchmarks, index, model, data, work, config.engine.dtype, asked)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:
@@ -99,8 +118,8 @@ def main(arguments: list[str]) -> int:
         assert record is not None
         ours: Rows = {}
         for sample in record.samples():
-            ours.setdefault(cell.task.config.task.format(subtask=sample["subtask"]), []).append(sample)
-        differing += sum(compare(task, rows, theirs[stock_name(task)]) for task, rows in ours.items())
+            ours.setdefault(cell.benchmark.config.task.format(subtask=sample["subtask"]), []).append(sample)
+        differing += sum(compare(task, rows, theirs[task]) for task, rows in ours.items())
     print("every prompt and score is equal" if differing == 0 else f"{differing} documents differ")
     return 1 if differing else 0
 
@@ -129,7 +148,7 @@ def stock_name(task: str) -> str:
 
 
 def stock_rows(
-    tasks: list[Task],
+    tasks: list[Benchmark],
     index: dict[str, Any],
     model: Path,
     data: Path,
@@ -137,17 +156,19 @@ def stock_rows(
     dtype: str,
     changed: dict[str, int],
 ) -> Rows:
-    """Prompt, scores and answer of each document by the `lm_eval` command; one run for each limit."""
+    """Prompt, scores and answer of each document by the `lm_eval` command, by our name of the task; one run for each limit."""
     definitions = work / "tasks"
     definitions.mkdir(parents=True, exist_ok=True)
     names: dict[int, list[str]] = {}
     kept = {}
     for task in tasks:
         for subtask in task.subtasks:
-            name = stock_name(task.config.task.format(subtask=subtask))
+            name = task.config.task.format(subtask=subtask)
             names.setdefault(task.limit or 0, []).append(name)
             kept[name] = [task.config.metric, *task.config.also]
-            definition = local_task(task, subtask, name, index[name].yaml_path, data)
+            definition = local_task(task, subtask, name, index[stock_name(name)].yaml_path, data)
+            if stock_name(name) == MATH:
+                definition["dataset_kwargs"] = {"data_files": {"test": str(boxed(task, data, definitions))}}
             (definitions / f"{name}.yaml").write_text(yaml.safe_dump(definition))
     for limit, group in names.items():
         command = [
@@ -161,7 +182,7 @@ def stock_rows(
             command += ["--num_fewshot", str(changed["num_fewshot"])]
         if "max_gen_toks" in changed:
             command += ["--gen_kwargs", f"max_gen_toks={changed['max_gen_toks']}"]
-        if set(group) & set(STOCK.values()):
+        if "rv_humaneval" in group:
             command.append("--confirm_run_unsafe_code")
         print("$", " ".join(command), flush=True)
         path = f"{os.environ.get('PYTHONPATH', '')}:{ROOT}"
@@ -191,7 +212,16 @@ def read_rows(folder: Path, name: str, metrics: list[str]) -> list[dict[str, Any
     return [rows[i] for i in sorted(rows)]
 
 
-def local_task(task: Task, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:
+def boxed(task: Benchmark, data: Path, folder: Path) -> Path:
+    """A benchmark's documents in the shape that hendrycks_math500 reads: with the gold answer boxed in a solution."""
+    split = load(vars(task.config.dataset), str(data))[task.config.dataset.split]
+    rows = [{"problem": math.question(row), "solution": f"\\boxed{{{math.gold(row)}}}"} for row in split]
+    path = folder / f"{task.name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def local_task(task: Benchmark, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:
     """The stock task, taken by `include`, with its documents from `data`."""
     dataset = task.config.dataset
     files = {

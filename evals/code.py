@@ -7,13 +7,18 @@ them in parallel in the sandbox. What it returns for an answer is the verdict as
 
 Different from the stock tasks: 10 s of CPU time instead of 3 s on the clock, and the other limits of
 `sandbox.Limits`; what `sandbox` says about arguments and arrays; and the tests use the helpers that a prompt
-defines (HumanEval/32, 38, 50) as the prompt defines them, not as the answer may have redefined them.
+defines (HumanEval/32, 38, 50) as the prompt defines them, and modules such as `math` as Python has them, not
+as the answer may have redefined them.
+
+Not different: a test that is too weak. Those of HumanEval+ compare floats with `np.allclose`, for which an
+empty list is close to any number: `return []` passes HumanEval/2, 4 and 45.
 """
 
 import ast
 import builtins
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -71,14 +76,44 @@ def mbpp_program(doc: Doc, answer: str) -> sandbox.Program | None:
     if not blocks or not blocks[0].strip():
         return None
     tests = "\n".join(doc["test_list"][:3])
-    return sandbox.Program(source=blocks[0], tests=tests, names=_free_names(tests))
+    names = _free_names(tests)
+    modules = {name for name in names & sys.stdlib_module_names if re.search(rf"\b{name}\.", tests)}
+    return sandbox.Program(
+        source=blocks[0],
+        tests=tests,
+        names=tuple(sorted(names - modules)),
+        setup="".join(f"import {name}\n" for name in sorted(modules)),
+    )
 
 
 def check(doc: Doc) -> None:
-    """Raises UserError unless the prompt and the tests of a HumanEval or MBPP document are Python."""
-    program = humaneval_program(doc, "pass") if "entry_point" in doc else mbpp_program(doc, "pass\n```")
-    assert program is not None
-    _free_names(program.tests)
+    """Raises UserError unless a document of HumanEval's or MBPP's form is Python that can tell answers apart."""
+    if "test_list" in doc:
+        _check_mbpp(doc["test_list"])
+    else:
+        _check_humaneval(doc)
+
+
+def _check_humaneval(doc: Doc) -> None:
+    for field in ("entry_point", "prompt", "test"):
+        if not isinstance(doc.get(field), str) or not doc[field].strip():
+            found = str(doc.get(field))[:60]
+            raise UserError(f"a HumanEval document needs {field} as text, found {found!r}: fill it in")
+    name, prompt, test = doc["entry_point"], doc["prompt"], doc["test"]
+    if not name.isidentifier():
+        raise UserError(f"entry_point must be the name of a function, found {name[:60]!r}: fix it")
+    if name not in _functions(_without_body(prompt)):
+        raise UserError(f"a HumanEval prompt must define {name!r}, its entry_point: fix {prompt[:60]!r}")
+    check = _functions(test).get("check")
+    if check is None or not check.args.args or not _reads(check, check.args.args[0].arg):
+        raise UserError(f"a HumanEval test must define check(candidate) and use it: fix {test[:60]!r}")
+
+
+def _check_mbpp(tests: Any) -> None:
+    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
+        raise UserError(f"test_list must be a list of texts, found {str(tests)[:60]!r}: fix it")
+    if not _free_names("\n".join(tests[:3])):
+        raise UserError(f"the tests of test_list must call the program, found {str(tests)[:60]!r}: fix it")
 
 
 def mbpp_fewshot(prompt_split: Any) -> Any:
@@ -121,16 +156,27 @@ def _without_body(prompt: str) -> str:
         else:
             return program
     raise UserError(
-        f"a HumanEval prompt must be Python up to a function's body, found {reason!r}: mend {prompt[:60]!r}"
+        f"a HumanEval prompt must be Python up to a function's body, found {reason!r}: fix {prompt[:60]!r}"
     )
 
 
-def _free_names(tests: str) -> tuple[str, ...]:
+def _free_names(tests: str) -> set[str]:
     """The names that the tests read and that neither Python nor the tests define: the program's."""
-    try:
-        tree = ast.parse(tests)
-    except NOT_PYTHON as error:
-        raise UserError(f"tests must be Python, found {error!r}: mend {tests[:60]!r}") from None
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    names = [node for node in ast.walk(_parsed(tests)) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
-    return tuple(sorted({node.id for node in names} - bound - set(dir(builtins))))
+    return {node.id for node in names} - bound - set(dir(builtins))
+
+
+def _functions(source: str) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in _parsed(source).body if isinstance(node, ast.FunctionDef)}
+
+
+def _reads(function: ast.AST, name: str) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(function))
+
+
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except NOT_PYTHON as error:
+        raise UserError(f"tests must be Python, found {error!r}: fix {text[:60]!r}") from None

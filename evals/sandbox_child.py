@@ -4,84 +4,30 @@
 
 `sandbox.py` starts it and says what it guards against. Order matters: the candidate is forked off and
 confined before the checker reads the job (tests and token), so the candidate's memory cannot hold them. The
-two speak in frames (8 bytes of length, then a pickle) over two pipes. The candidate is never believed: its
-pickles may name plain types only, and anything else is a number to which the checker gives a `Remote`, which
-equals nothing but itself and whose calls and attributes are again questions to the candidate. Standard
-library only.
+two speak in the frames of `sandbox_protocol.py`. The candidate is never believed: what it sends is made anew
+as plain data, and an object that stays with it is a `Remote` to the checker, which equals nothing but itself
+and whose calls and attributes are again questions to the candidate. Standard library only.
 """
 
 import builtins
-import ctypes
-import io
 import json
 import os
-import pickle
 import random
 import re
 import resource
+import select
 import signal
-import struct
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-FRAME_BYTES = 64 * 2**20  # the largest answer that the checker reads
-# What an answer may consist of: values whose equality is that of the standard library.
-BASES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
-VALUES = {
-    *(("builtins", kind.__name__) for kind in (*BASES, range, slice)),
-    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
-    ("collections", "deque"),
-    ("decimal", "Decimal"),
-    ("fractions", "Fraction"),
-}
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# System calls that make or reach other processes, threads, namespaces or machines, with their numbers on
-# x86_64 and aarch64 (asm/unistd.h). No program of a benchmark needs one.
-FORBIDDEN_CALLS = {
-    "socket": (41, 198),
-    "clone": (56, 220),
-    "fork": (57, None),
-    "vfork": (58, None),
-    "execve": (59, 221),
-    "kill": (62, 129),
-    "ptrace": (101, 117),
-    "rt_sigqueueinfo": (129, 138),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "unshare": (272, 97),
-    "rt_tgsigqueueinfo": (297, 240),
-    "setns": (308, 268),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "execveat": (322, 281),
-    "pidfd_send_signal": (424, 424),
-    "io_uring_setup": (425, 425),
-    "clone3": (435, 435),
-}
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from evals import sandbox_seccomp
+from evals.sandbox_protocol import decode, encode, receive, send
+from evals.sandbox_seccomp import prctl
 
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def prctl(option: int, *arguments: Any) -> None:
-    if libc.prctl(option, *arguments, *[0] * (4 - len(arguments))) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
-
-
-def forbid_calls() -> None:
-    """Have the kernel kill this process, for good, at any of FORBIDDEN_CALLS (seccomp(2), a BPF program)."""
-    machine = os.uname().machine
-    numbers = [pair[list(AUDIT_ARCH).index(machine)] for pair in FORBIDDEN_CALLS.values()]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, RET|K
-    # The number 2**30 and above are x32's doubles of the same calls.
-    tests = [(at_least, 2**30), *((equal, number) for number in numbers if number is not None)]
-    code = [(load, 0, 0, 4), (equal, 0, len(tests) + 2, AUDIT_ARCH[machine]), (load, 0, 0, 0)]
-    code += [(test, len(tests) - i, 0, number) for i, (test, number) in enumerate(tests)]
-    code += [(give, 0, 0, 0x7FFF0000), (give, 0, 0, 0x80000000)]  # allow; kill the process
-    lines = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
-    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(lines)))
-    prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
-    prctl(22, 2, ctypes.byref(program))  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+sys.path.pop()  # programs do not look there
 
 
 def limit(limits: dict[str, Any]) -> None:
@@ -92,84 +38,24 @@ def limit(limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def send(fd: int, frame: bytes) -> None:
-    data = memoryview(struct.pack("Q", len(frame)) + frame)
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def receive(fd: int) -> bytes:
-    """One frame. Raises EOFError if the other side has ended, ValueError if the frame is too long."""
-
-    def read(count: int) -> bytes:
-        parts = []
-        while count:
-            part = os.read(fd, min(count, 2**20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-
-    (length,) = struct.unpack("Q", read(8))
-    if length > FRAME_BYTES:
-        raise ValueError(f"a value of {length} bytes")
-    return read(length)
-
-
 # ---- the candidate ----
 
 
-class Handles:
+class Objects:
     """Objects that have no plain form stay in the candidate; the checker knows them by number."""
 
     def __init__(self) -> None:
-        self.objects: list[Any] = []
+        self.kept: list[Any] = []
 
-    def dumps(self, value: Any) -> bytes:
-        objects = self.objects
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, obj: Any) -> int | None:
-                kind = obj if isinstance(obj, type) else type(obj)
-                plain = obj is None or isinstance(obj, BASES) or is_numpy_scalar(obj)
-                if plain or (kind.__module__, kind.__qualname__) in VALUES:
-                    return None
-                objects.append(obj)
-                return len(objects) - 1
-
-            def reducer_override(self, obj: Any) -> Any:
-                if is_numpy_scalar(obj):
-                    return type(obj.item()), (obj.item(),)
-                for base in () if type(obj) in BASES else BASES:
-                    if isinstance(obj, base):  # an instance of a subclass: what travels is its plain content
-                        return base, (base(obj),)  # type: ignore[arg-type]
-                return NotImplemented
-
-        buffer = io.BytesIO()
-        Pickler(buffer).dump(value)
-        return buffer.getvalue()
-
-    def loads(self, data: bytes) -> Any:
-        objects = self.objects
-
-        class Unpickler(pickle.Unpickler):
-            def persistent_load(self, number: int) -> Any:
-                return objects[number]
-
-        return Unpickler(io.BytesIO(data)).load()
-
-
-def is_numpy_scalar(obj: Any) -> bool:
-    return type(obj).__module__ == "numpy" and hasattr(obj, "item") and not hasattr(obj, "__len__")
+    def number(self, thing: Any) -> int:
+        self.kept.append(thing)
+        return len(self.kept) - 1
 
 
 def confine(kept: tuple[int, int], limits: dict[str, Any]) -> None:
     """Leave this process its limits, the two descriptors `kept`, and no way to reach another process."""
     prctl(1, signal.SIGKILL)  # dies with the checker
-    path = f"/tmp/output-{os.getpid()}"
-    output = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(path)
+    output = os.memfd_create("output")
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -181,7 +67,8 @@ def confine(kept: tuple[int, int], limits: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits["open_files"], limits["open_files"]))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it; here too much output ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    forbid_calls()
+    sandbox_seccomp.drop_capabilities()
+    sandbox_seccomp.install()
 
 
 def serve(requests: int, answers: int) -> NoReturn:
@@ -189,9 +76,9 @@ def serve(requests: int, answers: int) -> NoReturn:
     random.seed(0)
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
-    handles = Handles()
+    objects = Objects()
     while True:
-        question, *arguments = handles.loads(receive(requests))
+        question, *arguments = decode(receive(requests), objects.kept.__getitem__)
         value: Any = None
         try:
             if question == "exec":
@@ -206,10 +93,10 @@ def serve(requests: int, answers: int) -> NoReturn:
                 setattr(*arguments)
             elif question == "list":
                 value = list(arguments[0])
-            answer = handles.dumps(("ok", value))
+            answer = encode(("ok", value), objects.number)
         except BaseException as error:  # noqa: BLE001  the tests decide what an exception means
             known = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
-            answer = handles.dumps(("error", type(error).__name__, known, str(error)[:200]))
+            answer = encode(("error", type(error).__name__, known, str(error)[:200]), objects.number)
         send(answers, answer)
 
 
@@ -221,6 +108,7 @@ class Checker:
 
     def __init__(self, pid: int, requests: int, answers: int, limits: dict[str, Any]) -> None:
         self.pid, self.requests, self.answers, self.limits = pid, requests, answers, limits
+        os.set_blocking(requests, False)
         self.verdict = os.dup(1)
         null = os.open("/dev/null", os.O_WRONLY)
         os.dup2(null, 1)  # what the tests print is no verdict
@@ -233,7 +121,10 @@ class Checker:
             exec(compile(job["setup"], "setup", "exec"), tests)
             self.ask("exec", job["source"])
             given = self.ask("names", job["names"])
-            tests |= {name: given[name] for name in job["names"] if name in given}  # and no other name
+            for name in job["names"]:  # and no other name
+                tests.pop(name, None)
+                if name in given:
+                    tests[name] = given[name]
             exec(compile(job["tests"], "tests", "exec"), tests)
         except BaseException as error:  # noqa: BLE001  whatever the tests raise is a failure
             self.finish("failed", f"{type(error).__name__}: {error}")
@@ -261,16 +152,28 @@ class Checker:
         }
         self.finish("failed", reasons.get(number, f"the program was ended by signal {number}"))
 
+    def wait(self, reading: Sequence[int] = (), writing: Sequence[int] = ()) -> None:
+        """Until the candidate has sent or taken something. No option of bubblewrap limits the files in /tmp."""
+        ready = False
+        while not ready:
+            if self.limits["own_tmp"] and files_in_tmp() > self.limits["files"]:
+                os.kill(self.pid, signal.SIGKILL)
+                self.finish("failed", f"the program made more than {self.limits['files']} files")
+            ready = any(select.select(reading, writing, (), 0.05))
+
     def ask(self, *question: Any) -> Any:
         """The candidate's answer; what it raised is raised here as the nearest built-in exception."""
-        buffer = io.BytesIO()
-        QuestionPickler(buffer).dump(question)
+        frame = encode(question, number_of)
         try:
-            send(self.requests, buffer.getvalue())
-            answer = AnswerUnpickler(io.BytesIO(receive(self.answers)), self).load()
-            if answer[0] == "ok":
-                return answer[1]
-            _, name, known, message = map(str, answer)
+            send(self.requests, frame, lambda: self.wait(writing=[self.requests]))
+            answer = receive(self.answers, lambda: self.wait(reading=[self.answers]))
+            match decode(answer, lambda number: Remote(self, number)):
+                case ("ok", value):
+                    return value
+                case ("error", str(name), str(known), str(message)):
+                    pass
+                case _:
+                    raise ValueError("neither an answer nor an error")
         except (EOFError, BrokenPipeError):
             self.candidate_ended()
         except Exception as error:  # noqa: BLE001  the candidate may have sent anything
@@ -285,25 +188,6 @@ class Checker:
         except TypeError:  # UnicodeDecodeError and its like take more arguments
             raised = RuntimeError(text)
         raise raised
-
-
-class QuestionPickler(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> int | None:
-        return obj._number if type(obj) is Remote else None
-
-
-class AnswerUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, checker: Checker) -> None:
-        super().__init__(file)
-        self.checker = checker
-
-    def persistent_load(self, number: int) -> "Remote":
-        return Remote(self.checker, number)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in VALUES:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module, name)
 
 
 class Remote:
@@ -328,6 +212,18 @@ class Remote:
 
     def __iter__(self) -> Any:
         return iter(self._checker.ask("list", self))
+
+
+def files_in_tmp() -> int:
+    """Files, folders and links in the file system of /tmp, deleted ones that are open among them."""
+    found = os.statvfs("/tmp")
+    return found.f_files - found.f_ffree
+
+
+def number_of(thing: Any) -> int:
+    if type(thing) is not Remote:
+        raise TypeError(f"a program cannot be given a {type(thing).__name__} of the tests")
+    return thing._number
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """Runs a command in new namespaces with a read-only root: what bubblewrap does, for machines without it.
 
-    python -s -S -P sandbox_namespaces.py '{"visible": ["/usr/lib", …], "temporary_bytes": …, "command": […]}'
+    python -s -S -P sandbox_namespaces.py '{"visible": ["/usr/lib", …], "bytes": …, "files": …, "command": […]}'
 
 New user, mount, pid, network, ipc and uts namespaces (namespaces(7), pivot_root(2)); a root that holds the
-visible paths, read-only, and an empty /tmp. The command runs as pid 1 under an ordinary user id of the new
-user namespace, so that exec drops every capability; it dies with its parent, and its processes die with it.
-Needs unprivileged user namespaces. Linux on x86_64 and aarch64. Standard library only.
+visible paths, read-only, and an empty /tmp for so many bytes and files. The command runs as pid 1 under an
+ordinary user id of the new user namespace, so that exec drops every capability; it dies with its parent, and
+its processes die with it. Needs unprivileged user namespaces. Linux on x86_64 and aarch64. Standard library
+only.
 """
 
 import ctypes
@@ -43,12 +44,11 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
     call("mount", source, target, kind, ctypes.c_ulong(flags), options)
 
 
-def build_root(visible: list[str], temporary_bytes: int) -> None:
+def build_root(visible: list[str], size: int, files: int) -> None:
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("root", ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.mkdir(f"{ROOT}/tmp")
-    options = f"size={temporary_bytes},nr_inodes=4096,mode=1777"
-    mount("tmp", f"{ROOT}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options)
+    mount("tmp", f"{ROOT}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},nr_inodes={files},mode=1777")
     for path in visible:
         target = ROOT + path
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -87,7 +87,7 @@ def main() -> None:
     if pid:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0)
     call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # and this one dies with the process that waits above
-    build_root(spec["visible"], spec["temporary_bytes"])
+    build_root(spec["visible"], spec["bytes"], spec["files"])
     os.chdir(ROOT)
     call("syscall", PIVOT_ROOT[os.uname().machine], ".", ".")
     call("umount2", ".", 2)  # MNT_DETACH: the old root

@@ -9,7 +9,11 @@
                                                                  print what the model is asked; starts nothing
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
+    python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
+    source <(python -m pipeline completion)                      complete words in bash
+    python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]
+                                                                 set two runs side by side
 
 Kept light: vLLM's processes import it again.
 """
@@ -28,16 +32,31 @@ SHOWN = {
     "apply": "pipeline.commands.apply",
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
-VERBS = ("run", "plan", "config", "doctor", *SHOWN)
+VERBS = ("run", "plan", "config", "doctor", "donors", "compare", "completion", *SHOWN)
+MULTIRUN = (
+    "-m: one run evaluates a whole grid on one engine; write lists instead, such as 'alpha=[0.5,1]', 'tasks=[gsm8k,sciq]'"
+    " or 'conditions=[baseline,vector]'"
+)
 
 
 def main(arguments: list[str]) -> int:
     """Run one command and return the exit status: 0, 1 for a machine that fails `doctor`, 2 for a user's mistake, 130, 141 or 143 when interrupted."""
-    if arguments and arguments[0] in ("-h", "--help", "help"):
-        print(__doc__)
-        return 0
-    verb = arguments.pop(0) if arguments and "=" not in arguments[0] else "run"
+    verb = "run"
     try:
+        if any(a in ("-h", "--help", "help") for a in arguments):
+            from pipeline.commands import help as helps
+
+            print(helps.text(str(__doc__).partition("Kept light")[0]))
+            return 0
+        if any(a in ("-m", "--multirun") for a in arguments):
+            raise UserError(MULTIRUN)
+        if "--cfg" in arguments:  # as Hydra's own programs take it: --cfg job
+            at = arguments.index("--cfg")
+            arguments = ["config", *arguments[:at], *arguments[at + 2 :]]
+        if "--info" in arguments:
+            arguments = ["doctor", *(a for a in arguments if a != "--info")]
+        if arguments and "=" not in arguments[0]:
+            verb = arguments.pop(0)
         if verb not in VERBS:
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
         status = _run(verb, arguments)
@@ -52,8 +71,19 @@ def main(arguments: list[str]) -> int:
             return 128 + signal.SIGPIPE
         print(f"error: {e}; check the folder, its permissions and the disk's free space", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as e:
+        if (e.name or "").split(".")[0] in ("pipeline", "evals"):
+            raise
+        print(
+            f"error: {sys.executable} has no package '{e.name}'; run `make setup`, then .venv/bin/python -m pipeline …",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
-        print("interrupted: finished cells are kept; the same command goes on from there", file=sys.stderr)
+        kept = "cells are kept; the same command goes on from there"
+        if verb == "donors":
+            kept = "stages are kept; the same command goes on from the last checkpoint"
+        print(f"interrupted: finished {kept}", file=sys.stderr)
         return interrupt.status()
 
 
@@ -65,6 +95,24 @@ def _nobody_reads() -> bool:
 
 
 def _run(verb: str, overrides: list[str]) -> int:
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    if verb == "completion":
+        from pipeline.commands import help as helps
+
+        print(helps.completion(VERBS))
+        return 0
+    if verb == "donors":
+        from pipeline.donors import command
+
+        command.run(overrides, report)
+        return 0
+    if verb == "compare":  # of what has been run: nothing is composed
+        from pipeline.commands import compare
+
+        print(compare.show(overrides))
+        return 0
     from pipeline.config.compose import compose
 
     if verb in SHOWN:
@@ -85,11 +133,8 @@ def _run(verb: str, overrides: list[str]) -> int:
         return doctor.check(config, print)
     from pipeline import stages
 
-    def report(line: str) -> None:
-        print(line, flush=True)
-
     if verb == "plan":
-        report(stages.prepare(config, report).describe())
+        report(stages.describe(config, report))
     else:
         stages.run(config, report)
     return 0
@@ -97,6 +142,7 @@ def _run(verb: str, overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
+    if sys.argv[1:2] != ["donors"]:  # its progress is told by step
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
     interrupt.install()
     sys.exit(main(sys.argv[1:]))

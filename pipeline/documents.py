@@ -31,6 +31,11 @@ FIELDS = {
 """The texts that every document of a form has."""
 
 
+def name_of(dataset: dict[str, Any]) -> str:
+    """What messages call a data set: its hub id, or one of its files."""
+    return dataset["id"] or next(iter(dataset["files"].values()), "documents")
+
+
 def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[str, Path]:
     """Split → file under `folder`, for those splits that are there.
 
@@ -45,16 +50,18 @@ def files_of(dataset: dict[str, Any], folder: str, subtask: str | None) -> dict[
             found[split] = path
         elif split == asked:
             raise UserError(
-                f"{path}: no such file (documents of {dataset['id']}); check data.folder={folder}"
+                f"{path}: no such file (documents of {name_of(dataset)}); check data.folder={folder}"
             )
     if asked not in found:
         raise UserError(
-            f"{dataset['id']}: its files name no split '{asked}'; set dataset.files.{asked}, or unset data.folder"
+            f"{name_of(dataset)}: its files name no split '{asked}'; set dataset.files.{asked}, or unset data.folder"
         )
     return found
 
 
-def fingerprint(dataset: dict[str, Any], folder: str | None, subtask: str | None, examples: bool) -> Any:
+def fingerprint(
+    dataset: dict[str, Any], folder: str | None, subtask: str | None, examples: bool
+) -> dict[str, str | None]:
     """What identifies the documents: {split: sha256 of the file}, or hub id, configuration and commit.
 
     Splits that are not asked count only where `examples` may be taken from them.
@@ -93,43 +100,67 @@ def load(
     else:
         files = files_of(dataset, folder, subtask)
         splits = _from_files(tuple((k, str(v)) for k, v in files.items()), dataset["json_field"])
-    asked, source = dataset["split"], dataset["source_field"]
+    asked = dataset["split"]
     if asked not in splits:
         raise UserError(
-            f"{dataset['id']}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
+            f"{name_of(dataset)}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
         )
+    _check_fields(splits, name_of(dataset), form, folder)
+    documents = [dict(row) for row in splits[asked]]
+    if perturbation is None:
+        documents = _with_sources(documents, dataset)
+    else:
+        documents = _perturbed(documents, name_of(dataset), form, perturbation, seed, subtask)
+    return DatasetDict({**splits, asked: Dataset.from_list(documents)})
+
+
+def _check_fields(splits: "DatasetDict", name: str, form: str, folder: str | None) -> None:
+    """Refuse documents without the texts that their form has."""
     for split, listed in splits.items():
         for field in FIELDS.get(form, ()):
             column = listed[field] if field in listed.column_names else [None]
             wrong = next((i for i, value in enumerate(column) if not isinstance(value, str)), None)
             if wrong is not None:
                 raise UserError(
-                    f"{dataset['id']}: document {wrong} of the split '{split}' has no text in '{field}', which the form"
-                    f" '{form}' asks; mend the documents{f' in {folder}' if folder else ''}"
+                    f"{name}: document {wrong} of the split '{split}' has no text in '{field}', which the form"
+                    f" '{form}' asks; fix the documents{f' in {folder}' if folder else ''}"
                 )
-    documents = [dict(row) for row in splits[asked]]
-    if source is not None and source not in splits[asked].column_names:
-        raise UserError(f"{dataset['id']}: documents have no field '{source}'; set dataset.source_field")
-    if perturbation is None:
-        first: dict[Any, int] = {}
-        documents = [
-            row | {"source_doc": first.setdefault(row[source] if source else i, i)}
-            for i, row in enumerate(documents)
-        ]
-    else:
-        try:
-            documents = perturbations.perturb(form, perturbation, documents, seed=seed, subtask=subtask)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
-            raise UserError(
-                f"{dataset['id']}: a document cannot be perturbed by '{perturbation}' ({type(e).__name__}: {e}); check"
-                f" that every document has the fields of the form '{form}'"
-            ) from e
-        if not documents:
-            raise UserError(
-                f"perturbation '{perturbation}' fits no document of {dataset['id']}"
-                f"{f' ({subtask})' if subtask else ''}; remove it from the benchmark's variants"
-            )
-    return DatasetDict({**splits, asked: Dataset.from_list(documents)})
+
+
+def _with_sources(documents: list[dict[str, Any]], dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plain documents with their `source_doc`: their own index, or that of the first with the same `source_field`."""
+    field = dataset["source_field"]
+    if field is not None and not all(field in row for row in documents):
+        raise UserError(f"{name_of(dataset)}: documents have no field '{field}'; set dataset.source_field")
+    first: dict[Any, int] = {}
+    return [
+        row | {"source_doc": first.setdefault(row[field] if field else i, i)}
+        for i, row in enumerate(documents)
+    ]
+
+
+def _perturbed(
+    documents: list[dict[str, Any]],
+    name: str,
+    form: str,
+    perturbation: str,
+    seed: int,
+    subtask: str | None,
+) -> list[dict[str, Any]]:
+    """The documents that a perturbation makes of these; it sets their `source_doc`."""
+    try:
+        perturbed = perturbations.perturb(form, perturbation, documents, seed=seed, subtask=subtask)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise UserError(
+            f"{name}: a document cannot be perturbed by '{perturbation}' ({type(e).__name__}: {e}); check"
+            f" that every document has the fields of the form '{form}'"
+        ) from e
+    if not perturbed:
+        raise UserError(
+            f"perturbation '{perturbation}' fits no document of {name}"
+            f"{f' ({subtask})' if subtask else ''}; remove it from the benchmark's variants"
+        )
+    return perturbed
 
 
 @lru_cache(maxsize=64)
@@ -144,9 +175,7 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
             splits[split] = Dataset.from_list(rows)
         except (ArrowException, ValueError, TypeError, OverflowError) as e:
             reason = " ".join(str(e).split())[:160]
-            raise UserError(
-                f"{path}: its rows are no table with one type a column ({reason}); mend it"
-            ) from e
+            raise UserError(f"{path}: its rows are no table with one type a column ({reason}); fix it") from e
     return DatasetDict(splits)
 
 
@@ -162,7 +191,7 @@ def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, RecursionError) as e:
-        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e}); mend it") from None
+        raise UserError(f"{path}: cannot be read as JSON rows ({type(e).__name__}: {e}); fix it") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected a list of JSON objects, found something else; check the file")
     if not rows:

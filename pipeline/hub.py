@@ -3,12 +3,20 @@
 The hub's own client downloads, asks again a few times where that can help, and takes nothing for whole that is not.
 """
 
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
+ANSWERS_WITHIN = 3.0  # seconds that the hub has to take a connection, when it is asked once
+_unreachable: ContextVar[bool] = ContextVar("unreachable", default=False)
 _NETWORK = "check the network, or fill the cache (HF_HOME) on a machine that has one and set HF_HUB_OFFLINE=1"
 
 
@@ -19,16 +27,50 @@ def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[s
         name: hub id.
         revision: branch, tag or commit; None is main.
         kind: "model" or "dataset".
-        patterns: files that are wanted; None is all.
+        patterns: which files; None is all.
 
     Raises:
         UserError: if the hub does not give it, with the remedy.
     """
-    try:
-        found = client().snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns)
+    download = client().snapshot_download
+    try:  # told not to look at the hub: 1.26 to 1.33 of its client ask it for the files of a commit even offline
+        offline = client().constants.HF_HUB_OFFLINE or _unreachable.get()
+        found = download(
+            name, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=offline
+        )
         return Path(found)
     except Exception as error:  # the client's network library has exceptions of its own
-        raise UserError(f"{name} at {revision or 'main'}: {_reason(error)}") from error
+        kind_of_error = Unreachable if _unreachable.get() else UserError
+        raise kind_of_error(f"{name} at {revision or 'main'}: {_reason(error)}") from error
+
+
+class Unreachable(UserError):
+    """The hub does not answer, and what is asked of it is not in the cache."""
+
+
+@contextmanager
+def asked_once() -> Iterator[bool]:
+    """Find out once whether the hub takes connections; inside, where it does not, only its cache is looked at.
+
+    The client itself asks five times, a minute in all, which is right for a run and long for a plan.
+    """
+    token = _unreachable.set(not client().constants.HF_HUB_OFFLINE and not _takes_connections())
+    try:
+        yield not _unreachable.get()
+    finally:
+        _unreachable.reset(token)
+
+
+def _takes_connections() -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy knows
+    address = urlsplit(client().constants.ENDPOINT)
+    try:
+        place = (address.hostname or "", address.port or (443 if address.scheme == "https" else 80))
+        socket.create_connection(place, timeout=ANSWERS_WITHIN).close()
+    except OSError:
+        return False
+    return True
 
 
 @lru_cache
@@ -50,6 +92,11 @@ def client() -> Any:
 
     huggingface_hub.set_client_factory(factory)
     return huggingface_hub
+
+
+def is_silent() -> bool:
+    """Whether the hub was found not to answer (`asked_once`)."""
+    return _unreachable.get()
 
 
 def refusal(error: BaseException) -> str | None:
@@ -81,12 +128,12 @@ def _status(chain: list[BaseException]) -> int | None:
 
 def _reason(error: BaseException) -> str:
     """What went wrong and what to do."""
-    import huggingface_hub.errors as hub_errors
-
     chain = _causes(error)
     status = _status(chain)
     text = " ".join(str(chain[-1] if len(chain) > 1 else error).split())[:160]
-    if any(isinstance(e, hub_errors.OfflineModeIsEnabled) for e in chain):
+    if _unreachable.get():
+        return f"not whole in the hub's cache, and the hub does not answer; {_NETWORK}"
+    if client().constants.HF_HUB_OFFLINE:
         return "not whole in the hub's cache, and HF_HUB_OFFLINE=1 forbids a download; unset it, or fill the cache (HF_HOME)"
     if (refused := refusal(error)) is not None:
         return refused

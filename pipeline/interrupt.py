@@ -14,8 +14,6 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-import psutil
-
 _received: list[int] = []
 _deferred = False
 
@@ -58,6 +56,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def _kill_children() -> None:
     """Kill the processes that this one started, and those that they started."""
+    import psutil  # here: the command line says what is missing where the environment is
+
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):

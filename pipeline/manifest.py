@@ -72,6 +72,7 @@ class ConditionEntry:
     terms: tuple[TermEntry, ...]
     prompt: str
     role: str  # main, control or sweep
+    origin_label: str = ""  # of that condition of the configuration
 
     @property
     def kind(self) -> str:
@@ -147,17 +148,21 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: written in format {data.get('schema')}, this version reads 1 and {SCHEMA}; run the experiment again"
         )
     try:
-        if data["schema"] == 1:
-            data["conditions"] = {name: _upgraded(name, c) for name, c in data["conditions"].items()}
-        manifest = _parsed(data)
+        return parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise DamagedFile(
             f"{path}: not a manifest that this version reads ({type(e).__name__}: {e}); run the experiment again"
         ) from None
-    return manifest
 
 
-def _parsed(data: dict[str, Any]) -> Manifest:
+def parse_manifest(data: dict[str, Any]) -> Manifest:
+    """The manifest that `data` of schema 1 or 2 describes.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: if it describes none.
+    """
+    if data["schema"] == 1:
+        data = data | {"conditions": {name: _upgraded(name, c) for name, c in data["conditions"].items()}}
     manifest = Manifest(
         data["experiment"],
         {name: FamilyEntry(**entry) for name, entry in data["families"].items()},
@@ -184,13 +189,15 @@ def _upgraded(name: str, old: dict[str, Any]) -> dict[str, Any]:
     term = {"alpha": old["alpha"], "family": None, "part": part, "seed": old["seed"]}
     seeded = old["seed"] is not None
     row = name.removesuffix(f"-s{old['seed']}") if seeded else name
+    row_label = old["label"].removesuffix(f" (seed {old['seed']})") if seeded else old["label"]
     return {
         "label": old["label"],
         "origin": "alpha" if old["role"] == "sweep" else row,
         "row": row,
-        "row_label": old["label"].removesuffix(f" (seed {old['seed']})") if seeded else old["label"],
+        "row_label": row_label,
         "start": "target" if added else old["weights"],
         "terms": [term] if added else [],
         "prompt": old["prompt"],
         "role": old["role"],
+        "origin_label": "α" if old["role"] == "sweep" else row_label,
     }

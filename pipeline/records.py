@@ -29,7 +29,6 @@ from pipeline.files import (
     read_bytes,
     read_json,
     sha256,
-    write_json,
     write_synced,
 )
 
@@ -290,28 +289,3 @@ def write_record(
         write_synced(folder / "samples.jsonl", lines)
         write_synced(folder / "record.json", json_bytes(data))
     return key
-
-
-def manifest_path(results: Path, experiment: str) -> Path:
-    return results / "runs" / f"{experiment}.json"
-
-
-def write_manifest(results: Path, manifest: dict[str, Any]) -> Path:
-    """Replace the manifest of an experiment, and return its path."""
-    path = manifest_path(results, manifest["experiment"])
-    write_json(path, manifest | {"sha256": digest(manifest)})
-    return path
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run.
-
-    Raises:
-        UserError: if there is none, or it is not what was written.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such manifest; run the experiment first")
-    manifest = read_json(path, "run the experiment again")
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != digest(manifest):
-        raise DamagedFile(f"{path}: checksum differs from its content; run the experiment again")
-    return manifest

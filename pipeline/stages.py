@@ -6,7 +6,6 @@ render    tables, figures and the report, from records alone    → paper_tables
 track     W&B runs, from records alone                          → the W&B server, or results/wandb/
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import hub
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.files import move_away, new_folder, write_json
@@ -49,6 +49,18 @@ def prepare(config: Config, report: Report | None = None) -> Plan:
     return plan
 
 
+def describe(config: Config, report: Report) -> str:
+    """The plan as text; without a network the grid, whose keys are then unknown."""
+    with hub.asked_once():
+        try:
+            return prepare(config, report).describe()
+        except hub.Unreachable as silent:
+            grid = make_grid(config)
+            return (
+                f"{grid.describe()}\n{len(grid.cells)} cells; which of them are done (?) is unknown: {silent}"
+            )
+
+
 def run(config: Config, report: Report = print) -> None:
     """Run the configured stages.
 
@@ -58,12 +70,17 @@ def run(config: Config, report: Report = print) -> None:
     started = time.monotonic()
     stages = [stage for stage in Stage if stage in config.stages]
     if Stage.track in stages:
-        from pipeline.tracking.runs import mode
+        from pipeline.tracking.server import mode
 
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
         _check_machine(config)
-    only_reads = stages == [Stage.render] and manifest_path(Path(config.results), config.name).exists()
+    path = manifest_path(Path(config.results), config.name)
+    if not {Stage.extract, Stage.evaluate} & set(stages) and not path.exists():
+        raise UserError(
+            f"{path}: nothing has been run under this name; run `python -m pipeline experiment=…` first, or set name"
+        )
+    only_reads = stages == [Stage.render]
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         try:
             _run(config, stages, report)
@@ -89,7 +106,7 @@ def _check_machine(config: Config) -> None:
 
 def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
-    if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
+    if Stage.extract in stages or Stage.evaluate in stages:
         if Stage.evaluate in stages and config.launcher.address is not None:
             from pipeline.evaluate.cluster import connect
 
@@ -119,7 +136,7 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
             if plan.parts(family):
                 _check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
-        from pipeline.evaluate.tasks import check_inputs
+        from pipeline.evaluate.checks import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
 
@@ -159,7 +176,7 @@ def _as_planned(config: Config, manifest: Manifest, path: Path) -> str:
     grid = make_grid(config)
     asked: dict[str, Mapping[str, Any]] = {
         "families": dict.fromkeys(grid.families),
-        "benchmarks": {task.name: task.entry() for task in grid.tasks},
+        "benchmarks": {task.name: task.entry() for task in grid.benchmarks},
         "conditions": {c.name: c.entry() for c in grid.conditions},
     }
     differs = [
@@ -179,7 +196,7 @@ def summary(plan: Plan) -> str:
     cells, missing = len(plan.unique()), len(plan.missing())
     return (
         f"{plan.config.name}: {len(plan.grid.families)} target(s) × {len(plan.grid.conditions)} conditions ×"
-        f" {len(plan.tasks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
+        f" {len(plan.benchmarks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
     )
 
 
@@ -235,11 +252,12 @@ def _new_vector(
 def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list[str]) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already."""
     from pipeline.weights import geometry
+    from pipeline.weights.geometry_report import read_report
     from pipeline.weights.vector import Vector
 
     asked = set(alphas)
-    with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
-        measured = {row["alpha"] for row in json.loads(path.read_text())["total"]["alphas"]}
+    with suppress(UserError):  # none yet, or damaged
+        measured = {at["alpha"] for at in read_report(path)["total"]["alphas"]}
         if asked <= measured:
             return
         asked |= measured
@@ -252,7 +270,7 @@ def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list
 def evaluate(plan: Plan, report: Report) -> None:
     for cell in plan.missing():
         if (away := set_aside(plan.results, cell.key)) is not None:
-            report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
+            report(f"a damaged record of {cell.condition.label} · {cell.benchmark.name} was moved to {away}")
     if plan.config.launcher.kind is Launcher.ray:
         from pipeline.evaluate.cluster import evaluate as evaluate_cells
     else:
@@ -261,24 +279,25 @@ def evaluate(plan: Plan, report: Report) -> None:
 
 
 def render(config: Config, manifest: Manifest, report: Report) -> None:
-    from pipeline.report import figures, tables
-    from pipeline.report.page import render as render_report
 
-    results, out = Path(config.results), Path(config.tables) / config.name
+    from pipeline.analysis.results import read_results
+    from pipeline.report import terminal
+    from pipeline.report.render import render as render_all
+
+    out = Path(config.tables) / config.name
     with held(out, config.name, report):
-        written = tables.render(manifest, results, out)
-        drawn = figures.render(manifest, results, out)
-        page = render_report(manifest, results, out, drawn)
-    for line in tables.problems(manifest, results):
+        results = read_results(manifest, Path(config.results))
+        files = render_all(results, out)
+    for line in results.problems:
         report(line)
-    for what, files in (("tables", written), ("figures", drawn), ("report", [page])):
-        report(f"{what}: " + " ".join(str(f) for f in files))
-    report("\n" + tables.terminal(manifest, results) + "\n")
-    for line in tables.verdicts(manifest, results):
+    for what, paths in files.items():
+        report(f"{what}: " + " ".join(str(path) for path in paths))
+    report("\n" + terminal.summary(results) + "\n")
+    for line in terminal.verdict_lines(results):
         report(line)
 
 
 def track(config: Config, manifest: Manifest, report: Report) -> None:
-    from pipeline.tracking.runs import track as log_to_wandb
+    from pipeline.tracking.track import track as log_to_wandb
 
     log_to_wandb(config, manifest, report)

@@ -72,6 +72,7 @@ def main(config: dict[str, Any]) -> None:
         "kv_cache_gb": 1,
         "in_process": True,
         "enforce_eager": True,
+        "threads": 1,
         **config.get("options", {}),
     }
     found = []

@@ -1,70 +1,76 @@
 """Runs with known effects, written through the real store: a manifest and its records, no engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.files import write_json
-from pipeline.records import write_manifest, write_record
+from pipeline.files import digest, write_json
+from pipeline.manifest import (
+    BenchmarkEntry,
+    ConditionEntry,
+    FamilyEntry,
+    Manifest,
+    PlannedCell,
+    TermEntry,
+    write_manifest,
+)
+from pipeline.records import write_record
 
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "baseline": {"label": "Baseline", "weights": "target", "alpha": None, "prompt": "plain", "role": "main"},
-    "baseline_think": {
-        "label": "Baseline+Think",
-        "weights": "target",
-        "alpha": None,
-        "prompt": "think",
-        "role": "control",
-    },
-    "sft": {"label": "SFT donor", "weights": "sft", "alpha": None, "prompt": "plain", "role": "control"},
-    "grpo": {"label": "GRPO donor", "weights": "grpo", "alpha": None, "prompt": "plain", "role": "control"},
-    "grpo_think": {"label": "G+T", "weights": "grpo", "alpha": None, "prompt": "think", "role": "main"},
-    "vector": {"label": "+Vector", "weights": "vector", "alpha": 1.0, "prompt": "plain", "role": "main"},
-    "vector_think": {
-        "label": "+Vector+Think",
-        "weights": "vector",
-        "alpha": 1.0,
-        "prompt": "think",
-        "role": "main",
-    },
-    "minus_vector": {
-        "label": "−Vector",
-        "weights": "vector",
-        "alpha": -1.0,
-        "prompt": "plain",
-        "role": "main",
-    },
-    **{
-        f"{name}-s{seed}": {
-            "label": f"{label} (seed {seed})",
-            "weights": "random",
-            "alpha": alpha,
-            "prompt": "plain",
-            "role": "control",
-            "seed": seed,
-        }
-        for name, label, alpha in (("random", "+Random", 1.0), ("minus_random", "−Random", -1.0))
-        for seed in range(3)
-    },
-    **{
-        f"alpha={alpha!r}": {
-            "label": f"α = {alpha:g}".replace("-", "−"),
-            "weights": "vector",
-            "alpha": alpha,
-            "prompt": "plain",
-            "role": "sweep",
-        }
-        for alpha in (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-    },
+
+def condition(label: str, row: str, *terms: TermEntry, **known: Any) -> ConditionEntry:
+    """An entry of the manifest; `known` replaces what an ordinary row has."""
+    ordinary = {"origin": row, "origin_label": label, "row_label": label}
+    ordinary |= {"start": "target", "prompt": "plain", "role": "main"}
+    return ConditionEntry(label=label, row=row, terms=terms, **ordinary | known)
+
+
+def seeded(label: str, row: str, alpha: float, seed: int, **known: Any) -> ConditionEntry:
+    """One seed of a random control."""
+    entry = condition(label, row, TermEntry(alpha, seed=seed, **known), role="control")
+    return replace(entry, label=f"{label} (seed {seed})")
+
+
+def swept(alpha: float, origin: str = "alpha", **term: Any) -> ConditionEntry:
+    """One α of a sweep."""
+    name = "α" if origin == "alpha" else f"{origin}, α"
+    label, row = f"{name} = {alpha:g}".replace("-", "−"), f"{origin}={alpha!r}"
+    return condition(label, row, TermEntry(alpha, **term), origin=origin, origin_label=name, role="sweep")
+
+
+def benchmark(label: str, **known: Any) -> BenchmarkEntry:
+    """An entry of the manifest; `known` replaces what an ordinary benchmark has."""
+    ordinary = dict.fromkeys(("published", "variant_of", "perturbation", "cluster", "limit"))
+    return BenchmarkEntry(label, **ordinary | {"chance": 0.0} | known)
+
+
+def family(label: str, **known: Any) -> FamilyEntry:
+    """An entry of the manifest; `known` replaces what an ordinary family has."""
+    return FamilyEntry(label, **dict.fromkeys(("group", "published_size", "geometry")) | known)
+
+
+CONDITIONS: dict[str, ConditionEntry] = {
+    "baseline": condition("Baseline", "baseline"),
+    "baseline_think": condition("Baseline+Think", "baseline_think", prompt="think", role="control"),
+    "sft": condition("SFT donor", "sft", start="sft", role="control"),
+    "grpo": condition("GRPO donor", "grpo", start="grpo", role="control"),
+    "grpo_think": condition("G+T", "grpo_think", start="grpo", prompt="think"),
+    "vector": condition("+Vector", "vector", TermEntry(1.0)),
+    "vector_think": condition("+Vector+Think", "vector_think", TermEntry(1.0), prompt="think"),
+    "minus_vector": condition("−Vector", "minus_vector", TermEntry(-1.0)),
+    **{f"random-s{seed}": seeded("+Random", "random", 1.0, seed) for seed in range(3)},
+    **{f"minus_random-s{seed}": seeded("−Random", "minus_random", -1.0, seed) for seed in range(3)},
+    **{f"alpha={alpha!r}": swept(alpha) for alpha in (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)},
 }
+MAIN = {name: entry for name, entry in CONDITIONS.items() if entry.role == "main"}
 
-BENCHMARKS: dict[str, dict[str, Any]] = {
-    "gsm8k": {"label": "GSM8K form", "published": "GSM8K"},
-    "gsm8k@larger_numbers": {"label": "larger numbers", "variant_of": "gsm8k", "cluster": "source_doc"},
-    "sciq": {"label": "SciQ form", "published": "SciQ", "chance": 0.25},
-    "bbh": {"label": "BBH form", "published": "BBH", "cluster": "subtask"},
+BENCHMARKS: dict[str, BenchmarkEntry] = {
+    "gsm8k": benchmark("GSM8K form", published="GSM8K"),
+    "gsm8k@larger_numbers": benchmark("larger numbers", variant_of="gsm8k", cluster="source_doc"),
+    "sciq": benchmark("SciQ form", published="SciQ", chance=0.25),
+    "bbh": benchmark("BBH form", published="BBH", cluster="subtask"),
 }
 
 # Probability that a sample is right, by condition; sweep conditions follow from their α.
@@ -84,70 +90,65 @@ def write_run(
     results: Path,
     *,
     experiment: str = "synthetic",
-    families: dict[str, dict[str, Any]] | None = None,
-    conditions: dict[str, dict[str, Any]] | None = None,
-    benchmarks: dict[str, dict[str, Any]] | None = None,
+    families: Mapping[str, FamilyEntry] | None = None,
+    conditions: Mapping[str, ConditionEntry] = CONDITIONS,
+    benchmarks: Mapping[str, BenchmarkEntry] = BENCHMARKS,
     documents: int = 60,
     skill: Callable[[str, str], float] | None = None,
     seed: int = 0,
     **inputs: Any,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write a run and return its manifest.
 
-    ``skill(condition, benchmark)`` is the probability of a right answer. A document has one difficulty for
-    all conditions, so that answers are paired; equal weights, α and prompt share a record as in a real plan.
+    `skill(condition, benchmark)` is the probability of a right answer. A document has one difficulty for
+    all conditions, so that answers are paired; equal weights and prompt share a record as in a real plan.
     """
     rng = np.random.default_rng(seed)
-    conditions = {name: {"seed": None, **c} for name, c in (conditions or CONDITIONS).items()}
-    plain = {
-        "variant_of": None,
-        "perturbation": None,
-        "cluster": None,
-        "published": None,
-        "chance": 0.0,
-        "limit": None,
-    }
-    benchmarks = {name: {**plain, **b} for name, b in (benchmarks or BENCHMARKS).items()}
-    families = {
-        name: {"label": name, "group": None, "published_size": None, "geometry": None, **f}
-        for name, f in (families or {"micro": {"label": "micro 0.8M"}}).items()
-    }
-    chance_of = skill or (lambda condition, _: _default_skill(conditions[condition], condition))
+    families = families or {"micro": family("micro 0.8M")}
+    chance_of = skill or (lambda name, _: _default_skill(conditions[name], name))
     cells = []
-    for family in families:
-        for benchmark, info in benchmarks.items():
-            n = documents if info["limit"] is None else min(documents, info["limit"])
+    for of_family in families:
+        for of_benchmark, info in benchmarks.items():
+            n = documents if info.limit is None else min(documents, info.limit)
             difficulty = rng.random(n)
-            for name, condition in conditions.items():
-                if condition["role"] == "sweep" and info["variant_of"]:
+            for name, entry in conditions.items():
+                if entry.role == "sweep" and info.variant_of:
                     continue
                 noise = 0.1 * rng.standard_normal(n)
-                right = difficulty + noise < chance_of(name, benchmark)
-                weights: dict[str, Any] = {"checkpoint": f"{family} {condition['weights']}"}
-                if condition["alpha"] is not None:  # as in plan._inputs
-                    weights = {"checkpoint": f"{family} target"}
-                if condition["alpha"]:
-                    seed_of_noise = condition["seed"]
-                    weights |= {"vector": "v", "alpha": condition["alpha"], "random_seed": seed_of_noise}
+                right = difficulty + noise < chance_of(name, of_benchmark)
+                weights: dict[str, Any] = {"checkpoint": f"{of_family} {entry.start}"}
+                for term in entry.terms:
+                    if term.alpha:
+                        weights |= {"vector": "v", "alpha": term.alpha, "random_seed": term.seed}
+                        weights |= {"part": term.part} if term.part is not None else {}
                 identity = {
-                    "family": family,
-                    "benchmark": benchmark,
+                    "family": of_family,
+                    "benchmark": of_benchmark,
                     "weights": weights,
-                    "prompt": condition["prompt"],
+                    "prompt": entry.prompt,
                     **inputs,
                 }
-                key = write_cell(results, identity, samples(right, info, condition["prompt"]))
-                cells.append({"family": family, "condition": name, "benchmark": benchmark, "key": key})
-    manifest = {
-        "schema": 1,
-        "experiment": experiment,
-        "families": families,
-        "benchmarks": benchmarks,
-        "conditions": conditions,
-        "cells": cells,
-    }
+                key = write_cell(results, identity, samples(right, info.cluster, entry.prompt))
+                cells.append(PlannedCell(of_family, name, of_benchmark, key))
+    manifest = Manifest(experiment, dict(families), dict(benchmarks), dict(conditions), tuple(cells))
     write_manifest(results, manifest)
     return manifest
+
+
+def write_schema_1(results: Path, manifest: Manifest) -> Path:
+    """Write a manifest as the first layout had it, and return its path."""
+    conditions = {}
+    for name, entry in manifest.conditions.items():
+        kind = entry.kind
+        if kind == "sum":
+            kind = "vector" if entry.seed is None else "random"
+        old = {"label": entry.label, "weights": kind, "alpha": entry.alpha, "seed": entry.seed}
+        old |= {"prompt": entry.prompt, "role": entry.role}
+        conditions[name] = old | ({"whole": False} if entry.kind == "sum" else {})
+    data = {"schema": 1} | asdict(manifest) | {"conditions": conditions}
+    path = results / "runs" / f"{manifest.experiment}.json"
+    write_json(path, data | {"sha256": digest(data)})
+    return path
 
 
 def write_cell(
@@ -193,10 +194,10 @@ def write_cell(
     )
 
 
-def samples(right: Any, benchmark: dict[str, Any], prompt: str = "plain") -> list[dict[str, Any]]:
+def samples(right: Any, cluster: str | None = None, prompt: str = "plain") -> list[dict[str, Any]]:
     """Samples in the store's format; with clusters by subtask the documents fall into six subtasks."""
     n = len(right)
-    by_subtask = benchmark.get("cluster") == "subtask"
+    by_subtask = cluster == "subtask"
     size = max(1, n // 6)
     rows = []
     for i, is_right in enumerate(right):
@@ -221,12 +222,11 @@ def samples(right: Any, benchmark: dict[str, Any], prompt: str = "plain") -> lis
     return rows
 
 
-def _default_skill(condition: dict[str, Any], name: str) -> float:
+def _default_skill(entry: ConditionEntry, name: str) -> float:
     if name in SKILL:
         return SKILL[name]
-    if condition["weights"] == "vector":
-        alpha = float(condition["alpha"])
-        return 0.5 + 0.2 * alpha if alpha <= 1 else 0.9 - 0.2 * alpha
+    if entry.alpha is not None and entry.seed is None:
+        return 0.5 + 0.2 * entry.alpha if entry.alpha <= 1 else 0.9 - 0.2 * entry.alpha
     return 0.5
 
 

@@ -25,8 +25,9 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tasks import load_task, task_manager
 from pipeline.files import ROOT
 from pipeline.plan import keys
-from pipeline.plan.grid import Task, conditions_of, tasks_of
-from pipeline.plan.plan import make_plan
+from pipeline.plan.grid import Benchmark, columns, rows
+from pipeline.plan.sources import find_sources
+from pipeline.stages import prepare
 from tests import tiny
 from tests.documents import PROGRAM, SCIQ, sums
 
@@ -46,7 +47,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "gsm8k_platinum/test.jsonl": sums(0, 9),
     "gsm_plus/gsmplus_test.jsonl": of_gsm_plus(),
     "gsm_plus/gsmplus_testmini.jsonl": of_gsm_plus(),
-    "math500/test.jsonl": [
+    "math/aime24.jsonl": [{"problem": "What is left?", "question": "What is left?", "answer": "025"}],
+    "math/aime25.jsonl": [{"problem": "Which angle?", "answer": "336^\\circ"}],
+    "math/amc23.jsonl": [{"problem": "How far?", "question": "How far?", "answer": 27.0}],
+    "math/minerva_math.jsonl": [{"problem": "How bright?", "solution": "It is \\boxed{4.5e33} erg/s."}],
+    "math/olympiadbench.jsonl": [{"question": "Which $n$?", "final_answer": ["$69$,$84$"], "unit": None}],
+    "math/math500.jsonl": [
         {"problem": "Half of 1?", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "answer": "\\frac{1}{2}"}
     ],
     "mbpp/test.jsonl": [MBPP | {"task_id": 11}],
@@ -79,10 +85,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import gzip
 
     folder = tmp_path_factory.mktemp("documents")
-    for name, rows in ROWS.items():
+    for name, content in ROWS.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in content)
         path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     for subtask in SUBTASKS:
         path = folder / "bbh" / "bbh" / f"{subtask}.json"
@@ -110,13 +116,14 @@ def configured(model: Path, folder: Path, *overrides: str) -> Config:
     )
 
 
-def task(config: Config, name: str) -> Task:
-    return next(t for t in tasks_of(config) if t.name == name)
+def task(config: Config, name: str) -> Benchmark:
+    found = next(t for t in columns(config) if t.name == name)
+    return find_sources(config).task(found)
 
 
 def built(config: Config, name: str, document: int = 0, condition: str = "baseline") -> prompts.Prompt:
-    row = next(c for c in conditions_of(config) if c.name == condition)
-    return prompts.build(config, task(config, name), row, document)
+    row = next(c for c in rows(config) if c.name == condition)
+    return prompts.build(config, find_sources(config), task(config, name), row, document)
 
 
 def test_the_extended_suite_has_every_benchmark(model: Path, own: Path) -> None:
@@ -250,8 +257,10 @@ def test_a_mistake_in_a_benchmark_is_one_line(what: str, model: Path, own: Path)
 
 
 def test_documents_without_a_column_that_the_task_asks_for_are_one_line(model: Path, own: Path) -> None:
-    other = "benchmarks.math500.dataset.files.test=gsm8k/test.jsonl"
-    message = "'hendrycks_math500' cannot ask its documents .*'problem'.*found the columns question, answer"
+    other = "benchmarks.math500.dataset.files.test=mbpp/test.jsonl"
+    message = (
+        "'rv_math500' cannot ask its documents .*expected one of .*problem.*found the columns text, code"
+    )
     with pytest.raises(UserError, match=message) as caught:
         built(configured(model, own, other), "math500")
     assert "\n" not in str(caught.value)
@@ -280,8 +289,8 @@ def test_documents_made_from_one_problem_share_a_source_and_are_clustered(model:
     config = configured(model, own, "tasks=[gsm_plus_mini,gsm8k]")
     rows = documents.load(vars(config.benchmarks["gsm_plus_mini"].dataset), str(own))["testmini"]
     assert rows["source_doc"] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
-    benchmarks = make_plan(config).manifest()["benchmarks"]
-    assert [benchmarks[name]["cluster"] for name in ("gsm_plus_mini", "gsm8k")] == ["source_doc", None]
+    benchmarks = prepare(config).manifest().benchmarks
+    assert [benchmarks[name].cluster for name in ("gsm_plus_mini", "gsm8k")] == ["source_doc", None]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +307,7 @@ def test_the_last_box_is_the_answer_to_a_question_of_math500(
     answer: str, extracted: str, score: float, model: Path, own: Path, manager: TaskManager
 ) -> None:
     config = configured(model, own)
-    loaded = load_task(manager, config, task(config, "math500"), None, config.prompts["plain"])
+    loaded = load_task(manager, task(config, "math500"), None, config.prompts["plain"])
     loaded.build_all_requests(rank=0, world_size=1)
     (request,) = loaded.instances
     request.resps = [answer]
@@ -310,8 +319,7 @@ def test_the_last_box_is_the_answer_to_a_question_of_math500(
 def test_the_prompt_is_that_of_the_pinned_commit(
     model: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, asked = configured(model, own, f"results={tmp_path}"), []
-    config.families["model"].target.id = "me/model"
+    config, asked = configured(Path("me/model"), own, f"results={tmp_path}"), []
     (tmp_path / "hub.lock.json").write_text('{"me/model": "0123abc"}')
     tokenizer = prompts.load_tokenizer(str(model))
     monkeypatch.setattr(prompts, "load_tokenizer", lambda *what: asked.append(what) or tokenizer)
@@ -394,8 +402,8 @@ def test_the_command_shows_a_prompt_without_vllm_and_leaves_no_manifest(
     assert not (tmp_path / "results").exists()
 
 
-def test_the_benchmark_of_the_readme_runs_through_the_plan(model: Path, tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text().split("## Adding a benchmark")[1].split("\n## ")[0]
+def test_the_benchmark_of_the_guide_runs_through_the_plan(model: Path, tmp_path: Path) -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().split("### A benchmark")[1].split("\n## ")[0]
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "arc.yaml").write_text(re.findall("```yaml\n(.*?)```", section, re.S)[0])
     choices = {"text": ["air", "stone"], "label": ["A", "B"]}
@@ -404,8 +412,8 @@ def test_the_benchmark_of_the_readme_runs_through_the_plan(model: Path, tmp_path
     (tmp_path / "arc" / "test.jsonl").write_text(json.dumps(row) + "\n")
     added = [f"hydra.searchpath=[{tmp_path}]", "+benchmark@benchmarks.arc=arc", "tasks=[arc]"]
     config = configured(model, tmp_path, *added)
-    (cell,) = make_plan(config).cells
-    assert cell.task.config.label == "ARC-Challenge"
+    (cell,) = prepare(config).cells
+    assert cell.benchmark.config.label == "ARC-Challenge"
     prompt = built(config, "arc")
     assert "What is hard?" in prompt.text and prompt.target == "stone" and len(prompt.options) == 2
 
@@ -414,7 +422,7 @@ def test_a_benchmark_given_by_overrides_alone_runs_through_the_plan(model: Path,
     added = ["+benchmark@benchmarks.sums=gsm8k", "benchmarks.sums.label=Sums"]
     added += ["benchmarks.sums.dataset.files.test=gsm8k/train.jsonl", "tasks=[sums]"]
     config = configured(model, own, *added)
-    (cell,) = make_plan(config).cells
+    (cell,) = prepare(config).cells
     assert cell.inputs["task"]["names"] == ["gsm8k"]
     assert "Tom has 100 nuts" in built(config, "sums").text
 
@@ -422,13 +430,13 @@ def test_a_benchmark_given_by_overrides_alone_runs_through_the_plan(model: Path,
 def test_a_base_model_is_asked_without_the_chat_template(model: Path, own: Path, tmp_path: Path) -> None:
     (tmp_path / "conditions").mkdir()
     rows = {
-        "bare": {"label": "Base", "weights": "base"},
-        "baseline": {"label": "Baseline", "weights": "target"},
+        "bare": {"label": "Base", "start": "base"},
+        "baseline": {"label": "Baseline"},
     }
     (tmp_path / "conditions" / "bare.yaml").write_text("# @package conditions\n" + yaml.safe_dump(rows))
     chosen = [f"hydra.searchpath=[{tmp_path}]", "conditions=bare", f"families.model.base.id={model}"]
     config = configured(model, own, *chosen, "tasks=[gsm8k]")
-    chat = {cell.condition.name: cell.inputs["prompt"]["chat"] for cell in make_plan(config).cells}
+    chat = {cell.condition.name: cell.inputs["prompt"]["chat"] for cell in prepare(config).cells}
     assert chat == {"bare": False, "baseline": True}
     assert (
         built(config, "gsm8k", condition="bare").text
@@ -442,8 +450,8 @@ def test_a_target_without_a_chat_template_is_refused_unless_it_is_told(own: Path
     del settings["chat_template"]
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"found none; set families\.model\.chat=false"):
-        make_plan(configured(bare, own, "tasks=[gsm8k]"))
-    assert make_plan(configured(bare, own, "tasks=[gsm8k]", "families.model.chat=false")).cells
+        prepare(configured(bare, own, "tasks=[gsm8k]"))
+    assert prepare(configured(bare, own, "tasks=[gsm8k]", "families.model.chat=false")).cells
 
 
 @pytest.mark.parametrize(
@@ -465,7 +473,7 @@ def test_the_key_of_a_task_moves_with_the_file_that_it_includes(
 ) -> None:
     def key() -> str:
         keys._task_definition.cache_clear()
-        (cell,) = make_plan(configured(model, own, "tasks=[humaneval_plus]")).cells
+        (cell,) = prepare(configured(model, own, "tasks=[humaneval_plus]")).cells
         return cell.key
 
     before = key()
@@ -502,7 +510,7 @@ def test_parity_counts_each_document_that_differs_in_prompt_or_score(
         (["model=a", "data=b", "limt=3"], "limt=3"),
         (["model=a", "data=b", "limit"], "expected model="),
         (["model=a", "data=b", "limit=x"], "limit=x"),
-        (["model={model}", "data={own}", "tasks=math500"], "tasks=math500: not a stock task"),
+        (["model={model}", "data={own}", "tasks=mbpp"], "tasks=mbpp: not a stock task"),
     ],
 )
 def test_a_mistake_in_asking_for_parity_is_one_line(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline.__main__ import VERBS, main
 from pipeline.config.schema import Device
 from pipeline.engine.engine import check_device
 from pipeline.errors import UserError
@@ -41,7 +42,7 @@ def pipeline(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]
         (["experiment=micro", "data.folder=no/such/folder", "data.generator=null"], "no/such/folder"),
         (["experiment=micro", "data.generator=other"], "data.generator"),
         (["experiment=micro", "+data.sizes.sciqq=3"], "data.sizes.sciqq"),
-        (["experiment=micro", "families.micro.sft=null"], "need both donors"),
+        (["experiment=micro", "families.micro.sft=null"], "needs this checkpoint; set it"),
         (["experiment=micro", "data.folder=some/folder"], "folder and generator are both set"),
         (["plann"], "unknown command 'plann'"),
     ],
@@ -95,33 +96,6 @@ def test_an_engine_built_for_another_device_is_refused(
         else nullcontext()
     ):
         check_device(device)
-
-
-@pytest.mark.parametrize(
-    ("held", "asked", "installs"),
-    [
-        ("cpu", [], False),
-        ("gpu", [], False),
-        ("cpu", ["ACCELERATOR=cpu"], False),
-        ("cpu", ["ACCELERATOR=gpu"], True),
-        ("gpu", ["ACCELERATOR=cpu"], True),
-        (None, [], True),
-    ],
-)
-def test_setup_replaces_the_build_of_another_accelerator_alone(
-    held: str | None, asked: list[str], installs: bool, tmp_path: Path
-) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "requirements").mkdir()
-    for name in ("pyproject.toml", "requirements/cpu.txt"):
-        (tmp_path / name).touch()
-    if held is not None:
-        (tmp_path / ".venv").mkdir()
-        (tmp_path / ".venv" / ".done").write_text(f"{held}\n")
-    command = ["make", "-n", "setup", *asked]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert ("-m venv" in ran.stdout) == installs
-    assert ("[gpu," in ran.stdout) == (installs and asked == ["ACCELERATOR=gpu"])
 
 
 def test_donors_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -190,3 +164,55 @@ def test_a_damaged_vector_is_set_aside_and_extracted_again_to_the_same_bytes(tmp
     assert ran.returncode == 0 and "a damaged vector was moved to" in ran.stdout, ran.stderr
     assert vector.read_bytes() == whole
     assert len(list(results.glob("damaged/*/*/vector.safetensors"))) == 1
+
+
+def test_help_names_every_verb_group_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (["--help"], ["plan", "-h"], ["help"]):
+        assert main(given) == 0
+        shown = capsys.readouterr().out
+        assert all(f"pipeline {verb}" in shown for verb in VERBS if verb != "run")
+        for folder in (path for path in (ROOT / "conf").iterdir() if path.is_dir()):
+            (line,) = (line for line in shown.splitlines() if line.split()[:1] == [folder.name])
+            assert {path.stem for path in folder.glob("*.yaml")} == set(line.split(None, 1)[1].split(", "))
+
+
+def test_hydras_own_flags_are_taken_or_say_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cfg", "job", "experiment=paper", "preset=debug"]) == 0
+    assert capsys.readouterr().out.startswith("name: debug\n")
+    assert main(["-m", "alpha=0,1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "write lists instead, such as 'alpha=[0.5,1]'" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("pl", "plan"),
+        ("experiment=mo", "model"),
+        ("engine=g", "gpu"),
+        ("tab", "tables="),
+        ("preset=d", "debug"),
+    ],
+)
+def test_bash_completes_verbs_groups_and_keys(
+    typed: str, completed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion"]) == 0
+    words = " ".join(typed.replace("=", " = ").split())
+    script = f"{capsys.readouterr().out}\nCOMP_WORDS=(python -m pipeline {words})\nCOMP_CWORD=$((${{#COMP_WORDS[@]}}-1))\n"
+    script += '_reasoning_vectors\nprintf "%s\\n" "${COMPREPLY[@]}"'
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [completed]
+
+
+def test_outside_the_environment_it_says_what_to_do(tmp_path: Path) -> None:
+    bare = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.__main__ import main; sys.exit(main(['plan']))",
+    ]
+    ran = subprocess.run(bare, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 2 and "run `make setup`, then .venv/bin/python -m pipeline" in ran.stderr
+    assert ran.stderr.count("\n") == 1

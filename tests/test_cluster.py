@@ -17,10 +17,10 @@ import pytest
 
 from pipeline import stages
 from pipeline.config.compose import compose
-from pipeline.config.schema import Config, EngineConfig, Launcher, LauncherConfig
+from pipeline.config.schema import Config, Device, EngineConfig, Launcher, LauncherConfig
 from pipeline.engine.engine import SteeringError
 from pipeline.errors import UserError
-from pipeline.evaluate import cluster
+from pipeline.evaluate import actor, cluster, queue
 from pipeline.files import ROOT
 from tests.hub import Hub, environment, fill, trained, write_repositories
 
@@ -42,20 +42,20 @@ def cell(architecture: str, weights: str, name: str = "", key: str = "") -> Any:
     family = SimpleNamespace(name=architecture, architecture=architecture)
     named = SimpleNamespace(name=name, label=name, config=SimpleNamespace(runs_code=False))
     inputs = {"weights": weights}
-    return SimpleNamespace(family=family, condition=named, task=named, inputs=inputs, key=key or name)
+    return SimpleNamespace(family=family, condition=named, benchmark=named, inputs=inputs, key=key or name)
 
 
 def test_a_worker_keeps_its_weights_then_its_engine_then_takes_what_nobody_has() -> None:
-    def worker(architecture: str = "", weights: str = "") -> cluster.Worker:
-        return cluster.Worker(None, architecture=architecture, weights=weights)
+    def worker(architecture: str = "", weights: str = "") -> queue.Worker:
+        return queue.Worker(None, architecture=architecture, weights=weights)
 
     cells = [cell("a", "1"), cell("a", "2"), cell("b", "3"), cell("b", "4")]
     others = [worker("a", "1"), worker("b", "3")]
-    assert cluster.choose(cells, worker("b", "4"), others) is cells[3]
-    assert cluster.choose(cells, worker("b", "9"), others) is cells[3]
-    assert cluster.choose(cells, worker("a", "9"), others) is cells[1]
-    assert cluster.choose(cells, worker(), others) is cells[1]
-    assert cluster.choose(cells[:1], worker("b", "4"), others) is cells[0], (
+    assert queue.choose(cells, worker("b", "4"), others) is cells[3]
+    assert queue.choose(cells, worker("b", "9"), others) is cells[3]
+    assert queue.choose(cells, worker("a", "9"), others) is cells[1]
+    assert queue.choose(cells, worker(), others) is cells[1]
+    assert queue.choose(cells[:1], worker("b", "4"), others) is cells[0], (
         "no worker waits while cells are left"
     )
 
@@ -63,13 +63,13 @@ def test_a_worker_keeps_its_weights_then_its_engine_then_takes_what_nobody_has()
 def engines_started(count: int, seconds: dict[str, float]) -> int:
     """How many engines `count` workers start for 20 × 13 cells of each architecture, which last so many seconds."""
     cells = [cell(a, f"{a}{w}") for a in seconds for w in range(20) for _ in range(13)]
-    running = {n: cluster.Worker(None) for n in range(count)}
+    running = {n: queue.Worker(None) for n in range(count)}
     ends = [(0.0, n) for n in running]
     started = 0
     while cells:
         now, n = heapq.heappop(ends)
         worker = running.pop(n)
-        chosen = cluster.choose(cells, worker, running.values())
+        chosen = queue.choose(cells, worker, running.values())
         cells.remove(chosen)
         started += chosen.family.architecture != worker.architecture
         worker.architecture, worker.weights = chosen.family.architecture, chosen.inputs["weights"]
@@ -91,7 +91,7 @@ def node(**resources: float) -> dict[str, Any]:
 
 
 def test_there_is_a_worker_for_each_gpu_or_tensor_parallel_group_of_a_node() -> None:
-    gpu = EngineConfig(device=cluster.Device.gpu, tensor_parallel_size=2)
+    gpu = EngineConfig(device=Device.gpu, tensor_parallel_size=2)
     nodes = [node(GPU=4, CPU=8), node(GPU=3, CPU=8), node(CPU=2), {"Alive": False, "Resources": {"GPU": 8}}]
     count, options = cluster.resources(gpu, LauncherConfig(), nodes)
     assert count == 3 and options["num_gpus"] == 2
@@ -114,7 +114,7 @@ def test_a_cluster_without_room_for_a_worker_is_refused_once_it_answers(
     monkeypatch.setattr(ray, "init", lambda address, **options: None)
     monkeypatch.setattr(ray, "nodes", lambda: [node(CPU=8)])
     with pytest.raises(UserError, match="the cluster has no node with 1 GPU"):
-        cluster.connect(Config(engine=EngineConfig(device=cluster.Device.gpu)))
+        cluster.connect(Config(engine=EngineConfig(device=Device.gpu)))
 
 
 def connecting(monkeypatch: pytest.MonkeyPatch, check: Any, connect: Any) -> None:
@@ -215,10 +215,10 @@ def test_a_broken_gpu_costs_no_cell_while_another_works(cells: int, monkeypatch:
     monkeypatch.setitem(sys.modules, "ray", Broken(3))
     plan: Any = SimpleNamespace(config=Config(launcher=LauncherConfig(workers=3)))
     lines: list[str] = []
-    queue = cluster.Queue(plan, [cell("a", str(n // 3), str(n)) for n in range(cells)], lines.append)
-    assert queue.drain() == cells
+    left = [cell("a", str(n // 3), str(n)) for n in range(cells)]
+    assert queue.Queue(plan, left, (3, {}), lines.append).drain() == cells
     died = [line for line in lines if "died" in line]
-    assert 1 <= len(died) <= cluster.LIVES
+    assert 1 <= len(died) <= queue.MOST_DEATHS
     assert all(
         "(RuntimeError: CUDA error: an illegal memory access was encountered); it is" in line for line in died
     )
@@ -228,9 +228,9 @@ def test_a_broken_gpu_costs_no_cell_while_another_works(cells: int, monkeypatch:
     ("error", "engine", "kind", "message"),
     [
         (UserError("a prompt is too long"), True, UserError, "a prompt is too long"),
-        (UserError("the engine did not start"), False, cluster.WorkerFailed, "the engine did not start"),
-        (SteeringError("not those of the files"), True, cluster.WorkerFailed, "not those of the files"),
-        (RuntimeError("CUDA error: x\ny"), True, cluster.WorkerFailed, "RuntimeError: CUDA error: x"),
+        (UserError("the engine did not start"), False, actor.WorkerFailed, "the engine did not start"),
+        (SteeringError("not those of the files"), True, actor.WorkerFailed, "not those of the files"),
+        (RuntimeError("CUDA error: x\ny"), True, actor.WorkerFailed, "RuntimeError: CUDA error: x"),
     ],
 )
 def test_a_worker_tells_mistakes_from_faults(
@@ -239,18 +239,18 @@ def test_a_worker_tells_mistakes_from_faults(
     def run(cell: Any) -> None:
         raise error
 
-    actor = object.__new__(cluster.Actor)
-    actor.plan, actor.cells = SimpleNamespace(results=tmp_path), {"key": None}  # type: ignore[assignment, dict-item]
-    actor.runner = SimpleNamespace(engine=object() if engine else None, run=run)  # type: ignore[assignment]
+    worker = object.__new__(actor.Actor)
+    worker.plan, worker.cells = SimpleNamespace(results=tmp_path), {"key": None}  # type: ignore[assignment, dict-item]
+    worker.runner = SimpleNamespace(engine=object() if engine else None, run=run)  # type: ignore[assignment]
     with pytest.raises(UserError) as caught:
-        actor.run("key")
+        worker.run("key")
     assert (type(caught.value), str(caught.value)) == (kind, message)
 
 
 class Fatal:
-    """In the place of `cluster.Actor`: cells are named by what becomes of the worker that runs them."""
+    """In the place of `actor.Actor`: cells are named by what becomes of the worker that runs them."""
 
-    def __init__(self, process: dict[str, Any], plan: list[Any]) -> None:
+    def __init__(self, process: actor.Process, plan: list[Any]) -> None:
         self.results = Path(ray.get(plan[0]).config.results)
         if (self.results / "stillborn").exists():
             os._exit(1)
@@ -278,12 +278,14 @@ def started() -> Iterator[None]:
 
 
 def drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[int, list[str]]:
-    monkeypatch.setattr(cluster, "Actor", Fatal)
+    monkeypatch.setattr(queue, "Actor", Fatal)
     config = Config(results=str(tmp_path), launcher=LauncherConfig(workers=2))
     lines: list[str] = []
-    queue = cluster.Queue(SimpleNamespace(config=config), [cell("a", n, n) for n in names], lines.append)  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(config=config)
+    room = cluster.resources(config.engine, config.launcher, ray.nodes())
+    cells = queue.Queue(plan, [cell("a", n, n) for n in names], room, lines.append)
     try:
-        return queue.drain(), lines
+        return cells.drain(), lines
     finally:
         (tmp_path / "lines").write_text("\n".join(lines))
 

@@ -232,6 +232,55 @@ def test_a_prompt_that_is_no_python_is_an_error_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+HUMANEVAL = small_documents()[0]
+ODD = {
+    # (what is changed in a document, what the message names)
+    "no entry point": (HUMANEVAL, {"entry_point": None}, "entry_point"),
+    "an empty entry point": (HUMANEVAL, {"entry_point": ""}, "entry_point"),
+    "an entry point that is a number": (HUMANEVAL, {"entry_point": 1}, "entry_point"),
+    "an entry point of another prompt": (HUMANEVAL, {"entry_point": "treble"}, "define 'treble'"),
+    "an entry point that calls": (HUMANEVAL, {"entry_point": "double), (double"}, "entry_point"),
+    "a prompt without a function": (HUMANEVAL, {"prompt": "x = 1\n"}, "define 'double'"),
+    "no prompt": (HUMANEVAL, {"prompt": None}, "prompt"),
+    "no tests": (HUMANEVAL, {"test": None}, "test"),
+    "empty tests": (HUMANEVAL, {"test": ""}, "test"),
+    "tests without check": (
+        HUMANEVAL,
+        {"test": "def verify(candidate):\n    assert candidate(2) == 4\n"},
+        "check",
+    ),
+    "a check that is no function": (HUMANEVAL, {"test": "check = print\n"}, "check"),
+    "a check that is never awaited": (HUMANEVAL, {"test": f"async {HUMANEVAL['test']}"}, "check"),
+    "a check of nothing": (HUMANEVAL, {"test": "def check():\n    assert double(2) == 4\n"}, "check"),
+    "a check that asks nothing": (HUMANEVAL, {"test": "def check(candidate):\n    pass\n"}, "check"),
+    "no list of tests": ({}, {"text": "Add."}, "entry_point"),
+    "a list of no tests": ({}, {"test_list": []}, "test_list"),
+    "a list of empty tests": ({}, {"test_list": ["", "", ""]}, "test_list"),
+    "a list of numbers": ({}, {"test_list": [1, 2, 3]}, "test_list"),
+    "tests that ask nothing": ({}, {"test_list": ["assert True"] * 3}, "test_list"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_document_that_can_judge_no_answer_is_refused_in_one_line(name: str) -> None:
+    doc, changed, message = ODD[name]
+    given = {key: value for key, value in (doc | changed).items() if value is not None}
+    with pytest.raises(UserError, match=message) as caught:
+        code.check(given)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("name", ["humaneval/HumanEval", "humanevalplus/HumanEvalPlus-OriginFmt"])
+def test_every_document_of_the_benchmarks_is_accepted(name: str) -> None:
+    for doc in documents(f"{name}.jsonl.gz"):
+        code.check(doc)
+
+
+def test_documents_of_mbpps_form_are_accepted() -> None:
+    for doc in MBPP:
+        code.check(doc)
+
+
 # ---- programs as the stock tasks build them ----
 
 
@@ -319,6 +368,19 @@ def longest(pairs):
     assert code.mbpp_verdicts([[answer]], [{"test_list": [*tests, "assert missing(1)"]}]) == [
         ["failed: NameError: name 'missing' is not defined"]
     ]
+
+
+def test_mbpp_tests_compare_with_functions_of_their_own() -> None:
+    tests = ["assert math.isclose(half(3), 1.5)", "assert sorted(half(x) for x in (4, 2)) == [1, 2]"]
+    own = "class math:\n    isclose = lambda *a, **k: True\nsorted = lambda *a: [1, 2]\n"
+    for answer, passed in (
+        ("def half(x): return x / 2", True),
+        ("import math\ndef half(x): return x / 2", True),
+        (f"{own}def half(x): return x / 2", True),
+        (f"{own}def half(x): return 0", False),
+    ):
+        ((verdict,),) = code.mbpp_verdicts([[answer + "\n```"]], [{"test_list": tests}])
+        assert (verdict == "passed") is passed, verdict
 
 
 def test_mbpp_answers_without_a_closed_block_are_not_extracted() -> None:

@@ -9,10 +9,9 @@ from PIL import Image
 
 from pipeline.__main__ import main
 from pipeline.config.schema import Config
-from pipeline.tracking import dashboard
-from pipeline.tracking import runs as tracking
+from pipeline.tracking import dashboard, server
 from tests.test_tracking import config as config
-from tests.test_tracking import logged, track
+from tests.test_tracking import logged, track, tracked
 
 pytest.importorskip("wandb_workspaces")
 
@@ -36,7 +35,9 @@ def metrics(panel: dict[str, Any]) -> list[str]:
     return list(panel["config"].get("metrics") or panel["config"].get("mediaKeys"))
 
 
-def test_the_panels_are_those_that_a_reader_wants(panels: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_panels_show_what_a_reader_of_the_paper_looks_for(
+    panels: dict[str, list[dict[str, Any]]],
+) -> None:
     assert list(panels) == [
         "Accuracy against α",
         "Ours beside published",
@@ -97,7 +98,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return kept[url]
 
     address = property(lambda self: f"https://server/{self.entity}/{self.project}?nw={self._internal_name}")
-    monkeypatch.setattr(tracking, "silence", lambda: "")
+    monkeypatch.setattr(server, "silence", lambda: "")
     monkeypatch.setattr(Workspace, "url", address)
     monkeypatch.setattr(Workspace, "save", save)
     monkeypatch.setattr(Workspace, "from_url", load)
@@ -107,17 +108,16 @@ def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_same_view_is_made_once_and_each_project_has_its_own(
     config: Config, views: dict[str, Any]
 ) -> None:
-    config.tracking.entity = "me"
-    first = dashboard.show(config, {})
-    assert dashboard.show(config, {}) == first and list(views) == [first]
-    config.tracking.project = "other"
-    assert "/me/other?" in dashboard.show(config, {})
-    config.tracking.entity = "you"
-    assert "/you/other?" in dashboard.show(config, {}) and len(views) == 3
+    mine = tracked(config, entity="me")
+    first = dashboard.show(mine, {})
+    assert dashboard.show(mine, {}) == first and list(views) == [first]
+    assert "/me/other?" in dashboard.show(tracked(config, entity="me", project="other"), {})
+    assert "/you/other?" in dashboard.show(tracked(config, entity="you", project="other"), {})
+    assert len(views) == 3
 
 
 def test_a_view_that_was_deleted_on_the_server_is_made_anew(config: Config, views: dict[str, Any]) -> None:
-    config.tracking.entity = "me"
-    dashboard.show(config, {})
+    mine = tracked(config, entity="me")
+    dashboard.show(mine, {})
     views.clear()
-    assert dashboard.show(config, {}) in views
+    assert dashboard.show(mine, {}) in views

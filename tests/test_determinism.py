@@ -15,7 +15,8 @@ from evals.micro import write_benchmarks
 from pipeline.config.schema import Device, EngineConfig
 from pipeline.engine.engine import prepare_environment
 from pipeline.files import ROOT
-from pipeline.records import manifest_path, read_manifest, read_record
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.records import read_record
 
 DOCUMENTS = 80  # of each benchmark and subtask
 FREE = ("started", "host", "command", "git")  # what provenance may differ in
@@ -68,8 +69,8 @@ def evaluated(root: Path, data: Path, *overrides: str) -> dict[tuple[str, str], 
         stdin=subprocess.DEVNULL,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    cells = read_manifest(manifest_path(results, "micro"))["cells"]
-    return {(c["condition"], c["benchmark"]): read_record(results, c["key"]) for c in cells}
+    cells = read_manifest(manifest_path(results, "micro")).cells
+    return {(c.condition, c.benchmark): read_record(results, c.key) for c in cells}
 
 
 @pytest.mark.slow

@@ -9,71 +9,89 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from evals import micro
-from pipeline.donors import __main__ as command_line
-from pipeline.donors import train as module
-from pipeline.donors.train import Recipe, correctness, final_answer, form, load_recipe, make_donors, overlap
+from pipeline import __main__ as command_line
+from pipeline.donors import command as verb
+from pipeline.donors import stages, train, trainers
+from pipeline.donors.compose import compose_recipe
+from pipeline.donors.data import evaluated_documents, training_problems
+from pipeline.donors.overlap import overlap, record_overlap
+from pipeline.donors.recipe import FORMER_KEYS, Recipe, compared, flat, settings
+from pipeline.donors.rewards import correctness, final_answer, form
+from pipeline.donors.train import make_donors
 from pipeline.errors import UserError
+from pipeline.files import digest
 from pipeline.weights.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "micro"
 # donors of the shipped target, which earns rewards from the first step
 DONORS: dict[str, object] = {
-    "init": SHIPPED / "target",
-    "target_direct": 0.0,
-    "train_documents": 64,
-    "grpo_steps": 6,
-    "grpo_prompts": 4,
-    "grpo_rollouts": 4,
-    "grpo_microbatch": 16,
+    "init.id": SHIPPED / "target",
+    "target.direct": 0.0,
+    "data.documents": 64,
+    "grpo.steps": 6,
+    "grpo.prompts": 4,
+    "grpo.rollouts": 4,
+    "grpo.microbatch": 16,
     "save_steps": 2,
 }
 # a whole family from nothing, too small to earn any: GRPO runs and changes nothing
 FAMILY: dict[str, object] = DONORS | {
-    "init": "null",
-    "base_examples": 300,
-    "base_batch": 2,
-    "target_examples": 64,
-    "target_direct": 0.3,
-    "hidden": 64,
-    "layers": 1,
-    "vocabulary": 400,
-    "grpo_steps": 1,
-    "grpo_max_tokens": 8,
+    "init.id": "null",
+    "base.examples": 300,
+    "base.batch": 2,
+    "target.examples": 64,
+    "target.direct": 0.3,
+    "base.hidden": 64,
+    "base.layers": 1,
+    "base.vocabulary": 400,
+    "grpo.steps": 1,
+    "grpo.max_tokens": 8,
 }
 
 
-def command(out: Path, settings: dict[str, object]) -> list[str]:
-    values = [f"{key}={value}" for key, value in settings.items()]
-    return [sys.executable, "-m", "pipeline.donors", "recipe=conf/recipe/micro.yaml", f"out={out}", *values]
+def a_recipe(changes: dict[str, Any] | None = None) -> Recipe:
+    """The defaults with other values, by their keys."""
+    made = Recipe(name="test")
+    for key, value in (changes or {}).items():
+        section, _, inner = key.rpartition(".")
+        value = replace(getattr(made, section), **{inner: value}) if section else value
+        made = replace(made, **{section or inner: value})
+    return made
+
+
+def command(out: Path, changes: dict[str, object]) -> list[str]:
+    values = [f"{key}={value}" for key, value in changes.items()]
+    return [sys.executable, "-m", "pipeline", "donors", "recipe=micro", f"out={out}", *values]
 
 
 def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def train(out: Path, settings: dict[str, object]) -> None:
-    subprocess.run(command(out, settings), cwd=ROOT, env=environment(), check=True, capture_output=True)
+def run(out: Path, changes: dict[str, object]) -> None:
+    subprocess.run(command(out, changes), cwd=ROOT, env=environment(), check=True, capture_output=True)
 
 
-def train_until(step: Path, out: Path, settings: dict[str, object]) -> None:
-    """Start training and kill it, with no chance to clean up, as soon as the checkpoint ``step`` is whole."""
+def run_until(step: Path, out: Path, changes: dict[str, object]) -> None:
+    """Start training and kill it, with no chance to clean up, as soon as the checkpoint `step` is whole."""
     process = subprocess.Popen(
-        command(out, settings),
+        command(out, changes),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not module._is_whole(step) and process.poll() is None:
+    while not stages.is_whole(step) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -91,7 +109,7 @@ def record(out: Path, stage: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("donors") / "whole"
-    train(out, DONORS)
+    run(out, DONORS)
     return out
 
 
@@ -151,7 +169,14 @@ def problems_in(folder: Path, rows: list[Any], tested: list[Any]) -> Recipe:
     for split, listed in (("train", rows), ("test", tested)):
         lines = (row if isinstance(row, str) else json.dumps(row) for row in listed)
         (folder / "gsm8k" / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return Recipe(init=str(SHIPPED / "target"), data=str(folder), grpo_prompts=4, grpo_microbatch=32)
+    return a_recipe(
+        {
+            "init.id": str(SHIPPED / "target"),
+            "data.id": str(folder),
+            "grpo.prompts": 4,
+            "grpo.microbatch": 32,
+        }
+    )
 
 
 def test_training_on_an_evaluated_problem_is_refused_before_training(tmp_path: Path) -> None:
@@ -178,9 +203,9 @@ def test_a_tested_function_with_another_example_in_its_prompt_is_found_by_its_so
     asked = tested | {"prompt": tested["prompt"].replace(">>> ", ">>> 0 or ")}
     training = {"base": [micro.example("humaneval", asked, tested["canonical_solution"] + "```")]}
     micro.write_benchmarks(tmp_path, seed=0, sizes={"humaneval": 1})
-    for held_out in (module._problems(Recipe())[1], module._evaluated(tmp_path)):
+    for held_out in (training_problems(a_recipe())[1], evaluated_documents(tmp_path)):
         with pytest.raises(UserError, match="share problems: {'base / humaneval, solutions': 1}"):
-            module._record_overlap(training, held_out, tmp_path)
+            record_overlap(training, held_out, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +231,7 @@ def test_a_training_row_that_cannot_be_rewarded_is_named(row: Any, message: str,
 
 def test_too_few_training_problems_for_a_step_are_refused_and_none_at_all(tmp_path: Path) -> None:
     recipe = problems_in(tmp_path / "few", ROWS[:3], ROWS)
-    with pytest.raises(UserError, match="expected at least grpo_prompts=4 documents, found 3"):
+    with pytest.raises(UserError, match="expected at least grpo.prompts=4 documents, found 3"):
         make_donors(recipe, tmp_path / "out")
     for empty in (problems_in(tmp_path / "a", [], ROWS), problems_in(tmp_path / "b", ROWS, [])):
         with pytest.raises(UserError, match="jsonl: expected problems, a JSON object a line, found none"):
@@ -217,26 +242,26 @@ def test_too_few_training_problems_for_a_step_are_refused_and_none_at_all(tmp_pa
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"data": "no-such-folder"}, "data=no-such-folder is neither a folder nor a hub id"),
-        ({"data": str(ROOT / "conf")}, "expected .*gsm8k/train.jsonl, found none"),
-        ({"init": "no-such-model"}, "no-such-model is neither a folder nor a hub id"),
-        ({"init": str(ROOT / "conf")}, "expected a Hugging Face checkpoint there"),
+        ({"data.id": "no-such-folder"}, "data.id=no-such-folder is neither a folder nor a hub id"),
+        ({"data.id": str(ROOT / "conf")}, "expected .*gsm8k/train.jsonl, found none"),
+        ({"init.id": "no-such-model"}, "no-such-model is neither a folder nor a hub id"),
+        ({"init.id": str(ROOT / "conf")}, "expected a Hugging Face checkpoint there"),
     ],
 )
 def test_data_or_an_initialisation_that_is_not_there_is_refused_before_anything_is_written(
     setting: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        make_donors(Recipe(**{"init": str(SHIPPED / "target")} | setting), tmp_path / "out")
+        make_donors(a_recipe({"init.id": str(SHIPPED / "target")} | setting), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_initialisation_without_a_tokenizer_or_a_template_is_refused(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED / "target", tmp_path / "init")
-    recipe = Recipe(init=str(tmp_path / "init"))
-    settings = json.loads((tmp_path / "init" / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (tmp_path / "init" / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = a_recipe({"init.id": str(tmp_path / "init")})
+    described = json.loads((tmp_path / "init" / "tokenizer_config.json").read_text())
+    described.pop("chat_template", None)
+    (tmp_path / "init" / "tokenizer_config.json").write_text(json.dumps(described))
     (tmp_path / "init" / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(UserError, match="its tokenizer has no chat template"):
         make_donors(recipe, tmp_path / "out")
@@ -252,31 +277,31 @@ def test_a_prompt_begins_with_one_token_of_beginning(tmp_path: Path) -> None:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(SHIPPED / "target")
     example = micro.Example("gsm8k", None, "1 + 1?", "", "#### 2")
-    (plain,) = module._dataset([example], tokenizer)
+    (plain,) = trainers.prompts_and_completions([example], tokenizer)
     tokenizer.bos_token = "<|endoftext|>"
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    (without,) = module._dataset([example], tokenizer)
+    (without,) = trainers.prompts_and_completions([example], tokenizer)
     assert without["prompt"] == "<|endoftext|>" + plain["prompt"]  # the tokenizer itself adds none
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
     )
-    (row,) = module._dataset([example], tokenizer)
+    (row,) = trainers.prompts_and_completions([example], tokenizer)
     assert tokenizer(row["prompt"])["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
-def test_a_text_too_long_for_training_is_refused_and_the_mended_command_goes_on(
+def test_a_text_too_long_for_training_is_refused_and_the_fixed_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}])
-    with pytest.raises(UserError, match="sft_max_tokens=8: the longest training text of sft has"):
-        make_donors(replace(recipe, sft_max_tokens=8), tmp_path / "out")
-    monkeypatch.setattr(module, "_stage", lambda *_: None)
+    with pytest.raises(UserError, match="sft.max_tokens=8: the longest training text of sft has"):
+        make_donors(replace(recipe, sft=replace(recipe.sft, max_tokens=8)), tmp_path / "out")
+    monkeypatch.setattr(train, "run_stage", lambda *_: None)
     make_donors(recipe, tmp_path / "out")
 
 
 def test_a_share_of_the_answers_is_the_last_line_alone() -> None:
     whole, mixed, direct = (
-        [example.answer for example in module._problems(Recipe(sft_direct=share))[0]]
+        [example.answer for example in training_problems(a_recipe({"sft.direct": share}))[0]]
         for share in (0.0, 0.5, 1.0)
     )
     assert all("\n" in answer for answer in whole)
@@ -287,144 +312,15 @@ def test_a_share_of_the_answers_is_the_last_line_alone() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.3, 0.4, 0.75, 1.0])
 def test_a_share_of_the_prompts_asks_to_think(share: float) -> None:
-    thinking = [example.user.startswith(micro.THINK) for example in module._problems(Recipe(think=share))[0]]
+    thinking = [
+        example.user.startswith(micro.THINK) for example in training_problems(a_recipe({"think": share}))[0]
+    ]
     assert sum(thinking) / len(thinking) == pytest.approx(share, abs=0.001)
     if share == 0.25:
         assert thinking == [index % 4 == 0 for index in range(3000)]
 
 
-# ---- recipes
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "conf" / "recipe").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_recipe_loads_and_names_itself(path: Path) -> None:
-    assert load_recipe(path).name == path.stem  # which checks types, ranges and microbatches
-
-
-def test_a_misspelt_setting_is_refused_with_its_neighbour(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("grpo_step: 3\n")
-    with pytest.raises(UserError, match="'grpo_step', did you mean 'grpo_steps'"):
-        load_recipe(tmp_path / "r.yaml")
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("sft_lr: fast", "sft_lr must be a number, found 'fast'"),
-        ("sft_lr: true", "sft_lr must be a number, found True"),
-        ("sft_lr: 0", "sft_lr must be finite and above 0, found 0.0"),
-        ("grpo_lr: .inf", "grpo_lr must be finite and above 0, found inf"),
-        ("seed: 1.5", "seed must be a whole number, found 1.5"),
-        ("seed: true", "seed must be a whole number, found True"),
-        ("seed: -1", "seed must be from 0 to 4294967295, found -1"),
-        ("seed: 4294967296", "seed must be from 0 to 4294967295, found 4294967296"),
-        ("wandb: 1", "wandb must be true or false, found 1"),
-        ("name: 3", "name must be text .*, found 3"),
-        ("init: 3", "init must be text .* or null, found 3"),
-        ("precision: null", "precision must be text .*, found None"),
-        ("train_documents: all", "train_documents must be a whole number or null, found 'all'"),
-        ("train_documents: 0", "train_documents must be above 0, or null for all, found 0"),
-        ("think: 1.5", "think must be a share from 0 to 1, found 1.5"),
-        ("target_direct: .nan", "target_direct must be a share from 0 to 1, found nan"),
-        ("base_arithmetic: -0.1", "base_arithmetic must be a share from 0 to 1, found -0.1"),
-        ("grpo_vllm_memory: 0", "grpo_vllm_memory must be a share above 0 and at most 1, found 0.0"),
-        ("grpo_steps: 0", "grpo_steps must be above 0, found 0"),
-        ("sft_epochs: 0", "sft_epochs must be finite and above 0, found 0.0"),
-        ("sft_microbatch: 0", "sft_microbatch must be above 0, found 0"),
-        ("sft_microbatch: 3", "sft_batch = 32 must be a multiple of the microbatch, found 3"),
-        ("grpo_microbatch: 3", "grpo_rollouts = 128 must be a multiple of the microbatch, found 3"),
-        ("grpo_rollouts: 1", "grpo_rollouts must be at least 2, .*, found 1"),
-        ("grpo_temperature: -1", "grpo_temperature must be finite and above 0, found -1.0"),
-        ("grpo_beta: -1", "grpo_beta must be finite and at least 0, found -1.0"),
-        ("grpo_start: base", "grpo_start must be 'sft' or 'init', found 'base'"),
-        ("hidden: 96", "hidden must be a multiple of 64 above 0, found 96"),
-        ("vocabulary: 100", "vocabulary must be at least 259, .*, found 100"),
-        ("precision: fp8", "precision must be float32 or bfloat16, found 'fp8'"),
-        ("optimizer: adam", "optimizer must be one of adamw_torch, .*, found 'adam'"),
-    ],
-)
-def test_a_setting_of_another_type_or_out_of_range_is_refused(
-    setting: str, message: str, tmp_path: Path
-) -> None:
-    (tmp_path / "r.yaml").write_text(setting)
-    with pytest.raises(UserError, match=message):
-        load_recipe(tmp_path / "r.yaml")
-    (tmp_path / "r.yaml").write_text("")
-    key, value = setting.split(": ")
-    with pytest.raises(UserError, match=message):
-        load_recipe(tmp_path / "r.yaml", **{key: value})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"- 1\n- 2", "expected lines of key: value"),
-        (b"just words", "expected lines of key: value"),
-        (b"\x00\xff\xfe", "not valid yaml"),
-        (b"a: [", "not valid yaml"),
-        (b"3: x", "unknown key 3"),
-        (b"null: x", "unknown key None"),
-    ],
-)
-def test_a_recipe_that_is_none_is_refused_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=f"^recipe .*: {message}") as error:
-        load_recipe(tmp_path / "r.yaml")
-    assert "\n" not in str(error.value)
-
-
-def test_an_override_that_is_no_yaml_or_names_an_argument_is_refused() -> None:
-    path = ROOT / "conf" / "recipe" / "micro.yaml"
-    with pytest.raises(UserError, match=r"seed=\[: not valid yaml"):
-        load_recipe(path, seed="[")
-    with pytest.raises(UserError, match="unknown key 'path'"):
-        load_recipe(path, **{"path": "x"})
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"target_direct": 0.3},
-        {"base_lr": 1e-3},
-        {"base_examples": 100},
-        {"vocabulary": 512},
-        {"hidden": 64},
-        {"layers": 2},
-    ],
-)
-def test_a_setting_that_does_nothing_beside_an_initialisation_is_refused(setting: dict[str, Any]) -> None:
-    ((name, value),) = setting.items()
-    module._check(Recipe(**setting))
-    with pytest.raises(UserError, match=f"{name}={value} does nothing where init is given; .* set {name}="):
-        module._check(Recipe(init="a/model", **setting))
-
-
-@pytest.mark.parametrize("what", ["init", "data"])
-def test_a_commit_of_nothing_on_the_hub_is_refused(what: str, tmp_path: Path) -> None:
-    for given in ({}, {what: str(tmp_path)}):
-        with pytest.raises(UserError, match=f"{what}_revision='v2' does nothing without"):
-            module._check(Recipe(**{f"{what}_revision": "v2"} | given))
-    module._check(Recipe(**{what: "some/thing", f"{what}_revision": "v2"}))
-
-
-@pytest.mark.parametrize("key", ["init", "data", "seed"])
-def test_an_override_without_a_value_is_refused(key: str) -> None:
-    with pytest.raises(
-        UserError, match=f"^{key}=: expected a value, found none; give one, or leave {key} out"
-    ):
-        load_recipe(ROOT / "conf" / "recipe" / "smol.yaml", **{key: " "})
-
-
-@pytest.mark.parametrize("key", ["init", "data"])
-def test_a_pinned_commit_stays_with_the_id_that_it_is_of(key: str) -> None:
-    path, pin = ROOT / "conf" / "recipe" / "qwen2.5-7b.yaml", f"{key}_revision"
-    own = load_recipe(path)
-    assert getattr(own, pin)
-    assert load_recipe(path, **{key: getattr(own, key)}) == own
-    assert getattr(load_recipe(path, **{key: "some/other"}), pin) is None
-    assert getattr(load_recipe(path, **{key: "some/other", pin: "v2"}), pin) == "v2"
+# ---- recipes: composition and checks are in tests/test_recipes.py
 
 
 # ---- the folder and the machine
@@ -433,65 +329,65 @@ def test_a_pinned_commit_stays_with_the_id_that_it_is_of(key: str) -> None:
 def test_a_folder_that_another_recipe_began_is_refused_and_one_that_it_only_claimed_is_not(
     tmp_path: Path,
 ) -> None:
-    module._claim(Recipe(seed=1), tmp_path)
-    module._claim(Recipe(seed=2), tmp_path)
+    train.claim(a_recipe({"seed": 1}), tmp_path)
+    train.claim(a_recipe({"seed": 2}), tmp_path)
     (tmp_path / "sft" / "checkpoints").mkdir(parents=True)  # a trainer was made, and took no step
-    module._claim(Recipe(seed=1), tmp_path)
+    train.claim(a_recipe({"seed": 1}), tmp_path)
     (tmp_path / "sft" / "checkpoints" / "checkpoint-2").mkdir()
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
-        module._claim(Recipe(seed=2), tmp_path)
+        train.claim(a_recipe({"seed": 2}), tmp_path)
     shutil.rmtree(tmp_path / "sft")
-    module._claim(Recipe(seed=2), tmp_path)
+    train.claim(a_recipe({"seed": 2}), tmp_path)
     (tmp_path / "sft").mkdir()
     (tmp_path / "sft" / "training.json").touch()
-    module._claim(Recipe(seed=2), tmp_path)
+    train.claim(a_recipe({"seed": 2}), tmp_path)
     with pytest.raises(UserError, match=f"give another out folder and reuse={tmp_path}"):
-        module._claim(Recipe(seed=3), tmp_path)
+        train.claim(a_recipe({"seed": 3}), tmp_path)
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
-        module._claim(Recipe(seed=1), tmp_path)
+        train.claim(a_recipe({"seed": 1}), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_a_damaged_claim_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_bytes(content)
     with pytest.raises(UserError, match="recipe.json: expected a recipe's settings as JSON"):
-        make_donors(Recipe(), tmp_path)
+        make_donors(a_recipe(), tmp_path)
 
 
 def test_a_file_or_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("")
     for out in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(UserError, match="holds something else than donors"):
-            make_donors(Recipe(), out)
+            make_donors(a_recipe(), out)
 
 
 def test_a_finished_family_is_returned_without_making_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_problems", None)
-    module._claim(Recipe(), tmp_path)
-    for stage in module.STAGES:
+    monkeypatch.setattr(train, "training_problems", None)
+    train.claim(a_recipe(), tmp_path)
+    for stage in stages.STAGES:
         (tmp_path / stage / "checkpoints" / "checkpoint-1").mkdir(parents=True)
         (tmp_path / stage / "training.json").touch()
-    assert make_donors(Recipe(), tmp_path) == {stage: tmp_path / stage for stage in module.STAGES}
+    assert make_donors(a_recipe(), tmp_path) == {stage: tmp_path / stage for stage in stages.STAGES}
     assert not list(tmp_path.glob("*/checkpoints"))
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
-        make_donors(Recipe(seed=1), tmp_path)
+        make_donors(a_recipe({"seed": 1}), tmp_path)
 
 
 def test_a_missing_package_is_named_with_its_extra_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs trl, which is not installed; install the extra 'train'"):
-        make_donors(Recipe(), tmp_path / "out")
+        make_donors(a_recipe(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, said = problems_in(tmp_path / "data", ROWS, [{"question": "Another?"}]), list[str]()
     trained = list[str]()
-    monkeypatch.setattr(module, "_stage", lambda folder, *_: trained.append(folder.name))
+    monkeypatch.setattr(train, "run_stage", lambda folder, *_: trained.append(folder.name))
     hold = f"from pipeline.lock import held\nwith held(Path({str(tmp_path / 'out')!r}), 'the first', print):"
     hold = f"from pathlib import Path\n{hold}\n    print('held', flush=True)\n    input()"
     first = subprocess.Popen(
@@ -513,19 +409,19 @@ def test_of_two_runs_on_one_folder_the_second_waits(tmp_path: Path, monkeypatch:
     [
         (UserError("one\ntwo"), 2, "error: one; two"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device; check the"),
-        (command_line.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
+        (verb.SafetensorError("No space left"), 2, "error: No space left; check the folder"),
         (RuntimeError("[enforce fail at inline_container.cc:672]"), 2, "error: [enforce fail at inline_cont"),
         (
             RuntimeError("CUDA out of memory. Tried"),
             2,
-            "error: CUDA out of memory. Tried; lower sft_microbatch",
+            "error: CUDA out of memory. Tried; lower sft.microbatch",
         ),
         (
             ValueError("exceeds the GPU memory utilization"),
             2,
             "error: exceeds the GPU memory utilization; lower",
         ),
-        (RuntimeError("can't allocate memory"), 2, "error: can't allocate memory; lower sft_microbatch"),
+        (RuntimeError("can't allocate memory"), 2, "error: can't allocate memory; lower sft.microbatch"),
         (KeyboardInterrupt(), 130, "interrupted: finished stages are kept"),
     ],
 )
@@ -539,22 +435,65 @@ def test_the_command_ends_with_one_line(
     def fail(*_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(command_line, "make_donors", fail)
-    assert command_line.main([f"recipe={ROOT / 'conf/recipe/micro.yaml'}", "out=x"]) == status
+    monkeypatch.setattr(verb, "make_donors", fail)
+    assert command_line.main(["donors", "recipe=micro", "out=x"]) == status
     said = capsys.readouterr().err
     assert said.startswith(line) and said.count("\n") == 1
 
 
+def test_an_error_that_is_none_of_the_machine_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("a defect of ours")
+
+    monkeypatch.setattr(verb, "make_donors", fail)
+    with pytest.raises(ValueError, match="a defect of ours"):
+        command_line.main(["donors", "recipe=micro"])
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["out=x"], ["recipe=x"], ["recipe=x", "out="], ["recipe=x", "out=x", "y"]]
+    ("arguments", "message"),
+    [
+        ([], "recipe: an option is required; set it to one of micro, "),
+        (["out=x"], "recipe: an option is required; set it to one of micro, "),
+        (["recipe=x"], "recipe=x: no such option"),
+        (["recipe=micro", "out="], "out=: expected a folder, found none; give one, or leave out out"),
+        (["recipe=micro", "reuse= "], "reuse=: expected a folder, found none; give one, or leave reuse out"),
+        (["recipe=micro", "y"], "override not understood (expected key=value): Error parsing override 'y'"),
+        (["recipe=micro", "out"], "override not understood (expected key=value): Error parsing override"),
+        (["recipe=micro", "reuse=none/there"], "reuse=none/there: expected a folder with finished stages"),
+    ],
 )
-def test_a_command_without_recipe_and_folder_says_what_it_takes(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_mistake_in_the_command_is_one_line_and_writes_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command_line.main(arguments) == 2
-    assert capsys.readouterr().err.startswith(
-        "error: expected recipe=FILE out=FOLDER [reuse=FOLDER] [key=value …], found "
-    )
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["donors", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out", "reuse"),
+    [
+        ([], "results/donors/micro", None),
+        (["name=mine", "seed=1"], "results/donors/mine", None),
+        (["out=a=b/c", "reuse=d"], "a=b/c", "d"),
+    ],
+)
+def test_donors_go_where_they_are_told_or_by_the_name_of_their_recipe(
+    arguments: list[str], out: str, reuse: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(verb, "make_donors", lambda *given: asked.append(given))
+    assert command_line.main(["donors", "recipe=micro", *arguments]) == 0
+    ((recipe, folder, _, other),) = asked
+    assert (folder, other) == (Path(out), None if reuse is None else Path(reuse))
+    assert recipe.grpo.steps == 100
 
 
 @pytest.fixture
@@ -572,7 +511,7 @@ def no_wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 @pytest.mark.usefixtures("no_wandb_key")
 def test_without_a_key_wandb_logs_offline_into_the_folder(tmp_path: Path) -> None:
-    module._prepare_wandb(tmp_path)
+    trainers.prepare_wandb(tmp_path)
     assert (os.environ["WANDB_MODE"], os.environ["WANDB_DIR"]) == ("offline", str(tmp_path))
     assert os.environ["WANDB_PROJECT"] == "reasoning-vectors"
 
@@ -584,7 +523,7 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_float32(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert module._arguments(Recipe(), tmp_path / "sft")["bf16"] is False
+    assert trainers.shared_arguments(a_recipe(), tmp_path / "sft")["bf16"] is False
 
 
 def test_a_mistake_in_the_arguments_of_families_is_told_before_anything_is_trained(tmp_path: Path) -> None:
@@ -597,20 +536,25 @@ def test_a_mistake_in_the_arguments_of_families_is_told_before_anything_is_train
 
 
 class Trainer:
-    """In the place of TRL's: it "trains" by copying the shipped SFT donor."""
+    """In the place of TRL's: it "trains" the shipped SFT donor by a little that depends on `made_of`."""
 
-    weights = SHIPPED / "sft"
+    salt = 0
+    curve: list[dict[str, float]] = []
 
-    def __init__(self, steps: int) -> None:
-        self.state = SimpleNamespace(global_step=steps, log_history=[])
+    def __init__(self, steps: int, made_of: object = None) -> None:
+        self.made_of = [made_of, self.salt]
+        self.state = SimpleNamespace(global_step=steps, log_history=self.curve)
         self.processing_class = SimpleNamespace(save_pretrained=lambda folder: None)
 
     def train(self, resume_from_checkpoint: str | None) -> None:
         pass
 
     def save_model(self, folder: str) -> None:
-        shutil.copytree(self.weights, folder, dirs_exist_ok=True)
+        shutil.copytree(SHIPPED / "sft", folder, dirs_exist_ok=True)
         (Path(folder) / "training.json").unlink()
+        tensors = load_file(Path(folder) / "model.safetensors")
+        tensors["model.norm.weight"][0] = int(digest(self.made_of)[:5], 16)
+        save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
 
 
 def test_a_stage_records_what_it_started_from_and_one_without_a_step_is_none(
@@ -619,11 +563,11 @@ def test_a_stage_records_what_it_started_from_and_one_without_a_step_is_none(
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
     start = Checkpoint.open(str(SHIPPED / "base"))
     with pytest.raises(UserError, match="training took no step"):
-        module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(0), start, [])
+        stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(0), start, [])
     assert not (tmp_path / "sft").exists()
-    module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), start, [])
+    stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), start, [])
     assert record(tmp_path, "sft")["start"] == {"revision": None, "fingerprint": start.fingerprint}
-    module._stage(tmp_path / "base", Recipe(), lambda *_: Trainer(1), None, [])
+    stages.run_stage(tmp_path / "base", a_recipe(), lambda *_: Trainer(1), None, [])
     assert record(tmp_path, "base")["start"] is None
 
 
@@ -638,10 +582,10 @@ def test_a_kill_while_the_checkpoints_are_removed_leaves_a_finished_stage(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module.shutil, "rmtree", killed)
-        module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
+        patched.setattr(stages.shutil, "rmtree", killed)
+        stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), None, [])
     assert checkpoints.is_dir()
-    module._stage(tmp_path / "sft", Recipe(), None, None, [])  # nothing to build a trainer with
+    stages.run_stage(tmp_path / "sft", a_recipe(), None, None, [])  # nothing to build a trainer with
     assert not checkpoints.exists()
 
 
@@ -654,7 +598,7 @@ def test_a_stage_goes_on_from_the_last_checkpoint_whose_state_is_whole(
         checkpoint.mkdir(parents=True)
         if state is not None:
             (checkpoint / "trainer_state.json").write_text(state)
-    module._stage(tmp_path / "sft", Recipe(), lambda *_: Trainer(1), None, [])
+    stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), None, [])
     assert record(tmp_path, "sft")["resumed_from_step"] == 10
 
 
@@ -664,7 +608,7 @@ def test_each_stage_is_a_run_of_its_own_in_wandb(tmp_path: Path, monkeypatch: py
     from transformers import TrainerControl, TrainerState, TrainingArguments
     from transformers.integrations import WandbCallback
 
-    module._prepare_wandb(tmp_path)
+    trainers.prepare_wandb(tmp_path)
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
 
     class Logging(Trainer):
@@ -673,7 +617,7 @@ def test_each_stage_is_a_run_of_its_own_in_wandb(tmp_path: Path, monkeypatch: py
             WandbCallback().on_train_begin(arguments, TrainerState(), TrainerControl(), torch.nn.Linear(1, 1))
 
     for stage in ("sft", "grpo"):
-        module._stage(tmp_path / stage, Recipe(wandb=True), lambda *_: Logging(1), None, [])
+        stages.run_stage(tmp_path / stage, a_recipe({"wandb": True}), lambda *_: Logging(1), None, [])
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
@@ -716,104 +660,174 @@ def test_the_shipped_family_met_no_test_document() -> None:
     assert all(row["same"] == 0 and row["documents"] > 0 for row in found.values())
 
 
+def test_the_shipped_family_was_trained_by_the_recipe_that_is_here() -> None:
+    written = flat(json.loads((SHIPPED / "recipe.json").read_text()))
+    assert written == settings(compose_recipe(["recipe=micro", "seed=2"]))
+    for stage in stages.STAGES:
+        assert flat(record(SHIPPED, stage)["recipe"]) == written
+
+
+def test_a_family_from_before_recipes_had_sections_is_finished_and_belongs_to_its_recipe(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "micro")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    own = compose_recipe(["recipe=micro", "seed=2"])
+    assert make_donors(own, tmp_path / "micro").keys() == set(stages.STAGES)
+    with pytest.raises(UserError, match=r"other settings \(seed, sft.lr\)"):
+        make_donors(compose_recipe(["recipe=micro", "sft.lr=1e-4"]), tmp_path / "micro")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_family_whose_stages_recorded_no_inputs_is_not_reused(trained: list[str], tmp_path: Path) -> None:
+    said: list[str] = []
+    make_donors(compose_recipe(["recipe=micro", "seed=2"]), tmp_path / "out", said.append, reuse=SHIPPED)
+    assert trained == list(stages.STAGES)
+    assert all("early versions recorded none" in line for line in said)
+
+
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that were trained, each by the stand-in above, in their order."""
     names: list[str] = []
 
-    def build(recipe: Recipe, folder: Path, *_: Any) -> Trainer:
+    def build(recipe: Recipe, folder: Path, start: Checkpoint | None, examples: list[Any]) -> Trainer:
         names.append(folder.name)
-        return Trainer(1)
+        reads = stages.READS[folder.name]
+        came_from = start and start.fingerprint
+        return Trainer(1, [compared(recipe, *reads), came_from, list(map(asdict, examples))])
 
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_text", lambda *_: [])
-    monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    monkeypatch.setattr(train, "generated_text", lambda *_: [])
+    monkeypatch.setattr(train, "training_problems", lambda _: ([], []))
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    for stage in ("_pretrain", "_instruct", "_sft", "_grpo"):
-        monkeypatch.setattr(module, stage, build)
+    for stage in ("pretraining_trainer", "instruct_trainer", "sft_trainer", "grpo_trainer"):
+        monkeypatch.setattr(train, stage, build)
     return names
 
 
 @pytest.mark.parametrize(
-    ("changed", "stages"),
+    ("changed", "again"),
     [
         ({}, []),
-        ({"name": "other", "save_steps": 7, "wandb": True, "sft_max_tokens": 600}, []),
-        ({"target_direct": 0.5}, ["target"]),
-        ({"grpo_lr": 1e-6}, ["grpo"]),
-        ({"grpo_start": "init"}, ["grpo"]),
-        ({"sft_lr": 1e-4}, ["sft", "grpo"]),
-        ({"train_documents": 99}, ["sft", "grpo"]),
+        ({"name": "other", "save_steps": 7, "wandb": True, "sft.max_tokens": 600}, []),
+        ({"target.direct": 0.5}, ["target"]),
+        ({"grpo.lr": 1e-6}, ["grpo"]),
+        ({"grpo.start": "init"}, ["grpo"]),
+        ({"sft.lr": 1e-4}, ["sft", "grpo"]),
+        ({"data.documents": 99}, ["sft", "grpo"]),
         *(
             ({key: value}, ["base", "target", "sft", "grpo"])
-            for key, value in {"seed": 1, "think": 0.5, "optimizer": "adafactor", "base_lr": 1e-3}.items()
+            for key, value in {"seed": 1, "think": 0.5, "optimizer": "adafactor", "base.lr": 1e-3}.items()
         ),
     ],
 )
 def test_only_the_stages_that_a_setting_touches_are_trained_where_another_family_is_reused(
-    changed: dict[str, Any], stages: list[str], trained: list[str], tmp_path: Path
+    changed: dict[str, Any], again: list[str], trained: list[str], tmp_path: Path
 ) -> None:
-    make_donors(Recipe(), tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "one")
     trained.clear()
     said: list[str] = []
-    make_donors(Recipe(**changed), tmp_path / "other", said.append, reuse=tmp_path / "one")
-    assert trained == stages
+    make_donors(a_recipe(changed), tmp_path / "other", said.append, reuse=tmp_path / "one")
+    assert trained == again
     assert [line.split(":")[0] for line in said if line.endswith("copied")] == [
-        stage for stage in module.STAGES if stage not in stages
+        stage for stage in stages.STAGES if stage not in again
     ]
-    assert weights(tmp_path / "other").keys() == set(module.STAGES)
+    assert weights(tmp_path / "other").keys() == set(stages.STAGES)
 
 
 @pytest.mark.parametrize("key", ["texts", "start", "device", "bf16", "versions"])
 def test_a_stage_made_of_something_else_is_not_reused(key: str, trained: list[str], tmp_path: Path) -> None:
-    make_donors(Recipe(), tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "one")
     theirs = record(tmp_path / "one", "sft")
     assert theirs["inputs"][key] is not None
     theirs["inputs"][key] = "another"
     (tmp_path / "one" / "sft" / "training.json").write_text(json.dumps(theirs))
     trained.clear()
     said: list[str] = []
-    make_donors(Recipe(), tmp_path / "other", said.append, reuse=tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "other", said.append, reuse=tmp_path / "one")
     assert trained == ["sft"] and f"has another {key}; trained here" in said[2]
     assert record(tmp_path / "other", "base")["copied_from"] == str(tmp_path / "one" / "base")
+
+
+def test_what_a_stage_was_trained_with_before_recipes_had_sections_is_compared_by_its_names_of_today(
+    trained: list[str], tmp_path: Path
+) -> None:
+    make_donors(a_recipe({"sft.lr": 1e-4}), tmp_path / "one")
+    former = {new: old for old, new in FORMER_KEYS.items()}
+    for stage in stages.STAGES:
+        theirs = record(tmp_path / "one", stage)
+        theirs["recipe"] = {former.get(key, key): value for key, value in flat(theirs["recipe"]).items()}
+        assert {"sft_lr", "init", "train_documents", "hidden"} < theirs["recipe"].keys()
+        assert not any(isinstance(value, dict) for value in theirs["recipe"].values())
+        (tmp_path / "one" / stage / "training.json").write_text(json.dumps(theirs))
+    trained.clear()
+    said: list[str] = []
+    make_donors(a_recipe(), tmp_path / "other", said.append, reuse=tmp_path / "one")
+    assert trained == ["sft", "grpo"]
+    assert "has another sft.lr; trained here" in said[2]
+
+
+def test_grpo_from_the_initialisation_is_reused_whatever_the_sft_donor(
+    trained: list[str], tmp_path: Path
+) -> None:
+    make_donors(a_recipe({"grpo.start": "init"}), tmp_path / "one")
+    trained.clear()
+    make_donors(a_recipe({"grpo.start": "init", "sft.lr": 1e-4}), tmp_path / "other", reuse=tmp_path / "one")
+    assert trained == ["sft"]
 
 
 def test_a_stage_whose_texts_or_start_changed_is_not_reused(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_donors(Recipe(), tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "one")
     example = micro.Example("gsm8k", None, "1 + 1?", "", "#### 2")
-    monkeypatch.setattr(module, "_problems", lambda _: ([example], {}))
+    monkeypatch.setattr(train, "training_problems", lambda _: ([example], []))
     trained.clear()
-    make_donors(Recipe(), tmp_path / "texts", reuse=tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "texts", reuse=tmp_path / "one")
     assert trained == ["sft", "grpo"]
-    monkeypatch.setattr(module, "_problems", lambda _: ([], {}))
+    monkeypatch.setattr(train, "training_problems", lambda _: ([], []))
     (tmp_path / "one" / "base" / "training.json").unlink()
-    monkeypatch.setattr(
-        Trainer, "weights", SHIPPED / "target"
-    )  # what the base becomes when it is trained again
+    monkeypatch.setattr(Trainer, "salt", 1)  # the base becomes another one when it is trained again
     trained.clear()
-    make_donors(Recipe(), tmp_path / "start", reuse=tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "start", reuse=tmp_path / "one")
     assert trained == ["base", "target", "sft", "grpo"]
+
+
+def test_a_curve_with_values_that_json_lacks_is_recorded_and_copied(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "curve", [{"loss": float("nan"), "step": 10}, {"loss": 0.5, "step": 20}])
+    make_donors(a_recipe(), tmp_path / "one")
+    assert record(tmp_path / "one", "sft")["curve"][0] == {"loss": None, "step": 10}
+    path = tmp_path / "one" / "sft" / "training.json"
+    path.write_text(path.read_text().replace('"loss": null', '"loss": NaN'))  # as early versions wrote it
+    trained.clear()
+    make_donors(a_recipe(), tmp_path / "other", reuse=tmp_path / "one")
+    assert not trained
+    assert record(tmp_path / "other", "sft")["curve"] == [
+        {"loss": None, "step": 10},
+        {"loss": 0.5, "step": 20},
+    ]
 
 
 @pytest.mark.parametrize("damage", [b"[]", b"{", None])
 def test_a_stage_that_is_not_whole_is_not_reused(
     damage: bytes | None, trained: list[str], tmp_path: Path
 ) -> None:
-    make_donors(Recipe(), tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "one")
     if damage is None:
         (tmp_path / "one" / "sft" / "model.safetensors").unlink()
     else:
         (tmp_path / "one" / "sft" / "training.json").write_bytes(damage)
     trained.clear()
-    make_donors(Recipe(), tmp_path / "other", reuse=tmp_path / "one")
+    make_donors(a_recipe(), tmp_path / "other", reuse=tmp_path / "one")
     assert trained == ["sft"]
 
 
 def test_a_folder_to_reuse_that_holds_no_stage_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a folder with finished stages of donors"):
-        make_donors(Recipe(), tmp_path / "out", reuse=tmp_path)
+        make_donors(a_recipe(), tmp_path / "out", reuse=tmp_path)
     assert not (tmp_path / "out").exists()
 
 
@@ -829,23 +843,23 @@ def test_each_stage_changes_the_weights_it_starts_from(donors: Path) -> None:
 def test_a_finished_family_is_not_trained_again(donors: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in donors.glob("*/*")}
     assert len(before) > 10
-    train(donors, DONORS)
+    run(donors, DONORS)
     assert {path: path.stat().st_mtime_ns for path in donors.glob("*/*")} == before
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_grpo_resumes_to_the_same_weights(donors: Path, tmp_path: Path) -> None:
-    train_until(tmp_path / "grpo" / "checkpoints" / "checkpoint-2", tmp_path, DONORS)
-    train(tmp_path, DONORS)
+    run_until(tmp_path / "grpo" / "checkpoints" / "checkpoint-2", tmp_path, DONORS)
+    run(tmp_path, DONORS)
     assert record(tmp_path, "grpo")["resumed_from_step"] > 0
     assert weights(tmp_path) == weights(donors)
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_pretraining_resumes_to_the_same_family(tmp_path: Path) -> None:
-    train(tmp_path / "whole", FAMILY)
-    train_until(tmp_path / "killed" / "base" / "checkpoints" / "checkpoint-4", tmp_path / "killed", FAMILY)
-    train(tmp_path / "killed", FAMILY)
+    run(tmp_path / "whole", FAMILY)
+    run_until(tmp_path / "killed" / "base" / "checkpoints" / "checkpoint-4", tmp_path / "killed", FAMILY)
+    run(tmp_path / "killed", FAMILY)
     assert record(tmp_path / "killed", "base")["resumed_from_step"] > 0
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert weights(tmp_path / "whole").keys() == {"base", "target", "sft", "grpo"}
@@ -853,7 +867,7 @@ def test_a_run_killed_in_pretraining_resumes_to_the_same_family(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_another_seed_gives_other_donors(donors: Path, tmp_path: Path) -> None:
-    train(tmp_path, DONORS | {"seed": 1})
+    run(tmp_path, DONORS | {"seed": 1})
     mine, other = weights(donors), weights(tmp_path)
     assert mine.keys() == other.keys() == {"sft", "grpo"}
     assert all(mine[stage] != other[stage] for stage in mine)
@@ -861,9 +875,7 @@ def test_another_seed_gives_other_donors(donors: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rewards_rise_on_problems_seen_again_and_again(tmp_path: Path) -> None:
-    train(
-        tmp_path, DONORS | {"train_documents": 8, "grpo_steps": 30, "grpo_prompts": 8, "grpo_microbatch": 32}
-    )
+    run(tmp_path, DONORS | {"data.documents": 8, "grpo.steps": 30, "grpo.prompts": 8, "grpo.microbatch": 32})
     curve = [entry["reward"] for entry in record(tmp_path, "grpo")["curve"] if "reward" in entry]
     assert len(curve) == 3
     assert curve[-1] > curve[0] + 0.05

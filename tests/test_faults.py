@@ -19,14 +19,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import hub
 from pipeline.errors import UserError
 from pipeline.files import ROOT, move_away
-from pipeline.records import (
-    DamagedFile,
-    Record,
-    is_done,
-    read_manifest,
-    read_record,
-    write_manifest,
-)
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.records import DamagedFile, Record, is_done, read_record
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.vector import extract
@@ -125,9 +119,11 @@ def test_results_in_a_read_only_folder_are_rendered_elsewhere(tmp_path: Path) ->
 
 
 def test_a_manifest_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
-    path = write_manifest(tmp_path, {"experiment": "e", "cells": [{"key": "a" * 64}]})
-    assert read_manifest(path) == {"experiment": "e", "cells": [{"key": "a" * 64}]}
-    path.write_text(path.read_text().replace("aaaa", "aaab", 1))
+    made = synthetic.write_run(tmp_path, documents=1)
+    path = manifest_path(tmp_path, made.experiment)
+    assert read_manifest(path) == made
+    key = made.cells[0].key
+    path.write_text(path.read_text().replace(key, key[1:] + key[0], 1))
     with pytest.raises(DamagedFile, match="checksum differs.*run the experiment again"):
         read_manifest(path)
 
@@ -324,7 +320,7 @@ def test_an_engine_ends_when_its_run_is_killed(tmp_path: Path) -> None:
 DYING = """
 import sys
 from pipeline import __main__
-from pipeline.engine import Engine
+from pipeline.engine.engine import Engine
 Engine.extension = "tests.faults.DyingExtension"
 if __name__ == "__main__":
     sys.exit(__main__.main(sys.argv[1:]))
@@ -370,12 +366,13 @@ import sys, time
 from datetime import datetime
 began = time.time()
 time.time = lambda: began - 1000 * time.monotonic()
-from pipeline import __main__, evaluate
+from pipeline import __main__
+from pipeline.evaluate import runner
 class Clock(datetime):
     @classmethod
     def now(cls, tz=None):
         return datetime.fromtimestamp(time.time(), tz)
-evaluate.datetime = Clock
+runner.datetime = Clock
 sys.exit(__main__.main(sys.argv[1:]))
 """
 SAYS = {"nothing": "<|im_end|>", "stop tokens": "<|endoftext|>", "half characters": "ÿ", "one letter": "A"}
@@ -404,14 +401,14 @@ def degenerate(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str]
         family = name.replace(" ", "_")
         options += [f"+family@families.{family}=model", f"families.{family}.target.id='{folder}'"]
         options.append(f"families.{family}.label={family}")
-    options.append(f"sizes=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
+    options.append(f"families=[{','.join(name.replace(' ', '_') for name in SAYS)}]")
     run = Run(root, arguments=[sys.executable, "-c", BACKWARDS, *command(root, *options)[3:]])
     assert run.ends() == 0, run.output()[-3000:]
     found = {}
-    for cell in read_manifest(root / "results" / "runs" / "micro.json")["cells"]:
-        made = read_record(root / "results", cell["key"])
+    for cell in read_manifest(root / "results" / "runs" / "micro.json").cells:
+        made = read_record(root / "results", cell.key)
         assert made is not None
-        found[cell["family"].replace("_", " "), cell["benchmark"]] = made
+        found[cell.family.replace("_", " "), cell.benchmark] = made
     return found
 
 

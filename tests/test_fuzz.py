@@ -3,10 +3,14 @@
     make fuzz                # ten minutes for each parser
     FUZZ_SECONDS=60 python -m pytest tests/test_fuzz.py -s
 
-Covers safetensors headers, vectors (dense and compact), records and manifests, GSM8K's annotations and what is
-cut out of answers as a program. What a long run has found stands here as an `@example`.
+Covers safetensors headers, vectors (dense and compact), records and manifests, GSM8K's annotations, what is cut
+out of answers as a program and what such a program answers its checker. What a long run has found stands here as an `@example`.
 """
 
+import collections
+import datetime
+import decimal
+import fractions
 import functools
 import json
 import os
@@ -20,13 +24,15 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from evals import code
+from evals import code, sandbox
 from evals.perturbations import names, perturb
 from evals.perturbations.gsm8k import replay
 from evals.sandbox import Program
+from evals.sandbox_protocol import KINDS, TYPES, decode, encode
 from pipeline.errors import UserError
 from pipeline.files import digest
-from pipeline.records import manifest_path, read_manifest, read_record
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.records import read_record
 from pipeline.weights import vector as vectors
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.safetensors import read_header
@@ -216,7 +222,7 @@ def test_a_vector_is_sound_or_refused(
 
 def test_a_record_is_what_was_written_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     identity = {"family": "micro", "alpha": 1.0}
-    rows = synthetic.samples([True, False, True], {})
+    rows = synthetic.samples([True, False, True])
     key = synthetic.write_cell(tmp_path, identity, rows)
     folder = tmp_path / "cells" / key
     sound = {name: (folder / name).read_bytes() for name in ("record.json", "samples.jsonl")}
@@ -252,7 +258,7 @@ def test_a_manifest_is_what_was_written_or_refused(
 ) -> None:
     few = {name: synthetic.CONDITIONS[name] for name in ("baseline", "vector", "random-s0", "alpha=0.5")}
     manifest = synthetic.write_run(tmp_path, conditions=few, documents=3)
-    path = manifest_path(tmp_path, manifest["experiment"])
+    path = manifest_path(tmp_path, manifest.experiment)
     raw = path.read_bytes()
 
     @given(edits, swaps, st.booleans())
@@ -396,3 +402,156 @@ def test_a_program_is_cut_out_of_any_answer(capsys: pytest.CaptureFixture[str]) 
                 assert program.source in answer and program.source.strip()
 
     fuzz(a_program_is_cut_out_of_any_answer, capsys)
+
+
+# What a program answers its checker: frames from a grammar that knows every kind, and their bytes spoilt
+
+texts_of_kinds = st.sampled_from(
+    [
+        "0x1f",
+        "-0x0",
+        "00ff",
+        "1e5",
+        "NaN",
+        "sNaN",
+        "Infinity",
+        "2020-01-02",
+        "2020-01-02T03:04:05+01:00",
+        "25:00",
+    ]
+    + ["int", "type", "object", "__eq__", "__class__", "fractions.Fraction"]
+)
+nodes = st.recursive(
+    scalars | texts_of_kinds,
+    lambda inner: (
+        st.builds(
+            lambda kind, parts: [kind, *parts],
+            st.sampled_from([*KINDS, *KINDS, "object", "builtins.eval", "module"]) | inner,
+            st.lists(inner, max_size=4),
+        )
+        | st.dictionaries(st.text(max_size=4), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+def moments(strategy: Any) -> Any:
+    """Without the mark of a repeated hour, which is no part of what they equal."""
+    return strategy.map(lambda moment: moment.replace(fold=0))
+
+
+plain_values = st.recursive(
+    st.one_of(
+        *(st.none(), st.booleans(), st.integers(), st.integers(-(2**70), 2**70), st.floats(), st.text()),
+        *(st.complex_numbers(), st.binary(), st.binary().map(bytearray), st.fractions(), st.decimals()),
+        *(st.dates(), moments(st.times()), moments(st.datetimes()), st.timedeltas()),
+        st.builds(range, st.integers(), st.integers(), st.integers(1, 2**70)),
+        st.sampled_from(list(TYPES.values())),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.lists(inner, max_size=3).map(collections.deque),
+        st.frozensets(st.integers() | st.text(), max_size=3),
+        st.sets(st.integers() | st.text(), max_size=3),
+        st.dictionaries(st.integers() | st.text(), inner, max_size=3),
+    ),
+    max_leaves=12,
+)
+CONTAINERS = (list, tuple, set, frozenset, collections.deque, dict)
+RATIONAL = (fractions.Fraction, decimal.Decimal)
+TIMES = (datetime.date, datetime.time, datetime.datetime, datetime.timedelta)
+SCALARS = {type(None), bool, int, float, complex, str, bytes, bytearray, range, *RATIONAL, *TIMES}
+
+
+class Thing:
+    """What stays with the candidate."""
+
+
+def no_number(thing: Any) -> int:
+    raise AssertionError(f"{thing!r} has a plain form")
+
+
+def is_plain(value: Any) -> bool:
+    if type(value) in CONTAINERS:
+        return all(map(is_plain, [*value.keys(), *value.values()] if type(value) is dict else value))
+    return type(value) in (*SCALARS, Thing) or (type(value) is type and value in TYPES.values())
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Equal in type and content; what is not a number, which equals nothing, by its form."""
+    if type(a) is not type(b):
+        return False
+    if type(a) in (set, frozenset):
+        return bool(a == b)
+    if type(a) is dict:
+        a, b = ([part for pair in value.items() for part in pair] for value in (a, b))
+    if isinstance(a, list | tuple | collections.deque):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return repr(a) == repr(b)
+
+
+def test_a_frame_is_plain_data_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [kind for kind in (*RATIONAL, *TIMES, *CONTAINERS, Thing)]
+    before = [dict(vars(kind)) for kind in kinds]
+
+    @given(nodes, edits, st.booleans())
+    def a_frame_is_plain_data_or_refused(node: Any, changes: Any, by_bytes: bool) -> None:
+        frame = json.dumps(node).encode()
+        try:
+            value = decode(spoilt(frame, changes) if by_bytes else frame, lambda number: Thing())
+        except ValueError:
+            return
+        assert is_plain(value), value
+        assert [dict(vars(kind)) for kind in kinds] == before
+
+    fuzz(a_frame_is_plain_data_or_refused, capsys)
+
+
+def test_a_plain_value_arrives_as_it_was_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    @given(plain_values)
+    def a_plain_value_arrives_as_it_was_sent(value: Any) -> None:
+        arrived = decode(encode(value, no_number), lambda number: Thing())
+        assert is_same(arrived, value), (arrived, value)
+
+    fuzz(a_plain_value_arrives_as_it_was_sent, capsys)
+
+
+ANSWERING = """
+import os
+def f(x):
+    for fd in range(3, 64):
+        try: os.write(fd, {sent!r})
+        except OSError: pass
+    os._exit(0)
+"""
+ASKING = """
+seen = []
+for i in range(3):
+    try: seen.append(f(i))
+    except Exception: pass
+assert 'SECRET' in seen
+"""
+replies = st.one_of(
+    nodes.map(lambda node: ["tuple", "ok", node]),
+    st.lists(st.sampled_from(["ValueError", "StopIteration", "SystemExit"]) | nodes, max_size=4).map(
+        lambda parts: ["tuple", "error", *parts]
+    ),
+    nodes,
+)
+
+
+def test_no_stream_of_frames_passes_for_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The real thing: programs that send a stream of frames in the place of an answer, each in a sandbox."""
+
+    @given(st.lists(st.tuples(replies, st.sampled_from([None] * 6 + EDGES)), max_size=4), st.none() | edits)
+    def no_stream_of_frames_passes_for_an_answer(frames: Any, changes: Any) -> None:
+        sent = b""
+        for reply, length in frames:
+            text = json.dumps(reply).encode()
+            sent += struct.pack("Q", len(text) if length is None else length) + text
+        source = ANSWERING.format(sent=sent if changes is None else spoilt(sent, changes))
+        (verdict,) = sandbox.run([Program(source, ASKING, ("f",))])
+        assert verdict.status == "failed"
+
+    fuzz(no_stream_of_frames_passes_for_an_answer, capsys)

@@ -6,17 +6,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.analysis.results import read_results
 from pipeline.config.compose import compose
 from pipeline.config.explain import CONF
 from pipeline.files import ROOT
 from pipeline.plan.estimate import describe
 from pipeline.records import read_record
-from pipeline.report import figures, tables
+from pipeline.report import terminal
+from pipeline.report.render import render
 from pipeline.stages import prepare
 from tests import synthetic
 from tests.hub import Hub, environment, fill, trained, write_repositories
@@ -50,7 +53,7 @@ def offline(root: Path) -> dict[str, str]:
 
 def test_sizes_are_printed_before_anything_is_downloaded(hub: Hub, root: Path, tmp_path: Path) -> None:
     hub.requests.clear()
-    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "sizes=[1.5b]")
+    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "families=[1.5b]")
     assert ran.returncode == 0, ran.stderr
     for name in (QWEN, SFT):
         (line,) = (line for line in ran.stdout.splitlines() if line.strip().startswith(f"{name} "))
@@ -66,7 +69,7 @@ def test_a_checkpoint_that_the_hub_has_not_stops_the_plan_before_anything_is_dow
 ) -> None:
     hub.requests.clear()
     typo = "families.qwen1_5b.grpo.id=nobody/typo"
-    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "sizes=[1.5b]", typo)
+    ran = pipeline(root, hub.environment(tmp_path), "plan", "experiment=paper", "families=[1.5b]", typo)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert "nobody/typo at main: the hub has no such repository" in ran.stderr
     assert not [r for r in hub.requests if r.startswith("GET ") and "/resolve/" in r]
@@ -104,7 +107,7 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sizes=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
+        ("families=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
         ("families.qwen7b.sft.id=no/such/folder", "families.qwen7b.sft: no folder no/such/folder"),
     ],
 )
@@ -121,7 +124,7 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
 @pytest.mark.parametrize(
     ("override", "cells"),
     [
-        ("sizes=[1.5b]", 14 * 10 + 9 * 4),
+        ("families=[1.5b]", 14 * 10 + 9 * 4),
         ("alpha=[-1,0,1]", 2 * (14 * 10 + 3 * 4)),
         ("conditions=baseline", 2 * (1 * 10 + 9 * 4)),
         ("tasks=[gsm8k,sciq]", 2 * (14 * 6 + 9 * 2)),
@@ -164,7 +167,7 @@ def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> 
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
-    small = ["sizes=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
+    small = ["families=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
     served = hub.repositories["models", SFT]
     lock = tmp_path / "results" / "hub.lock.json"
     assert f"{SFT}@{served.revision[:12]}" in plan()
@@ -183,7 +186,7 @@ def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> 
 
 
 def test_a_data_set_without_a_revision_is_pinned_too(hub: Hub, root: Path, tmp_path: Path) -> None:
-    small = ["sizes=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
+    small = ["families=[1.5b]", "conditions=baseline", "alpha=[]", "tasks=[gsm8k]"]
     name, overrides = "datasets/openai/gsm8k", [*small, "benchmarks.gsm8k.dataset.revision=null"]
     lock = tmp_path / "results" / "hub.lock.json"
     commit = hub.repositories["datasets", "openai/gsm8k"].revision
@@ -206,7 +209,7 @@ def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
     assert planned.returncode == 0, planned.stderr
     config = compose([*overrides, f"results={tmp_path / 'results'}"])
     for cell in prepare(config).unique():
-        synthetic.write_cell(tmp_path / "results", cell.inputs, synthetic.samples([True, False], {}))
+        synthetic.write_cell(tmp_path / "results", cell.inputs, synthetic.samples([True, False]))
     shutil.rmtree(family)
     (tmp_path / "results").rename(tmp_path / "laptop")
     copied = [f"results={tmp_path / 'laptop'}", f"tables={tmp_path / 'tables'}", "tracking=disabled"]
@@ -221,14 +224,15 @@ def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
 
 def test_a_target_whose_donors_are_to_come_is_rendered_with_dashes(tmp_path: Path) -> None:
     """Its cells are the Baseline's, with Think, and the sweep's α = 0."""
-    families = {"small": {"label": "1.5B", "published_size": "1.5B"}, "large": {"label": "7B"}}
-    run = synthetic.write_run(tmp_path, families=families, documents=12)
+    families = {"small": synthetic.family("1.5B", published_size="1.5B"), "large": synthetic.family("7B")}
+    made = synthetic.write_run(tmp_path, families=families, documents=12)
     kept = ("baseline", "baseline_think", "alpha=0.0")
-    run["cells"] = [c for c in run["cells"] if c["family"] == "small" or c["condition"] in kept]
-    out = tmp_path / "tables"
-    assert figures.render(run, tmp_path, out) and tables.render(run, tmp_path, out)
-    assert tables.problems(run, tmp_path) == []
-    _, large = tables.terminal(run, tmp_path).split("7B", 1)
+    cells = tuple(c for c in made.cells if c.family == "small" or c.condition in kept)
+    results = read_results(replace(made, cells=cells), tmp_path)
+    files = render(results, tmp_path / "tables")
+    assert files["figures"] and files["tables"]
+    assert not results.problems
+    _, large = terminal.summary(results).split("7B", 1)
     rows = {line[:14].strip(): line[21:].split() for line in large.splitlines()[1:11]}
     assert "±" in rows["Baseline"] and set(rows["+Vector"]) == {"–"}
 
@@ -260,13 +264,16 @@ def test_documents_of_another_revision_are_refused(network: str, hub: Hub, root:
 
 TRAIN = """
 import sys
-from pipeline.config import compose
-from pipeline.donors import train as donors
-paper = compose.compose(["experiment=paper"])
-paper.benchmarks["bbh"].subtasks = ["boolean_expressions", "navigate"]
-compose.compose = lambda _: paper
-examples, held_out = donors._problems(donors.Recipe(data="openai/gsm8k", data_revision=sys.argv[1]))
-donors._record_overlap({"donors": examples}, held_out, donors.Path(sys.argv[2]))
+from pathlib import Path
+from pipeline.config.compose import compose
+from pipeline.donors import data
+from pipeline.donors.compose import compose_recipe
+from pipeline.donors.overlap import record_overlap
+some = "benchmarks.bbh.subtasks=[boolean_expressions,navigate]"
+data.compose = lambda overrides: compose([*overrides, some])
+recipe = compose_recipe(["recipe=micro", "data.id=openai/gsm8k", f"data.revision={sys.argv[1]}"])
+examples, held_out = data.training_problems(recipe)
+record_overlap({"donors": examples}, held_out, Path(sys.argv[2]))
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.analysis.results import load
+from pipeline.analysis.results import read_results
 from pipeline.commands.apply import vector_card
 from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Stage
@@ -96,7 +96,7 @@ def test_two_targets_of_the_same_donors_each_have_their_own_geometry(tmp_path: P
     plan = planned(tmp_path, {"vector": VECTOR}, *same_donors)
     micro, other = plan.families.values()
     assert plan.vector(micro) == plan.vector(other)
-    shown = {row["family"]: row for row in geometry(load(plan.manifest(), plan.results)).data}
+    shown = {row["family"]: row for row in geometry.table(read_results(plan.manifest(), plan.results)).data}
     for family in (micro, other):
         report = json.loads(plan.geometry_file(family).read_text())
         assert report["target"] == family.target.fingerprint
@@ -141,7 +141,7 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
             "donor": VECTOR | {"start": "sft"},
         },
     )
-    keys = [c.key for c in plan.cells if c.family.name == "micro" and c.task.perturbation is None]
+    keys = [c.key for c in plan.cells if c.family.name == "micro" and c.benchmark.perturbation is None]
     assert len(keys) == 13 == len(set(keys))
     sums = {name for name, c in plan.manifest().conditions.items() if c.kind == "sum"}
     assert sums == set(plan.manifest().conditions) - {"baseline", "whole"}

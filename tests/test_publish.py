@@ -35,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for cell in plan.unique():
         right = {"baseline": [True, False] * 20, "vector": [True, True, True, False] * 10}
         if cell.condition.name in right:
-            synthetic.write_cell(results, cell.inputs, synthetic.samples(right[cell.condition.name], {}))
+            synthetic.write_cell(results, cell.inputs, synthetic.samples(right[cell.condition.name]))
     return results
 
 

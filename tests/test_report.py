@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.analysis.results import load
+from pipeline.analysis.results import Results, read_results
 from pipeline.report import page as report
+from pipeline.report.render import render
+from pipeline.report.tables.build import build
 from tests import synthetic
 from tests.browser import BINARY, Browser
-from tests.test_tables import manifest
+from tests.synthetic import MAIN
+from tests.test_tables import evaluated, manifest
 
-MAIN = {name: c for name, c in synthetic.CONDITIONS.items() if c["role"] == "main"}
 HOSTILE = (
     "</script></pre><script>window.planted = 1</script><img src=x onerror='window.planted = 2'> & \u2028 ü 漢"
 )
@@ -32,8 +35,12 @@ def browser() -> Iterator[Browser]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with every kind of condition."""
     folder = tmp_path_factory.mktemp("report")
-    run = synthetic.write_run(folder / "results", documents=120)
-    return report.render(run, folder / "results", folder / "out")
+    (made,) = render(evaluated(folder / "results", documents=120), folder / "out")["report"]
+    return made
+
+
+def without_figures(results: Results, out: Path) -> Path:
+    return report.render(results, build(results), [], out)
 
 
 def articles(browser: Browser) -> list[str]:
@@ -70,9 +77,9 @@ def test_the_page_names_no_outside_resource(page: Path) -> None:
 
 
 def test_rendering_again_gives_the_same_page(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path / "results", documents=10)
-    first = report.render(run, tmp_path / "results", tmp_path / "a", []).read_bytes()
-    assert report.render(run, tmp_path / "results", tmp_path / "b", []).read_bytes() == first
+    results = evaluated(tmp_path / "results", documents=10)
+    first = without_figures(results, tmp_path / "a").read_bytes()
+    assert without_figures(results, tmp_path / "b").read_bytes() == first
 
 
 @needs_browser
@@ -95,9 +102,8 @@ def test_the_browser_shows_exactly_the_documents_whose_verdict_changed(browser: 
     opened(browser, page)
     choose(browser, "benchmark", "SciQ form")
     choose(browser, "condition", "−Vector")
-    run = synthetic.write_run(page.parent.parent / "results", documents=120)
-    held = load(run, page.parent.parent / "results")
-    difference = held.difference("micro", ("minus_vector",), ("baseline",), "sciq")
+    results = evaluated(page.parent.parent / "results", documents=120)
+    difference = results.difference("micro", results.named("minus_vector"), results.reference, "sciq")
     assert difference is not None
     expected = f"{difference.gained + difference.lost} of 120 documents changed: {difference.gained} gained"
     assert browser.evaluate("document.getElementById('count').textContent").startswith(expected)
@@ -127,19 +133,19 @@ def test_it_opens_with_the_paper_s_vector_and_search_narrows_it(browser: Browser
 
 @needs_browser
 def test_what_models_and_labels_say_is_text(browser: Browser, tmp_path: Path) -> None:
-    info = {"label": HOSTILE}
     right = np.arange(6) < 3
-    rows = [synthetic.samples(scores, info) for scores in (right, ~right)]
+    rows = [synthetic.samples(scores) for scores in (right, ~right)]
     for row in rows[0] + rows[1]:
         row |= {"output": HOSTILE, "prompt": HOSTILE, "target": HOSTILE, "extracted": {HOSTILE: HOSTILE}}
     keys = {
         (name, "b"): synthetic.write_cell(tmp_path, {"name": name}, made)
         for name, made in zip(("baseline", "vector"), rows, strict=True)
     }
-    run = manifest(keys, {"b": info}, label=HOSTILE)
-    run["conditions"]["vector"]["label"] = HOSTILE
+    made = manifest(keys, {"b": synthetic.benchmark(HOSTILE)}, label=HOSTILE)
+    vector = replace(made.conditions["vector"], label=HOSTILE)
+    made = replace(made, conditions={**made.conditions, "vector": vector})
     browser.console.clear()
-    opened(browser, report.render(run, tmp_path, tmp_path / "out", []))
+    opened(browser, without_figures(read_results(made, tmp_path), tmp_path / "out"))
     assert browser.evaluate("window.planted") is None
     assert browser.evaluate("document.querySelectorAll('article').length") == 6
     assert browser.evaluate("document.querySelector('.sides pre').textContent") == HOSTILE
@@ -164,8 +170,8 @@ def test_documents_beyond_the_limit_are_left_out_and_counted(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "EMBEDDED", 10)
-    run = synthetic.write_run(tmp_path / "results", conditions=MAIN, documents=200)
-    opened(browser, report.render(run, tmp_path / "results", tmp_path / "out", []))
+    results = evaluated(tmp_path / "results", conditions=MAIN, documents=200)
+    opened(browser, without_figures(results, tmp_path / "out"))
     assert re.search(
         r"the page holds \d+ of them", browser.evaluate("document.getElementById('count').textContent")
     )
@@ -179,7 +185,8 @@ def test_the_limit_is_shared_so_that_small_comparisons_stay_whole(monkeypatch: p
 
 
 def test_missing_records_are_listed_and_the_report_is_made(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path / "somewhere", conditions=MAIN, documents=5)
-    text = report.render(run, tmp_path, tmp_path / "out").read_text()
+    made = synthetic.write_run(tmp_path / "somewhere", conditions=MAIN, documents=5)
+    (page,) = render(read_results(made, tmp_path), tmp_path / "out")["report"]
+    text = page.read_text()
     assert "records are missing or damaged" in text
     assert "The run has no data for a figure." in text

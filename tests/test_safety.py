@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import pytest
 
 from evals import code, sandbox
 from pipeline.__main__ import main
+from pipeline.analysis.results import read_results
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
 from pipeline.evaluate.tasks import load_tokenizer
 from pipeline.files import ROOT
 from pipeline.records import write_record
 from pipeline.report import page as report
+from pipeline.report.tables.build import build
 from tests import synthetic, tiny
 from tests.browser import BINARY, Browser
 from tests.test_bad_input import Place, place, sound  # noqa: F401
@@ -272,7 +275,7 @@ def test_whatever_a_record_holds_does_nothing_in_a_browser(tmp_path: Path) -> No
     hostile = " ".join(attacks)
     keys = {}
     for name, right in (("baseline", [True, False]), ("vector", [False, True])):
-        rows = synthetic.samples(right, {})
+        rows = synthetic.samples(right)
         for row in rows:
             row |= {"output": hostile, "prompt": hostile, "target": hostile, "subtask": hostile}
             row |= {"extracted": {hostile: hostile}, "finish": hostile}
@@ -286,9 +289,11 @@ def test_whatever_a_record_holds_does_nothing_in_a_browser(tmp_path: Path) -> No
         keys[name, "b"] = write_record(
             tmp_path, inputs, metrics | {"mean_tokens": 3.0}, cost, provenance, rows
         )
-    run = manifest(keys, {"b": {"label": hostile}}, label=hostile)
-    run["conditions"]["vector"]["label"] = hostile
-    page = report.render(run, tmp_path, tmp_path / "out", [])
+    made = manifest(keys, {"b": synthetic.benchmark(hostile)}, label=hostile)
+    vector = replace(made.conditions["vector"], label=hostile)
+    made = replace(made, conditions={**made.conditions, "vector": vector})
+    results = read_results(made, tmp_path)
+    page = report.render(results, build(results), [], tmp_path / "out")
     browser = Browser(1280, 900)
     try:
         browser.requested.clear()

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from evals import sandbox
@@ -156,6 +158,11 @@ def test_setup_is_trusted_and_only_named_globals_are_taken_from_the_program() ->
     assert sandbox.run([program]) == [Verdict("passed")]
 
 
+def test_a_name_that_the_program_lacks_is_not_taken_from_the_setup() -> None:
+    program = Program("def g(): pass", "assert f(2) == 4", ("f",), setup="def f(x): return 4")
+    assert sandbox.run([program]) == [Verdict("failed", "NameError: name 'f' is not defined")]
+
+
 def test_order_of_sets_and_random_numbers_are_the_same_in_every_run() -> None:
     source = "import random\ndef f(): return list({str(i) for i in range(50)}), random.random()"
     reports = [judge(source, sandbox.require(), "raise ValueError(f())").detail for _ in range(3)]
@@ -177,6 +184,14 @@ def shout(text):
         try: os.write(fd, text.encode())
         except OSError: pass
 """
+# Answers that no honest candidate would send: `raw` sends bytes of its own in the place of an answer.
+RAW = """
+import os, struct
+def raw(data):
+    for fd in range(3, 64):
+        try: os.write(fd, struct.pack('Q', len(data)) + data)
+        except OSError: pass
+"""
 ATTEMPTS = {
     "exit before the check": "import sys; sys.exit(0)",
     "exit during the check": "import sys\ndef f(x): sys.exit(0)",
@@ -196,7 +211,7 @@ import sys
 main = sys.modules['__main__']
 main.Checker.check = main.Checker.finish = main.Checker.ask = lambda *a: None
 for name in list(vars(main)):
-    if name not in ('Handles', 'receive', 'send'): setattr(main, name, lambda *a: None)
+    if name not in ('decode', 'encode', 'receive', 'send'): setattr(main, name, lambda *a: None)
 """,
     "equal to everything": """
 class Equal:
@@ -228,6 +243,15 @@ def f(x):
     for fd in range(3, 64):
         try: os.write(fd, struct.pack('Q', len(frame)) + frame)
         except OSError: pass
+""",
+    "a pickle that changes a class of the checker": RAW
+    + r"""
+from fractions import Fraction
+kinds = b''.join(b'U%c%scbuiltins\nslice\ns' % (len(n), n) for n in (b'__eq__', b'__ne__', b'__lt__', b'__gt__'))
+build = b'cfractions\nFraction\n(N(d' + kinds + b'tb0'
+def f(x):
+    raw(build + b'(U\x02okcfractions\nFraction\n(I1\ntRt.')
+    return Fraction(1)
 """,
     "an answer without end": """
 import os, struct
@@ -277,6 +301,21 @@ for path in ('/proc/1/mem', '/proc/1/environ', '/proc/1/fd/0', '/proc/self/mem',
     try: shout(open(path, 'rb').read(100).decode('latin-1'))
     except OSError: pass
 """,
+    "token from the checker's memory, as root": """
+import os, re
+def f(x):
+    parent = f'/proc/{os.getppid()}'
+    with open(parent + '/mem', 'rb') as memory:
+        for line in open(parent + '/maps'):
+            start, end = (int(part, 16) for part in line.split()[0].split('-'))
+            try: memory.seek(start); found = re.search(rb'"token": "[0-9a-f]{32}"', memory.read(end - start))
+            except (OSError, ValueError, OverflowError): continue
+            if found:
+                for fd in range(64):
+                    try: os.write(os.open(f'{parent}/fd/{fd}', os.O_WRONLY), b'{%s}' % found[0])
+                    except OSError: pass
+                os._exit(0)
+""",
     "token from the home folder": SHOUT
     + WRONG
     + f"""
@@ -318,16 +357,54 @@ def f(known):
     assert judge(source, level, tests) == Verdict("passed")
 
 
+def test_no_byte_of_the_programs_memory_is_of_the_tests_or_the_token() -> None:
+    """At the level where a program sees /proc and can look at all that was mapped before it was forked off."""
+    source = """
+import ctypes, re
+mark = bytes(range(65, 91))[::-1]
+def f():
+    count = [0, 0, 0]
+    for line in open('/proc/self/maps'):
+        place, rights, *rest = line.split()
+        if rights.startswith('r') and rest[-1] not in ('[vvar]', '[vvar_vclock]', '[vsyscall]'):
+            start, end = (int(part, 16) for part in place.split('-'))
+            memory = ctypes.string_at(start, end - start)
+            for i, pattern in enumerate((b'MARK[-]OF[-]TESTS', b'"token"[:] "[0-9a-f]', b'ZY[X]W')):
+                count[i] += len(re.findall(pattern, memory))
+    return count
+"""
+    tests = "mark = 'MARK-OF-TESTS'\ncount = f()\nassert count[:2] == [0, 0] and count[2] > 0, count"
+    assert judge(source, Level.none, tests) == Verdict("passed")
+
+
+def test_a_program_holds_no_descriptor_but_its_own(level: Level) -> None:
+    source = """
+import os, stat
+def f():
+    kinds = []
+    for fd in range(2**16):
+        try: kinds.append(stat.S_IFMT(os.fstat(fd).st_mode))
+        except OSError: pass
+    writes = 0
+    for fd in range(64):
+        try: writes += os.write(fd, b'')  == 0
+        except OSError: pass
+    return kinds == [stat.S_IFCHR, stat.S_IFREG, stat.S_IFREG, stat.S_IFIFO, stat.S_IFIFO], kinds, writes
+"""
+    tests = "right, kinds, writes = f()\nassert right and writes == 3, (kinds, writes)"
+    assert judge(source, level, tests) == Verdict("passed")
+
+
 def test_a_program_cannot_answer_with_more_names_than_the_tests_take() -> None:
     source = """
 import sys
 main = sys.modules['__main__']
-dumps = main.Handles.dumps
-def lie(self, answer):
+encode = main.encode
+def lie(answer, number_of):
     if isinstance(answer[1], dict):
         answer = 'ok', {**answer[1], 'abs': lambda x: 4}
-    return dumps(self, answer)
-main.Handles.dumps = lie
+    return encode(answer, number_of)
+main.encode = lie
 """
     tests = "assert abs(f(2)) == 4"
     assert judge(source + RIGHT, sandbox.require(), tests) == Verdict("passed")
@@ -377,6 +454,185 @@ def test_a_right_program_that_does_harm_is_ended_whatever_it_catches(attempt: st
     verdict = judge(harming(attempt), level)
     assert (verdict.status, verdict.detail) == ("timeout" if detail == USED else "failed", detail)
     assert survivors() == []
+
+
+# System calls with which a program reaches what outlives it, belongs to others or is counted by no limit: number on
+# x86_64 and aarch64, arguments. As root, the mode of /dev/null (descriptor 0) would be that of the host's.
+CALL = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(x86_64, aarch64, *arguments):
+    result = libc.syscall(aarch64 if os.uname().machine == 'aarch64' else x86_64, *arguments)
+    return ctypes.get_errno() if result == -1 else result
+"""
+NO_CALLS = {
+    "add_key": (248, 217, b"user", b"written-by-a-program", b"x", 1, -2),
+    "request_key": (249, 218, b"user", b"written-by-a-program", None, -2),
+    "keyctl: the session's keyring": (250, 219, 0, -3, 0),
+    "keyctl: a keyring of its own": (250, 219, 1, None),
+    "shmget": (29, 194, 0, 4096, 0o1600),
+    "semget": (64, 190, 0, 1, 0o1600),
+    "msgget": (68, 186, 0, 0o1600),
+    "mq_open": (240, 180, b"written-by-a-program", 0o102, 0o600, None),
+    "memfd_create": (319, 279, b"", 0),
+    "memfd_secret": (447, 447, 0),
+    "fchmod": (91, 52, 0, 0o666),
+    "fchmodat": (268, 53, -100, b"/dev/null", 0o666),
+    "fchown": (93, 55, 0, -1, -1),
+    "utimensat": (280, 88, 0, None, None, 0),
+    "fsetxattr": (190, 7, 1, b"user.x", b"x", 1, 0),
+    "prctl: to outlive the checker": (157, 167, 1, 0, 0, 0, 0),
+    "prctl: to be traced": (157, 167, 4, 1, 0, 0, 0),
+    "setsid": (112, 157),
+    "setpgid": (109, 154, 0, 0),
+    "setpriority": (141, 140, 0, 0, 1),
+    "sched_setaffinity": (203, 122, 0, 8, b"\xff" * 8),
+    "prlimit64 of another": (302, 261, 1, 7, None, None),
+    "timer_create": (222, 107, 1, None, b"\0" * 8),
+    "inotify_init1": (294, 26, 0),
+    "eventfd2": (290, 19, 0, 0),
+    "userfaultfd": (323, 282, 1),
+    "perf_event_open": (298, 241, b"\1\0\0\0" + bytes(128), 0, -1, -1, 0),
+    "pidfd_open": (434, 434, 1, 0),
+    "landlock_create_ruleset": (444, 444, None, 0, 1),
+    "mount": (165, 40, b"x", b"/tmp", b"tmpfs", 0, None),
+    "chroot": (161, 51, b"/tmp"),
+    "setuid": (105, 146, 0),
+    "sync": (162, 81),
+    "F_SETOWN": (72, 25, 3, 8, 1),
+    "F_SETOWN_EX": (72, 25, 3, 15, b"\1\0\0\0\1\0\0\0"),
+    "F_SETSIG": (72, 25, 3, 10, 9),
+    "F_NOTIFY": (72, 25, 3, 1026, 1),
+    "F_SETLEASE": (72, 25, 1, 1024, 0),
+    "F_SETPIPE_SZ": (72, 25, 3, 1031, 2**20),
+    "FIOSETOWN": (16, 29, 3, 0x8901, b"\1\0\0\0"),
+    "FIOASYNC": (16, 29, 3, 0x5452, b"\1\0\0\0"),
+    "TIOCSTI": (16, 29, 0, 0x5412, b"x"),
+    "a call of a kernel to come": (10_000, 10_000),
+}
+ENOSYS = 38
+
+
+@pytest.mark.parametrize("name", NO_CALLS)
+def test_a_system_call_that_is_not_listed_does_not_exist(name: str, level: Level) -> None:
+    source = CALL + f"def f(): return call(*{NO_CALLS[name]!r})"
+    assert judge(source, level, f"assert f() == {ENOSYS}, f()") == Verdict("passed")
+
+
+def test_no_program_changes_the_hosts_devices(level: Level) -> None:
+    before = os.stat("/dev/null")
+    source = """
+import os
+def f():
+    done = []
+    for deed in (
+        lambda: os.chmod('/dev/null', 0o667),
+        lambda: os.fchmod(0, 0o667),
+        lambda: os.chown('/dev/null', 0, 1),
+        lambda: os.utime('/dev/null', (0, 0)),
+        lambda: os.setxattr('/dev/null', 'trusted.x', b'x'),
+    ):
+        try: done.append(deed())
+        except OSError: pass
+    return done
+"""
+    try:
+        assert judge(source, level, "assert f() == [], f()") == Verdict("passed")
+        after = os.stat("/dev/null")
+        assert (before.st_mode, before.st_gid, before.st_mtime) == (
+            after.st_mode,
+            after.st_gid,
+            after.st_mtime,
+        )
+    finally:
+        if os.geteuid() == 0:
+            os.chmod("/dev/null", stat.S_IMODE(before.st_mode))
+            os.chown("/dev/null", before.st_uid, before.st_gid)
+            os.utime("/dev/null", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_no_memory_escapes_its_limit(level: Level) -> None:
+    """Shared memory and files without a name are no part of a process's address space."""
+    source = (
+        CALL
+        + f"""
+libc.shmat.restype = ctypes.c_void_p
+def f():
+    taken, most = 0, {LIMITS.memory_bytes}
+    while taken < most:
+        number = libc.shmget(0, 2**24, 0o1600)
+        place = libc.shmat(number, None, 0) if number != -1 else None
+        if place in (None, 2**64 - 1): break
+        ctypes.memset(place, 1, 2**24)
+        libc.shmdt(ctypes.c_void_p(place))
+        taken += 2**24
+    files = []
+    while taken < most and len(files) < 40:
+        fd = call(319, 279, b'', 0)
+        if fd == {ENOSYS}: break
+        files.append(fd)
+        taken += os.write(fd, bytes(2**24))
+    for fd in files: os.close(fd)
+    return taken
+"""
+    )
+    assert judge(source, level, "assert f() == 0, f()") == Verdict("passed")
+
+
+def test_no_signal_reaches_another_process_through_a_descriptor() -> None:
+    """At the level where a program sees the user's processes: here one that would die of it."""
+    with subprocess.Popen(["sleep", "1000"]) as victim:
+        source = f"""
+import fcntl, os, signal
+def f():
+    out, into = os.pipe()
+    try:
+        fcntl.fcntl(out, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(out, fcntl.F_SETOWN, {victim.pid})
+    except OSError: pass
+    try: fcntl.fcntl(out, fcntl.F_SETFL, os.O_ASYNC)
+    except OSError: pass
+    os.write(into, b'x')
+"""
+        assert judge(source, Level.none, "f()") == Verdict("passed")
+        with pytest.raises(subprocess.TimeoutExpired):
+            victim.wait(0.5)
+        victim.kill()
+
+
+EMPTY_FILES = """
+import os
+def fill():
+    made = 0
+    try:
+        while made < 10**5:
+            os.close(os.open(f'/tmp/{made}', os.O_CREAT))
+            made += 1
+    except OSError: pass
+    return made
+"""
+
+
+def test_a_program_cannot_fill_the_memory_with_empty_files(level: Level) -> None:
+    limits = Limits(wall_seconds=LIMITS.wall_seconds)
+    while_asked = judge(EMPTY_FILES + "f = fill", level, "assert f() < 10**4, f()", limits)
+    while_it_does_not_listen = judge(
+        f"""{RAW}{EMPTY_FILES}
+raw(b'["tuple","ok",null]')
+raw(b'["tuple","ok",["dict","f",["object",0]]]')
+if fill() < 10**4: os._exit(0)
+while True: os.stat('/tmp')
+""",
+        level,
+        "f('x' * 10**7)",
+        limits,
+    )
+    if level is Level.bubblewrap:  # which has no option for it
+        assert while_asked == Verdict("failed", "the program made more than 4096 files")
+        assert while_it_does_not_listen == Verdict("failed", "the program made more than 4096 files")
+    else:
+        assert while_asked == Verdict("passed")
+        assert "exited with status 0" in while_it_does_not_listen.detail
 
 
 REFUSED = {
@@ -462,6 +718,31 @@ run([Program("import time; time.sleep(10000)", "", ())], level=Level.{level.name
     assert wait_until_gone() == []
 
 
+def test_one_interrupt_ends_programs_that_sleep(level: Level) -> None:
+    """Four programs for two workers, so that some run and some wait for their turn."""
+    code = f"""
+from evals.sandbox import *
+limits = Limits(wall_seconds={LIMITS.wall_seconds})
+programs = [Program(f"import time; time.sleep(10000 + {{i}})", "", ()) for i in range(4)]
+try: run(programs, workers=2, limits=limits, level=Level.{level.name})
+except KeyboardInterrupt: print("interrupted")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while len(survivors()) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        try:
+            out, _ = process.communicate(timeout=LIMITS.wall_seconds / 2)
+        finally:
+            process.kill()
+    assert out == "interrupted\n"
+    assert wait_until_gone() == []
+
+
 # ---- the layer of namespaces alone, without limits and system call filter ----
 
 LOOK = """
@@ -530,7 +811,7 @@ def test_namespaces_alone_show_no_home_no_processes_and_no_environment(looked: d
         "lib64",
         "tmp",
         "usr",
-        *(p.parts[1] for p in (Path(sys.base_prefix), ROOT)),
+        *(p.parts[1] for p in (Path(sys.base_prefix), ROOT, Path(numpy.__file__))),
     }
     assert set(looked["top"]) <= allowed
     assert set(looked["environment"]) <= {*sandbox.ENVIRONMENT, "LC_CTYPE", "PWD"}

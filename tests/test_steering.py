@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ REFUSALS = {
 
 
 def probe(folder: Path, engines: list[dict[str, Any]], **options: Any) -> list[Any]:
-    """Answers of each step of each engine; every engine runs in one process apart."""
+    """Answers of each step of each engine; the engines follow each other in one process, which is not this one."""
     folder.mkdir(exist_ok=True)
     config = folder / "probe.json"
     config.write_text(
@@ -37,40 +38,75 @@ def probe(folder: Path, engines: list[dict[str, Any]], **options: Any) -> list[A
     return json.loads((folder / "answers.json").read_text())
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Answers of one engine steered through all weights, and of a fresh engine for each of them."""
+@dataclass(frozen=True)
+class Case:
+    """Checkpoints with tied embeddings or without, and the steps that an engine is taken through on them."""
+
+    tied: bool
+    target: Path
+    steps: dict[str, dict[str, Any]]
+    fresh: dict[str, Path]  # weights → a folder that holds them
+
+    @classmethod
+    def write(cls, root: Path, tied: bool) -> "Case":
+        settings = {"tied": tied, "rows": 128, "torch_dtype": "float32"}
+        state = tiny.weights(tiny.config(**settings), seed=1, head=not tied, dtype=torch.float32)
+        state = {k: v if k.endswith("norm.weight") else v * 4 for k, v in state.items()}  # decided answers
+        folders = {"target": tiny.write(root / "target", state, **settings)}
+        for name, seed in (("sft", 2), ("grpo", 3)):
+            folders[name] = tiny.write(root / name, tiny.moved(state, seed, share=0.5, scale=0.1), **settings)
+        target, sft, grpo = (Checkpoint.open(str(folders[n])) for n in ("target", "sft", "grpo"))
+        vector = str(extract(grpo, sft, root / "vector"))
+        plain = {"target": str(folders["target"]), "terms": []}
+        steps = {f"alpha={a}": plain | {"terms": [[vector, a, None]]} for a in ALPHAS}
+        steps["random"] = plain | {"terms": [[vector, 1.0, 5]]}
+        steps["grpo"] = {"target": str(folders["grpo"]), "terms": []}
+        steps["back"] = plain
+        for fault in REFUSALS:
+            steps[fault] = {"target": str(folders["grpo"]), "fault": fault}
+            steps[f"after {fault}"] = plain
+        fresh = {"grpo": folders["grpo"], "back": folders["target"]}
+        for name in ("alpha=0.7", "alpha=-1.0", "alpha=1.0", "random"):
+            terms = [Term(*term) for term in steps[name]["terms"]]
+            fresh[name] = apply(target, terms, root / name)
+        return cls(tied, folders["target"], steps, fresh)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Case]:
     root = tmp_path_factory.mktemp("steering")
-    settings = {"tied": request.param, "rows": 128, "torch_dtype": "float32"}
-    state = tiny.weights(tiny.config(**settings), seed=1, head=not request.param, dtype=torch.float32)
-    state = {k: v if k.endswith("norm.weight") else v * 4 for k, v in state.items()}  # decided answers
-    folders = {"target": tiny.write(root / "target", state, **settings)}
-    for name, seed in (("sft", 2), ("grpo", 3)):
-        folders[name] = tiny.write(root / name, tiny.moved(state, seed, share=0.5, scale=0.1), **settings)
-    target, sft, grpo = (Checkpoint.open(str(folders[n])) for n in ("target", "sft", "grpo"))
-    vector = str(extract(grpo, sft, root / "vector"))
-    steps: dict[str, dict[str, Any]] = {
-        f"alpha={a}": {"target": str(folders["target"]), "terms": [[vector, a, None]]} for a in ALPHAS
-    }
-    steps["random"] = {"target": str(folders["target"]), "terms": [[vector, 1.0, 5]]}
-    steps["grpo"] = {"target": str(folders["grpo"]), "terms": []}
-    steps["back"] = {"target": str(folders["target"]), "terms": []}
-    for fault in REFUSALS:
-        steps[fault] = {"target": str(folders["grpo"]), "fault": fault}
-        steps[f"after {fault}"] = {"target": str(folders["target"]), "terms": []}
-    fresh = {"grpo": folders["grpo"], "back": folders["target"], "alpha=0.0": folders["target"]}
-    for name in ("alpha=0.7", "alpha=-1.0", "alpha=1.0", "random"):
-        terms = [Term(*term) for term in steps[name]["terms"]]
-        fresh[name] = apply(target, terms, root / name)
-    live = probe(root / "live", [{"model": str(folders["target"]), "steps": list(steps.values())}])
-    anew = probe(root / "fresh", [{"model": str(folder), "steps": [{}]} for folder in fresh.values()])
-    return {
-        "tied": request.param,
-        "root": root,
-        "steps": steps,
-        "live": dict(zip(steps, live, strict=True)),
-        "fresh": dict(zip(fresh, anew, strict=True)),
-    }
+    return {tied: Case.write(root / str(tied), tied) for tied in (True, False)}
+
+
+@pytest.fixture(scope="module")
+def all_answers(
+    cases: dict[bool, Case], tmp_path_factory: pytest.TempPathFactory
+) -> dict[bool, dict[str, Any]]:
+    """Answers of one engine steered through all weights, and of a fresh engine for each of them.
+
+    The fresh ones come first, so that no fault that is planted in a steered one can reach them.
+    """
+    anew = [
+        {"model": str(folder), "steps": [{}]} for case in cases.values() for folder in case.fresh.values()
+    ]
+    live = [{"model": str(case.target), "steps": list(case.steps.values())} for case in cases.values()]
+    found = iter(probe(tmp_path_factory.mktemp("answers"), anew + live))
+    fresh = {tied: {name: next(found) for name in case.fresh} for tied, case in cases.items()}
+    steered = {tied: {name: next(found) for name in case.steps} for tied, case in cases.items()}
+    assert next(found, None) is None
+    for answers in fresh.values():
+        answers["alpha=0.0"] = answers["back"]  # the same checkpoint
+    return {tied: {"live": steered[tied], "fresh": fresh[tied]} for tied in cases}
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def case(request: pytest.FixtureRequest, cases: dict[bool, Case]) -> Case:
+    return cases[request.param]
+
+
+@pytest.fixture
+def answers(case: Case, all_answers: dict[bool, dict[str, Any]]) -> dict[str, Any]:
+    return all_answers[case.tied]
 
 
 @pytest.mark.parametrize(
@@ -95,9 +131,11 @@ def test_the_swaps_change_the_answers(answers: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fault", REFUSALS)
-def test_a_swap_that_goes_wrong_is_refused_and_says_where(answers: dict[str, Any], fault: str) -> None:
+def test_a_swap_that_goes_wrong_is_refused_and_says_where(
+    case: Case, answers: dict[str, Any], fault: str
+) -> None:
     refused = answers["live"][fault]
-    if fault == "a stale head" and not answers["tied"]:
+    if fault == "a stale head" and not case.tied:
         assert refused == ""  # an untied head is loaded like any other matrix
     else:
         assert REFUSALS[fault] in refused and "\n" not in refused
@@ -111,12 +149,11 @@ def test_the_next_good_swap_mends_it(answers: dict[str, Any], fault: str) -> Non
 
 @pytest.mark.slow
 def test_two_tensor_parallel_workers_answer_as_one_and_refuse_what_goes_wrong(
-    answers: dict[str, Any],
+    case: Case, answers: dict[str, Any], tmp_path: Path
 ) -> None:
     names = ["alpha=0.7", "random", "a tensor left out", "two tensors exchanged", "grpo", "back"]
-    steps = [answers["steps"][name] for name in names]
-    engine = {"model": str(answers["root"] / "target"), "steps": steps}
-    found = probe(answers["root"] / "parallel", [engine], tensor_parallel_size=2, in_process=False)
+    engine = {"model": str(case.target), "steps": [case.steps[name] for name in names]}
+    found = probe(tmp_path, [engine], tensor_parallel_size=2, in_process=False)
     for name, parallel in zip(names, found, strict=True):
         if name in REFUSALS:
             assert REFUSALS[name] in parallel

@@ -2,9 +2,10 @@
 
 import csv
 import hashlib
-import json
 import shutil
 import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +13,57 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.analysis import claims
-from pipeline.analysis import results as grid
+from pipeline.__main__ import main as command_line
+from pipeline.analysis import claims, scores
+from pipeline.analysis.published import published
+from pipeline.analysis.results import Results, read_results
 from pipeline.errors import UserError
+from pipeline.manifest import (
+    BenchmarkEntry,
+    Manifest,
+    PlannedCell,
+    TermEntry,
+    manifest_path,
+    read_manifest,
+)
 from pipeline.records import cell_folder
-from pipeline.report import compare, formats, tables
+from pipeline.report import compare, formats, terminal
+from pipeline.report.numbers import signed
+from pipeline.report.table import Kind, Table
+from pipeline.report.tables import adversarial, alpha_sweep, controls, cost, geometry, main
+from pipeline.report.tables.build import build
 from tests import synthetic
+from tests.synthetic import MAIN, benchmark, family
 
-MAIN = {name: c for name, c in synthetic.CONDITIONS.items() if c["role"] == "main"}
-ONE = {"gsm8k": {"label": "GSM8K form", "published": "GSM8K"}}
+ONE = {"gsm8k": benchmark("GSM8K form", published="GSM8K")}
 
 
 def cell(
-    results: Path, right: Any, benchmark: dict[str, Any], *, name: str, order: Any = None, **metrics: Any
+    folder: Path, right: Any, entry: BenchmarkEntry, *, name: str, order: Any = None, **metrics: Any
 ) -> str:
     """The key of a record with these right answers, its samples in `order`."""
-    rows = synthetic.samples(np.asarray(right, dtype=bool), benchmark)
+    rows = synthetic.samples(np.asarray(right, dtype=bool), entry.cluster)
     return synthetic.write_cell(
-        results, {"name": name}, [rows[i] for i in order] if order is not None else rows, **metrics
+        folder, {"name": name}, [rows[i] for i in order] if order is not None else rows, **metrics
     )
 
 
-def manifest(keys: dict[tuple[str, str], str], benchmarks: dict[str, Any], **family: Any) -> dict[str, Any]:
+def manifest(
+    keys: Mapping[tuple[str, str], str], benchmarks: Mapping[str, BenchmarkEntry], label: str = "F"
+) -> Manifest:
     """A manifest of one family from (condition, benchmark) → key."""
-    plain = {
-        "variant_of": None,
-        "perturbation": None,
-        "cluster": None,
-        "published": None,
-        "chance": 0.0,
-        "limit": None,
-    }
-    conditions = {name: {"seed": None, **synthetic.CONDITIONS[name]} for name, _ in keys}
-    return {
-        "schema": 1,
-        "experiment": "small",
-        "families": {"f": {"label": "F", "group": None, "published_size": None, "geometry": None, **family}},
-        "benchmarks": {name: {**plain, **b} for name, b in benchmarks.items()},
-        "conditions": conditions,
-        "cells": [
-            {"family": "f", "condition": c, "benchmark": b, "key": key} for (c, b), key in keys.items()
-        ],
-    }
+    conditions = {name: synthetic.CONDITIONS[name] for name, _ in keys}
+    cells = tuple(PlannedCell("f", condition, of, key) for (condition, of), key in keys.items())
+    return Manifest("small", {"f": family(label)}, dict(benchmarks), conditions, cells)
+
+
+def evaluated(folder: Path, **made: Any) -> Results:
+    """The results of a synthetic run."""
+    return read_results(synthetic.write_run(folder, **made), folder)
+
+
+def written(results: Results, out: Path) -> list[Path]:
+    return [path for table in build(results) for path in formats.write(table, out)]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -66,10 +76,10 @@ def fingerprints(paths: list[Path]) -> dict[str, str]:
 
 
 def test_rendering_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path / "results")
-    first = fingerprints(tables.render(run, tmp_path / "results", tmp_path / "a"))
-    grid._cell.cache_clear()
-    second = fingerprints(tables.render(json.loads(json.dumps(run)), tmp_path / "results", tmp_path / "b"))
+    path = manifest_path(tmp_path, synthetic.write_run(tmp_path).experiment)
+    first = fingerprints(written(read_results(read_manifest(path), tmp_path), tmp_path / "a"))
+    scores._read.cache_clear()
+    second = fingerprints(written(read_results(read_manifest(path), tmp_path), tmp_path / "b"))
     names = ("main", "adversarial", "controls", "alpha_sweep", "geometry", "cost")
     assert set(first) == {f"{name}.{suffix}" for name in names for suffix in ("md", "tex", "csv")}
     assert first == second
@@ -82,7 +92,7 @@ def test_difference_is_paired_by_document_whatever_the_order(tmp_path: Path) -> 
         ("baseline", "gsm8k"): cell(tmp_path, old, ONE["gsm8k"], name="old"),
         ("vector", "gsm8k"): cell(tmp_path, new, ONE["gsm8k"], name="new", order=shuffled),
     }
-    tables.render(manifest(keys, ONE), tmp_path, tmp_path / "out")
+    written(read_results(manifest(keys, ONE), tmp_path), tmp_path / "out")
     row = next(r for r in read_csv(tmp_path / "out" / "main.csv") if r["condition"] == "vector")
     assert (float(row["value"]), float(row["difference_value"])) == (70, 20)
     assert (row["gained"], row["lost"], row["test"]) == ("20", "0", "McNemar")
@@ -91,8 +101,7 @@ def test_difference_is_paired_by_document_whatever_the_order(tmp_path: Path) -> 
 
 
 def test_holm_counts_every_comparison_of_the_table(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, conditions=MAIN)
-    table = tables.main(grid.load(run, tmp_path))
+    table = main.table(evaluated(tmp_path, conditions=MAIN))
     compared = [row for row in table.data if row["p"] is not None]
     assert len(compared) == (len(MAIN) - 1) * 3
     smallest = min(compared, key=lambda row: row["p"])
@@ -113,8 +122,8 @@ def test_missing_damaged_partial_and_flagged_cells_are_marked_and_the_rest_is_re
     }
     samples = cell_folder(tmp_path, keys["minus_vector", "gsm8k"]) / "samples.jsonl"
     samples.write_bytes(samples.read_bytes()[:-5])
-    run = manifest(keys, ONE)
-    found = {r["condition"]: r for r in tables.main(grid.load(run, tmp_path)).data}
+    results = read_results(manifest(keys, ONE), tmp_path)
+    found = {r["condition"]: r for r in main.table(results).data}
     assert {name: r["marks"] for name, r in found.items()} == {
         "baseline": "",
         "grpo_think": "m",
@@ -123,99 +132,93 @@ def test_missing_damaged_partial_and_flagged_cells_are_marked_and_the_rest_is_re
         "minus_vector": "d",
     }
     assert found["vector_think"]["value"] == 50
-    text = formats.markdown(tables.main(grid.load(run, tmp_path)))
+    text = formats.markdown(main.table(results))
     assert "missing<sup>m</sup>" in text
     assert "damaged<sup>d</sup>" in text
     assert all(f"\n{mark}: " in text for mark in "mdptx")
-    problems = tables.problems(run, tmp_path)
-    assert len(problems) == 2
-    assert all("\n" not in line for line in problems)
-    assert "[m]" in tables.terminal(run, tmp_path)
+    assert len(results.problems) == 2
+    assert all("\n" not in line for line in results.problems)
+    assert "[m]" in terminal.summary(results)
 
 
 def test_limited_cells_are_marked_each_and_in_the_head(tmp_path: Path) -> None:
-    limited: dict[str, Any] = {**ONE, "sciq": {"label": "SciQ form", "limit": 20}}
-    run = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=limited)
-    table = tables.main(grid.load(run, tmp_path))
+    limited = {**ONE, "sciq": benchmark("SciQ form", limit=20)}
+    table = main.table(evaluated(tmp_path, conditions=MAIN, benchmarks=limited))
     assert [head.text for head in table.header[1:]] == ["GSM8K form", "SciQ form (first 20)"]
-    values = [row for _, rows in table.blocks for row in rows if "±" in row[1].text]
+    values = [line.entries for line in table.lines() if line.kind is Kind.value]
     assert len(values) == len(MAIN)
-    assert all(row[1].marks == "" and row[2].marks == "l" for row in values)
+    assert all(plain.marks == "" and limited.marks == "l" for plain, limited in values)
 
 
 def test_a_recovered_record_is_seen_in_the_same_process(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=ONE)
-    key = next(c["key"] for c in run["cells"] if c["condition"] == "vector")
-    folder = cell_folder(tmp_path, key)
-    assert tables.problems(run, tmp_path) == []
+    planned = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=ONE)
+    folder = cell_folder(tmp_path, next(c.key for c in planned.cells if c.condition == "vector"))
+    assert not read_results(planned, tmp_path).problems
     folder.rename(tmp_path / "aside")
-    assert len(tables.problems(run, tmp_path)) == 1
+    assert len(read_results(planned, tmp_path).problems) == 1
     (tmp_path / "aside").rename(folder)
-    assert tables.problems(run, tmp_path) == []
+    assert not read_results(planned, tmp_path).problems
 
 
 def test_published_numbers_stand_only_beside_the_size_and_benchmark_that_the_paper_names(
     tmp_path: Path,
 ) -> None:
-    families = {"big": {"label": "1.5B", "published_size": "1.5B"}, "small": {"label": "micro"}}
-    run = synthetic.write_run(tmp_path, families=families, conditions=MAIN)
-    table = tables.main(grid.load(run, tmp_path))
+    families = {"big": family("1.5B", published_size="1.5B"), "small": family("micro")}
+    table = main.table(evaluated(tmp_path, families=families, conditions=MAIN))
     lines = dict(table.blocks)
-    paper = [[e.text for e in row[1:]] for row in lines["1.5B"] if row[0].text == "paper"]
+    paper = [[e.text for e in line.entries] for line in lines["1.5B"] if line.kind is Kind.published]
     assert paper == [  # G+T, +Vector, +Vector+Think, −Vector × GSM8K, SciQ, BBH
         ["–", "–", "–"],
         ["+2.6 (M)", "–", "+12.3 (M); 19.0 after (K)"],
         ["+4.9 (A, M)", "+1.7 (A)", "+12.3 (A, M)"],
         ["−11.8 (A)", "–", "–"],
     ]
-    assert not [row for row in lines["micro"] if row[0].text == "paper"]
+    assert not [line for line in lines["micro"] if line.kind is Kind.published]
     assert any("size of the −Vector figure is not stated" in note for note in table.notes)
 
 
 def test_every_published_figure_names_known_sources_and_every_claim_a_figure_and_conditions() -> None:
-    published = claims.published()
-    ids = {figure["id"] for figure in published["figures"]}
-    assert len(ids) == len(published["figures"])
-    assert all(set(figure["source"]) <= set(published["sources"]) for figure in published["figures"])
+    figures, sources = published().figures, published().sources
+    ids = {figure.id for figure in figures}
+    assert len(ids) == len(figures)
+    assert all(set(figure.source) <= set(sources) for figure in figures)
     names = {*synthetic.SKILL, "random", "minus_random"}
-    comparisons = [c for claim in claims.claims()["claims"] for c in claim["comparisons"]]
+    comparisons = [c for claim in claims.read_claims().claims for c in claim.comparisons]
     assert comparisons
     for comparison in comparisons:
-        assert comparison["promised"] in ids | {"measured"}
-        assert {comparison["condition"], comparison["reference"]} <= names
+        assert comparison.promised in ids | {claims.MEASURED}
+        assert {comparison.condition, comparison.reference} <= names
 
 
 def test_claims_test_the_conditions_and_benchmarks_of_the_configuration() -> None:
     conf = Path(__file__).parent.parent / "conf"
     conditions = set(yaml.safe_load((conf / "conditions" / "paper.yaml").read_text()))
     benchmarks = {path.stem for path in (conf / "benchmark").glob("*.yaml")}
-    for claim in claims.claims()["claims"]:
-        for comparison in claim["comparisons"]:
-            assert {comparison["condition"], comparison["reference"]} <= conditions
-            assert comparison["benchmark"] in benchmarks
+    for claim in claims.read_claims().claims:
+        for comparison in claim.comparisons:
+            assert {comparison.condition, comparison.reference} <= conditions
+            assert comparison.benchmark in benchmarks
 
 
 def test_seeds_of_a_random_control_are_one_row_averaged_by_document(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, benchmarks=ONE)
-    held = grid.load(run, tmp_path)
-    row = held.row("random", 1)
+    results = evaluated(tmp_path, benchmarks=ONE)
+    row = results.row("random", 1)
     assert row is not None
     assert len(row.members) == 3
-    singles = [held.cell("micro", (member,), "gsm8k") for member in row.members]
-    mean = held.cell("micro", row.members, "gsm8k")
+    singles = [results.cell("micro", results.named(member), "gsm8k") for member in row.members]
+    mean = results.cell("micro", row, "gsm8k")
     assert mean is not None
     np.testing.assert_allclose(mean.score, np.mean([c.score for c in singles if c], axis=0))
-    text = formats.markdown(tables.controls(held))
+    text = formats.markdown(controls.table(results))
     assert "+Random (mean of 3)" in text
     assert "range over seeds" in text
     assert "seed 0" not in text
 
 
 def test_controls_compare_v_with_each_control_directly(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, benchmarks=ONE)
-    held = grid.load(run, tmp_path)
-    data = {row["label"]: row for row in tables.controls(held).data if "reference" in row}
-    expected = held.difference("micro", ("vector",), ("sft",), "gsm8k")
+    results = evaluated(tmp_path, benchmarks=ONE)
+    data = {row["label"]: row for row in controls.table(results).data if "reference" in row}
+    expected = results.difference("micro", results.named("vector"), results.named("sft"), "gsm8k")
     assert expected is not None
     assert data["+Vector against SFT donor"]["difference_value"] == pytest.approx(100 * expected.value)
     assert {"+Vector against +Random (mean of 3)", "−Vector against −Random (mean of 3)"} <= set(data)
@@ -223,40 +226,103 @@ def test_controls_compare_v_with_each_control_directly(tmp_path: Path) -> None:
 
 
 def test_sweep_is_ordered_and_alpha_zero_is_its_own_reference(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, benchmarks=ONE)
-    data = tables.alpha_sweep(grid.load(run, tmp_path)).data
+    results = evaluated(tmp_path, benchmarks=ONE)
+    data = alpha_sweep.table(results).data
     alphas = [row["alpha"] for row in data]
     assert alphas == sorted(alphas) == [-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
     by_alpha = {row["alpha"]: row for row in data}
     assert by_alpha[0.0]["difference_value"] is None
-    main = {row["condition"]: row for row in tables.main(grid.load(run, tmp_path)).data}
-    assert by_alpha[1.0]["value"] == main["vector"]["value"]
-    assert by_alpha[-1.0]["difference_value"] == main["minus_vector"]["difference_value"]
+    of_main = {row["condition"]: row for row in main.table(results).data}
+    assert by_alpha[1.0]["value"] == of_main["vector"]["value"]
+    assert by_alpha[-1.0]["difference_value"] == of_main["minus_vector"]["difference_value"]
 
 
 def test_a_part_of_the_vector_is_a_row_and_never_stands_for_the_whole(tmp_path: Path) -> None:
-    part = {"weights": "vector", "prompt": "plain", "role": "main", "whole": False}
-    noise = {"label": "+Noise (seed 0)", "weights": "random", "alpha": 1.0, "seed": 0, "role": "control"}
+    mlp = {"modules": ["mlp"]}
     conditions = {
-        "mlp": part | {"label": "+Vector (MLP)", "alpha": 1.0},
-        "mlp3": part | {"label": "3 MLP", "alpha": 3.0},
-        "noise-s0": noise | {"prompt": "plain", "whole": False},
+        "mlp": synthetic.condition("+Vector (MLP)", "mlp", TermEntry(1.0, part=mlp)),
+        "mlp3": synthetic.condition("3 MLP", "mlp3", TermEntry(3.0, part=mlp)),
+        "noise-s0": synthetic.seeded("+Noise", "noise", 1.0, 0, part=mlp),
     }
-    run = synthetic.write_run(tmp_path, benchmarks=ONE, conditions=conditions | synthetic.CONDITIONS)
-    held = grid.load(run, tmp_path)
-    vector, random = held.row("vector", 1), held.row("random", 1)
+    results = evaluated(tmp_path, benchmarks=ONE, conditions=conditions | synthetic.CONDITIONS)
+    vector, random = results.row("vector", 1), results.row("random", 1)
     assert vector is not None and vector.name == "vector"
     assert random is not None and random.members == ("random-s0", "random-s1", "random-s2")
-    assert all(name.startswith("alpha=") for _, name in held.sweep())
-    assert {"mlp", "mlp3", "noise-s0"} <= {row.name for row in held.rows("main", "control")}
+    (sweep,) = results.sweeps()
+    assert all(row.name.startswith("alpha=") for _, row in sweep.points)
+    assert {"mlp", "mlp3", "noise-s0"} <= {row.name for row in results.rows("main", "control")}
+
+
+def test_each_sweep_is_a_block_with_the_rows_that_lie_on_its_line(tmp_path: Path) -> None:
+    mlp = {"modules": ["mlp"]}
+    conditions = synthetic.CONDITIONS | {
+        "mlp": synthetic.condition("+Vector (MLP)", "mlp", TermEntry(1.0, part=mlp)),
+        "attention": synthetic.condition("+Vector (attention)", "attention", TermEntry(1.0, part={})),
+        **{f"of_mlp={a!r}": synthetic.swept(a, "of_mlp", part=mlp) for a in (2.0, 0.5)},
+        **{f"think={a!r}": replace(synthetic.swept(a, "think"), prompt="think") for a in (0.5, 2.0)},
+    }
+    results = evaluated(tmp_path, benchmarks=ONE, conditions=conditions)
+    lines = {s.name: {alpha: row.name for alpha, row in s.points} for s in results.sweeps()}
+    assert list(lines) == ["alpha", "of_mlp", "think"]
+    assert lines["of_mlp"] == {0.0: "baseline", 0.5: "of_mlp=0.5", 1.0: "mlp", 2.0: "of_mlp=2.0"}
+    assert lines["think"] == {
+        0.0: "baseline_think",
+        0.5: "think=0.5",
+        1.0: "vector_think",
+        2.0: "think=2.0",
+    }
+    table = alpha_sweep.table(results)
+    values = {title: [line.label for line in b if line.kind is Kind.value] for title, b in table.blocks}
+    assert values["micro 0.8M, of_mlp, α"] == ["α = 0", "α = 0.5", "α = 1", "α = 2"]
+    assert len(values["micro 0.8M, α"]) == 9
+    shown = next(r for r in table.data if (r["sweep"], r["alpha"]) == ("think", 2.0))
+    against_its_own = results.difference(
+        "micro", results.named("think=2.0"), results.named("baseline_think"), "gsm8k"
+    )
+    assert against_its_own is not None
+    assert shown["difference_value"] == 100 * against_its_own.value
+
+
+def test_the_only_sweep_is_named_unless_it_is_of_the_whole_vector(tmp_path: Path) -> None:
+    mlp = {f"mlp={a!r}": synthetic.swept(a, "mlp", part={"modules": ["mlp"]}) for a in (0.5, 1.0)}
+    baseline = {"baseline": synthetic.CONDITIONS["baseline"]}
+    results = evaluated(tmp_path, benchmarks=ONE, conditions=baseline | mlp)
+    assert [block.title for block in alpha_sweep.table(results).blocks] == ["micro 0.8M, mlp, α"]
+
+
+@pytest.mark.parametrize("label", ["paper", "Δ", "detectable (x)", "range over seeds", "v (seed 1)"])
+def test_a_label_never_says_what_a_line_is(label: str, tmp_path: Path) -> None:
+    conditions = MAIN | {"vector": replace(MAIN["vector"], label=label, row_label=label)}
+    plain, odd = (
+        main.table(evaluated(tmp_path / name, benchmarks=ONE, conditions=c))
+        for name, c in (("plain", MAIN), ("odd", conditions))
+    )
+    assert [line.kind for line in odd.lines()] == [line.kind for line in plain.lines()]
+    assert [line.label for line in odd.lines() if line.kind is Kind.value].count(label) == 1
+    assert odd.notes == plain.notes
+    shown = '<tr class="value">'
+    assert formats.as_html(odd).count(shown) == formats.as_html(plain).count(shown)
+
+
+def test_a_manifest_of_the_first_layout_gives_the_same_bytes(tmp_path: Path) -> None:
+    conditions = synthetic.CONDITIONS | {
+        "mlp": synthetic.condition("+Vector (MLP)", "mlp", TermEntry(1.0, part={})),
+        **{f"noise-s{seed}": synthetic.seeded("+Noise", "noise", 1.0, seed, part={}) for seed in (0, 7)},
+    }
+    families = {f"seed{i}": family(f"seed {i}", group="g", published_size="1.5B") for i in range(2)}
+    made = synthetic.write_run(tmp_path, families=families, conditions=conditions, documents=20)
+    now = fingerprints(written(read_results(made, tmp_path), tmp_path / "now"))
+    old = read_manifest(synthetic.write_schema_1(tmp_path, made))
+    assert fingerprints(written(read_results(old, tmp_path), tmp_path / "old")) == now
+    assert old == made
 
 
 def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> None:
-    plain, variant = {"label": "P"}, {"label": "V", "variant_of": "p", "cluster": "source_doc"}
+    plain, variant = benchmark("P"), benchmark("V", variant_of="p", cluster="source_doc")
     old, new = np.arange(60) % 2 == 0, np.ones(60, dtype=bool)
     # The variant has two documents of each of the sources 40 to 59; the baseline is wrong on all of them.
-    rows = synthetic.samples(np.zeros(40, dtype=bool), plain)
-    right_rows = synthetic.samples(np.arange(40) < 30, plain)
+    rows = synthetic.samples(np.zeros(40, dtype=bool))
+    right_rows = synthetic.samples(np.arange(40) < 30)
     for made in (rows, right_rows):
         for i, row in enumerate(made):
             row["source_doc"] = 40 + i % 20
@@ -266,15 +332,15 @@ def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> No
         ("baseline", "p@v"): synthetic.write_cell(tmp_path, {"name": "old v"}, rows),
         ("vector", "p@v"): synthetic.write_cell(tmp_path, {"name": "new v"}, right_rows),
     }
-    held = grid.load(manifest(keys, {"p": plain, "p@v": variant}), tmp_path)
-    found = held.robustness("f", ("vector",), "p@v")
+    results = read_results(manifest(keys, {"p": plain, "p@v": variant}), tmp_path)
+    found = results.robustness("f", results.named("vector"), "p@v")
     assert found is not None
     assert (found.plain.value, found.perturbed.value, found.drop.value) == (1.0, 0.75, -0.25)
     assert found.gain_plain is not None and found.gain is not None and found.change is not None
     assert (found.gain_plain.value, found.gain.value, found.change.value) == (0.5, 0.75, 0.25)
     assert found.drop.test == "t"  # two documents of one source are not independent
-    table = tables.adversarial(held)
-    assert table.blocks[0][0].endswith(", 40 pairs")
+    table = adversarial.table(results)
+    assert table.blocks[0].title.endswith(", 40 pairs")
     row = next(r for r in table.data if r["condition"] == "vector")
     assert row["persists"] == "yes"
 
@@ -282,17 +348,16 @@ def test_perturbed_documents_are_paired_with_their_sources(tmp_path: Path) -> No
 def test_a_drop_is_clustered_as_the_plain_benchmark_is(tmp_path: Path) -> None:
     from pipeline.analysis.statistics import paired_difference
 
-    plain = {"label": "P", "cluster": "subtask"}
-    variant = {"label": "V", "variant_of": "p", "cluster": "subtask"}
+    plain = benchmark("P", cluster="subtask")
+    variant = benchmark("V", variant_of="p", cluster="subtask")
     rng = np.random.default_rng(0)
     old, new = rng.random(60) < 0.8, rng.random(60) < np.repeat([0.1, 0.9, 0.2, 0.8, 0.1, 0.9], 10)
     keys = {
         ("baseline", "p"): cell(tmp_path, old, plain, name="plain"),
         ("baseline", "p@v"): cell(tmp_path, new, variant, name="perturbed"),
     }
-    found = grid.load(manifest(keys, {"p": plain, "p@v": variant}), tmp_path).robustness(
-        "f", ("baseline",), "p@v"
-    )
+    results = read_results(manifest(keys, {"p": plain, "p@v": variant}), tmp_path)
+    found = results.robustness("f", results.reference, "p@v")
     expected = paired_difference(old, new, np.repeat(np.arange(6), 10))
     assert found is not None
     assert found.drop == expected
@@ -303,25 +368,26 @@ def test_a_gain_that_vanishes_on_perturbed_documents_does_not_persist(tmp_path: 
     def skill(condition: str, benchmark: str) -> float:
         return 0.9 if condition == "vector" and "@" not in benchmark else 0.3
 
-    run = synthetic.write_run(tmp_path, documents=300, conditions=MAIN, skill=skill)
-    row = next(r for r in tables.adversarial(grid.load(run, tmp_path)).data if r["condition"] == "vector")
+    results = evaluated(tmp_path, documents=300, conditions=MAIN, skill=skill)
+    row = next(r for r in adversarial.table(results).data if r["condition"] == "vector")
     assert row["gain_plain_low"] > 0
     assert row["change_high"] < 0
     assert row["persists"] == "not shown"
-    line = next(v for v in tables.verdicts(run, tmp_path) if "persists" in v)
+    line = next(v for v in terminal.verdict_lines(results) if "persists" in v)
     assert line.startswith("not reproduced")
 
 
 def test_the_drop_of_a_group_is_the_mean_over_its_families_with_student_s_interval(tmp_path: Path) -> None:
     from pipeline.analysis.statistics import mean_over_seeds
 
-    families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
-    run = synthetic.write_run(tmp_path, documents=60, conditions=MAIN, families=families)
-    held = grid.load(run, tmp_path)
-    table = tables.adversarial(held)
+    families = {f"seed{i}": family(f"seed {i}", group="g") for i in range(3)}
+    results = evaluated(tmp_path, documents=60, conditions=MAIN, families=families)
+    table = adversarial.table(results)
     row = next(r for r in table.data if r["family"] == "mean of 3" and r["condition"] == "vector")
     for part in ("drop", "gain"):
-        found = [held.robustness(family, ("vector",), row["benchmark"]) for family in families]
+        found = [
+            results.robustness(name, results.named("vector"), str(row["benchmark"])) for name in families
+        ]
         expected = mean_over_seeds([getattr(r, part).value for r in found])
         assert row[f"{part}_low"] == pytest.approx(100 * expected.low)
         assert row[f"{part}_high"] == pytest.approx(100 * expected.high)
@@ -331,62 +397,58 @@ def test_the_drop_of_a_group_is_the_mean_over_its_families_with_student_s_interv
 def test_mean_over_families_of_a_group_has_student_s_interval(tmp_path: Path) -> None:
     from pipeline.analysis.statistics import mean_over_seeds
 
-    families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
-    run = synthetic.write_run(tmp_path, families=families, conditions=MAIN, benchmarks=ONE)
-    held = grid.load(run, tmp_path)
-    data = tables.main(held).data
-    changes = [held.difference(f, ("vector",), ("baseline",), "gsm8k") for f in families]
+    families = {f"seed{i}": family(f"seed {i}", group="g") for i in range(3)}
+    results = evaluated(tmp_path, families=families, conditions=MAIN, benchmarks=ONE)
+    data = main.table(results).data
+    changes = [results.difference(f, results.named("vector"), results.reference, "gsm8k") for f in families]
     expected = mean_over_seeds([change.value for change in changes if change])
     row = next(r for r in data if r["family"] == "mean of 3" and r["condition"] == "vector")
     assert row["difference_low"] == pytest.approx(100 * expected.low)
     assert row["seeds"] == 3
-    shown = tables.terminal(run, tmp_path).split("g, mean of 3")[1]
-    assert tables.signed(expected.value) in next(line for line in shown.splitlines() if "+Vector" in line)
+    shown = terminal.summary(results).split("g, mean of 3")[1]
+    assert signed(expected.value) in next(line for line in shown.splitlines() if "+Vector" in line)
 
 
 def test_controls_and_sweep_have_means_over_families_too(tmp_path: Path) -> None:
     from pipeline.analysis.statistics import mean_over_seeds
 
-    families = {f"seed{i}": {"label": f"seed {i}", "group": "g"} for i in range(3)}
-    run = synthetic.write_run(tmp_path, families=families, benchmarks=ONE)
-    held = grid.load(run, tmp_path)
-    random = held.row("random", 1)
+    families = {f"seed{i}": family(f"seed {i}", group="g") for i in range(3)}
+    results = evaluated(tmp_path, families=families, benchmarks=ONE)
+    random = results.row("random", 1)
     assert random is not None
-    against = [held.difference(f, ("vector",), random.members, "gsm8k") for f in families]
+    against = [results.difference(f, results.named("vector"), random, "gsm8k") for f in families]
     expected = mean_over_seeds([change.value for change in against if change])
-    table = tables.controls(held)
+    table = controls.table(results)
     row = next(r for r in table.data if r["family"] == "mean of 3" and r.get("reference") == random.name)
     assert row["difference_low"] == pytest.approx(100 * expected.low)
     assert any("differences between rows" in title and "mean of 3" in title for title, _ in table.blocks)
-    sweep = tables.alpha_sweep(held).data
+    sweep = alpha_sweep.table(results).data
     of_seed, of_all = ([r["label"] for r in sweep if r["family"] == name] for name in ("seed0", "mean of 3"))
     assert of_seed == of_all != []
 
 
 def test_cost_counts_a_shared_record_once(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, benchmarks=ONE)
-    keys = {c["key"] for c in run["cells"]}
-    assert len(keys) < len(run["cells"])
-    everything = tables.cost(grid.load(run, tmp_path)).data[-1]
+    results = evaluated(tmp_path, benchmarks=ONE)
+    keys = set(results.planned.values())
+    assert len(keys) < len(results.planned)
+    everything = cost.table(results).data[-1]
     assert everything["cells"] == len(keys)
     assert everything["seconds"] == 2.0 * len(keys)
     assert everything["gpu_hours"] == 0
 
 
 def test_gpu_hours_count_every_gpu_of_an_engine(tmp_path: Path) -> None:
-    rows = synthetic.samples(np.ones(3, dtype=bool), ONE["gsm8k"])
+    rows = synthetic.samples(np.ones(3, dtype=bool))
     key = synthetic.write_cell(tmp_path, {"name": "gpu"}, rows, device="gpu")
-    held = grid.load(manifest({("baseline", "gsm8k"): key}, ONE), tmp_path)
-    assert tables.cost(held).data[-1]["gpu_hours"] == pytest.approx(2 * 2.0 / 3600)
+    results = read_results(manifest({("baseline", "gsm8k"): key}, ONE), tmp_path)
+    assert cost.table(results).data[-1]["gpu_hours"] == pytest.approx(2 * 2.0 / 3600)
 
 
 def test_geometry_table_shows_the_report_and_says_when_there_is_none(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    families = {"a": {"label": "A", "geometry": synthetic.write_geometry(results)}, "b": {"label": "B"}}
-    run = synthetic.write_run(results, families=families, conditions=MAIN, benchmarks=ONE, documents=5)
-    table = tables.geometry(grid.load(run, results))
-    modules = [row[0].text for _, rows in table.blocks for row in rows]
-    assert modules == ["q_proj", "down_proj", "all"]
+    families = {"a": family("A", geometry=synthetic.write_geometry(tmp_path)), "b": family("B")}
+    few = {"families": families, "conditions": MAIN, "benchmarks": ONE, "documents": 5}
+    table = geometry.table(evaluated(tmp_path, **few))
+    assert [line.label for line in table.lines()] == ["q_proj", "down_proj", "all"]
     assert len([row for row in table.data if row["level"] == "cells"]) == 6
     assert any(note.startswith("B: ") and "extract" in note for note in table.notes)
 
@@ -394,17 +456,15 @@ def test_geometry_table_shows_the_report_and_says_when_there_is_none(tmp_path: P
 # ---- verdicts ----
 
 
-def verdict(tmp_path: Path, documents: int, vector_think: float, **run: Any) -> tuple[str, str]:
+def verdict(tmp_path: Path, documents: int, vector_think: float) -> tuple[str, str]:
     """The verdict on GSM8K with the prompt, and its line."""
     skill = {"baseline": 0.5, "vector_think": vector_think}
-    wanted = {name: MAIN[name] for name in ("baseline", "vector_think")}
-    made = synthetic.write_run(
-        tmp_path, documents=documents, conditions=wanted, benchmarks=ONE, skill=lambda c, _: skill[c], **run
+    conditions = {name: MAIN[name] for name in skill}
+    results = evaluated(
+        tmp_path, documents=documents, conditions=conditions, benchmarks=ONE, skill=lambda c, _: skill[c]
     )
-    line = next(v for v in tables.verdicts(made, tmp_path) if "improves GSM8K" in v)
-    return next(
-        v for v in claims.verdicts(grid.load(made, tmp_path)) if "improves GSM8K" in v.statement
-    ).outcome, line
+    line = next(v for v in terminal.verdict_lines(results) if "improves GSM8K" in v)
+    return next(v for v in claims.verdicts(results) if "improves GSM8K" in v.statement).outcome, line
 
 
 def test_a_clear_gain_reproduces_the_claim(tmp_path: Path) -> None:
@@ -426,11 +486,17 @@ def test_few_documents_cannot_test_the_claim(tmp_path: Path) -> None:
     assert verdict(tmp_path, 20, 0.5)[0] == claims.NOT_TESTABLE
 
 
-def test_a_claim_without_cells_is_not_testable_and_has_its_line(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=ONE)
-    lines = tables.verdicts(run, tmp_path)
-    assert len(lines) == len(claims.claims()["claims"])
-    assert next(line for line in lines if "HumanEval" in line).startswith("not testable")
+def test_claims_without_cells_are_not_testable_and_share_one_line(tmp_path: Path) -> None:
+    results = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE)
+    lines, judged = terminal.verdict_lines(results), claims.verdicts(results)
+    tested = [v for v in judged if v.reason != claims.NO_CELLS]
+    assert len(judged) == len(claims.read_claims().claims) and len(lines) == len(tested) + 1
+    assert (
+        lines[-1].startswith("not testable") and f"for {len(judged) - len(tested)} of the claims" in lines[-1]
+    )
+    for verdict_ in judged:
+        place = lines[:-1] if verdict_ in tested else lines[-1:]
+        assert any(verdict_.statement in line for line in place), verdict_.statement
 
 
 # ---- formats ----
@@ -438,19 +504,18 @@ def test_a_claim_without_cells_is_not_testable_and_has_its_line(tmp_path: Path) 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles_in_a_minimal_document_whatever_the_labels(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    hostile = {"label": r"a_b & 50% #1 {x} \y ~^ <α→θ> “q” 漢 [z]"}
-    families = {
-        "f": {"label": "1.5B_&", "published_size": "1.5B", "geometry": synthetic.write_geometry(results)}
-    }
-    benchmarks = {**synthetic.BENCHMARKS, "odd": hostile, "short": {"label": "L", "limit": 10}}
-    conditions = {
-        **synthetic.CONDITIONS,
-        "vector": {**MAIN["vector"], "label": "[3] starts like an argument"},
-    }
-    made: dict[str, Any] = {"families": families, "benchmarks": benchmarks, "conditions": conditions}
-    run = synthetic.write_run(results, documents=30, **made)
-    names = [p.stem for p in tables.render(run, results, tmp_path) if p.suffix == ".tex"]
+    folder = tmp_path / "results"
+    measured = synthetic.write_geometry(folder)
+    hostile = benchmark(r"a_b & 50% #1 {x} \y ~^ <α→θ> “q” 漢 [z]")
+    results = evaluated(
+        folder,
+        documents=30,
+        families={"f": family("1.5B_&", published_size="1.5B", geometry=measured)},
+        benchmarks={**synthetic.BENCHMARKS, "odd": hostile, "short": benchmark("L", limit=10)},
+        conditions=synthetic.CONDITIONS
+        | {"vector": replace(MAIN["vector"], label="[3] starts like an argument")},
+    )
+    names = [p.stem for p in written(results, tmp_path) if p.suffix == ".tex"]
     inputs = "\n".join(rf"\input{{{name}.tex}}\clearpage" for name in names)
     preamble = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
     (tmp_path / "all.tex").write_text(f"{preamble}{inputs}\n\\end{{document}}\n")
@@ -461,27 +526,23 @@ def test_latex_compiles_in_a_minimal_document_whatever_the_labels(tmp_path: Path
 
 
 def test_signs_are_typographic_in_every_format(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, documents=200, conditions=MAIN, benchmarks=ONE)
-    table = tables.main(grid.load(run, tmp_path))
+    table = main.table(evaluated(tmp_path, documents=200, conditions=MAIN, benchmarks=ONE))
     assert "−2" in formats.markdown(table)
     assert "$-$2" in formats.latex(table)
     assert "−" not in formats.latex(table)
-    assert tables.signed(-0.0004) == "0.0"
-    assert tables.signed(-0.118) == "−11.8"
+    assert signed(-0.0004) == "0.0"
+    assert signed(-0.118) == "−11.8"
 
 
 def test_markdown_rows_have_one_width(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks={"p": {"label": "a|b*c_<d>"}})
-    rows = [
-        r for r in formats.markdown(tables.main(grid.load(run, tmp_path))).splitlines() if r.startswith("|")
-    ]
+    results = evaluated(tmp_path, conditions=MAIN, benchmarks={"p": benchmark("a|b*c_<d>")})
+    rows = [r for r in formats.markdown(main.table(results)).splitlines() if r.startswith("|")]
     assert len(rows) > 5
     assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
 
 
 def test_terminal_shows_each_condition_once(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path)
-    lines = tables.terminal(run, tmp_path).splitlines()
+    lines = terminal.summary(evaluated(tmp_path)).splitlines()
     for label in ("Baseline", "SFT donor", "+Vector", "−Vector", "+Random (mean of 3)"):
         assert sum(line.startswith(f"{label}  ") for line in lines) == 1
     assert not any("seed 1" in line or "α = " in line for line in lines)
@@ -491,24 +552,24 @@ def test_terminal_shows_each_condition_once(tmp_path: Path) -> None:
 
 
 def test_a_run_compared_with_itself_is_the_same_record_everywhere(tmp_path: Path) -> None:
-    run = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=ONE)
-    table = compare.compare(run, run, tmp_path, tmp_path)
+    results = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE)
+    table = compare.compare(results, results)
     assert len(table.data) == len(MAIN)
     assert all(row["same_record"] for row in table.data)
     assert "differs: nothing in inputs or provenance" in table.notes
 
 
+def two_versions(tmp_path: Path) -> tuple[Results, Results]:
+    """Results of two versions of vLLM, of which the second answers better."""
+    made: dict[str, Any] = {"conditions": MAIN, "benchmarks": ONE, "documents": 200}
+    a = evaluated(tmp_path / "a", vllm="0.31", **made)
+    return a, evaluated(tmp_path / "b", vllm="0.32", skill=lambda condition, benchmark: 0.9, **made)
+
+
 def test_two_versions_are_compared_by_document_and_the_difference_in_provenance_is_named(
     tmp_path: Path,
 ) -> None:
-    def better(condition: str, _: str) -> float:
-        return 0.9
-
-    a = synthetic.write_run(tmp_path / "a", conditions=MAIN, benchmarks=ONE, documents=200, vllm="0.31")
-    b = synthetic.write_run(
-        tmp_path / "b", conditions=MAIN, benchmarks=ONE, documents=200, vllm="0.32", skill=better
-    )
-    table = compare.compare(a, b, tmp_path / "a", tmp_path / "b")
+    table = compare.compare(*two_versions(tmp_path))
     baseline = next(row for row in table.data if row["condition"] == "baseline")
     assert baseline["difference_value"] == pytest.approx(baseline["b"] - baseline["a"])
     assert baseline["difference_low"] > 0
@@ -518,21 +579,56 @@ def test_two_versions_are_compared_by_document_and_the_difference_in_provenance_
     assert "B − A" in compare.terminal(table)
 
 
+def test_the_command_prints_the_table_and_writes_it_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table: Table = compare.compare(*two_versions(tmp_path))
+    manifests = [str(manifest_path(tmp_path / name, "synthetic")) for name in "ab"]
+    assert command_line(["compare", *manifests, f"out={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().out == compare.terminal(table) + "\n"
+    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert files.keys() == {"compare.md", "compare.tex", "compare.csv"}
+    assert files["compare.csv"] == formats.as_csv(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "expected two manifests"),
+        (["results/runs/a.json"], "expected two manifests"),
+        (["a.json", "b.json", "out="], "expected two manifests"),
+        (["a.json", "b.json"], "a.json: no such manifest"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused_in_one_line(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command_line(["compare", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_documents_with_another_target_are_left_out_of_a_comparison(tmp_path: Path) -> None:
-    rows = synthetic.samples(np.ones(20, dtype=bool), ONE["gsm8k"])
+    rows = synthetic.samples(np.ones(20, dtype=bool))
     a = manifest({("baseline", "gsm8k"): synthetic.write_cell(tmp_path, {"run": "a"}, rows)}, ONE)
     for row in rows[:5]:
         row |= {"target": "another", "score": 0.0}
     b = manifest({("baseline", "gsm8k"): synthetic.write_cell(tmp_path, {"run": "b"}, rows)}, ONE)
-    table = compare.compare(a, b, tmp_path, tmp_path)
+    table = compare.compare(read_results(a, tmp_path), read_results(b, tmp_path))
     assert table.data[0]["difference_n"] == 15
     assert table.data[0]["difference_value"] == 0
     assert any("5 documents" in note for note in table.notes)
 
 
 def test_runs_without_a_common_cell_are_refused_in_one_line(tmp_path: Path) -> None:
-    a = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks=ONE, experiment="a")
-    b = synthetic.write_run(tmp_path, conditions=MAIN, benchmarks={"sciq": {"label": "S"}}, experiment="b")
+    a = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE, experiment="a")
+    b = evaluated(tmp_path, conditions=MAIN, benchmarks={"sciq": benchmark("S")}, experiment="b")
     with pytest.raises(UserError, match="no evaluated cell in common") as caught:
-        compare.compare(a, b, tmp_path, tmp_path)
+        compare.compare(a, b)
     assert "\n" not in str(caught.value)

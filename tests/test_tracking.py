@@ -6,6 +6,7 @@ import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 
 from pipeline import stages
-from pipeline.config.compose import compose
+from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Config, Stage, Tracking
 from pipeline.errors import UserError
-from pipeline.records import read_manifest
-from pipeline.tracking import runs as tracking
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.tracking import logger, server
+from pipeline.tracking.track import track as log_to_wandb
 from tests import synthetic
 
 CONDITIONS = ("baseline", "vector", "random-s0", "alpha=-0.5", "alpha=0.0", "alpha=0.5")
@@ -38,11 +40,9 @@ def finished(root: Path) -> Config:
     synthetic.write_run(
         results,
         families={
-            "micro": {
-                "label": "micro",
-                "published_size": "1.5B",
-                "geometry": synthetic.write_geometry(results),
-            }
+            "micro": synthetic.family(
+                "micro", published_size="1.5B", geometry=synthetic.write_geometry(results)
+            )
         },
         conditions={name: synthetic.CONDITIONS[name] for name in CONDITIONS},
         benchmarks={name: synthetic.BENCHMARKS[name] for name in ("gsm8k", "gsm8k@larger_numbers")},
@@ -55,13 +55,18 @@ def finished(root: Path) -> Config:
     return compose(["name=synthetic", f"results={results}", f"tables={root / 'tables'}"])
 
 
+def tracked(config: Config, **values: Any) -> Config:
+    """The configuration with other values of `tracking`."""
+    return changed(config, tracking=replace(config.tracking, **values))
+
+
 def track(config: Config) -> list[str]:
     lines: list[str] = []
-    tracking.track(config, manifest(config), lines.append)
+    log_to_wandb(config, manifest(config), lines.append)
     return lines
 
 
-def manifest(config: Config) -> dict[str, Any]:
+def manifest(config: Config) -> Manifest:
     return read_manifest(Path(config.results) / "runs" / "synthetic.json")
 
 
@@ -79,7 +84,7 @@ def logged(config: Config, project: str = "reasoning-vectors") -> dict[str, dict
 
     The project is that of the default entity, or `<entity>/<project>`.
     """
-    runs: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(config.results).glob("wandb/offline-run-*/run-*.wandb")):
         entry: dict[str, Any] = {"history": {}, "steps": [], "artifacts": []}
         for record in records(path):
@@ -96,21 +101,21 @@ def logged(config: Config, project: str = "reasoning-vectors") -> dict[str, dict
             elif record["type"] == "artifact" and record["artifact"]["type"] == "vector":  # tables are too
                 entry["artifacts"].append(record["artifact"])
         if entry["project"] == project:
-            assert entry["name"] not in runs
-            runs[entry["name"]] = entry
-    return runs
+            assert entry["name"] not in found
+            found[entry["name"]] = entry
+    return found
 
 
 def test_every_condition_is_a_run_of_its_experiment_and_target(config: Config) -> None:
     lines = track(config)
-    runs, planned = logged(config), manifest(config)
-    labels = [planned["conditions"][name]["label"] for name in CONDITIONS]
-    assert set(runs) == {f"micro {label}" for label in labels} | {"summary"}
-    groups = {name: run["group"] for name, run in runs.items()}
+    found, planned = logged(config), manifest(config)
+    labels = [planned.conditions[name].label for name in CONDITIONS]
+    assert set(found) == {f"micro {label}" for label in labels} | {"summary"}
+    groups = {name: run["group"] for name, run in found.items()}
     assert groups.pop("summary") == "synthetic/summary" and set(groups.values()) == {"synthetic/micro"}
-    vector = runs["micro +Vector"]
+    vector = found["micro +Vector"]
     assert (vector["config"]["alpha"], vector["config"]["condition"]) == (1.0, "vector")
-    cells = {c["benchmark"]: c["key"] for c in planned["cells"] if c["condition"] == "vector"}
+    cells = {c.benchmark: c.key for c in planned.cells if c.condition == "vector"}
     assert vector["config"]["keys"] == cells and len(cells) == 2
     assert "offline" in lines[-1] and "wandb sync" in lines[-1]
 
@@ -123,23 +128,23 @@ def test_a_run_has_scores_tokens_throughput_and_samples_by_benchmark(config: Con
         tokens = history[f"{name}/generated_tokens"]
         assert tokens > 0 and history[f"{name}/tokens_per_second"] == tokens / history[f"{name}/seconds"]
         samples = f"{name}/samples"
-        assert (history[f"{samples}._type"], history[f"{samples}.nrows"]) == ("table-file", tracking.SAMPLES)
+        assert (history[f"{samples}._type"], history[f"{samples}.nrows"]) == ("table-file", logger.SAMPLES)
 
 
 def test_the_vector_is_an_artifact_that_refers_to_its_file_by_checksum(config: Config) -> None:
     track(config)
-    runs, file = logged(config), Path(config.results) / "vectors" / "v" / "vector.safetensors"
+    found, file = logged(config), Path(config.results) / "vectors" / "v" / "vector.safetensors"
     md5 = b64encode(hashlib.md5(file.read_bytes()).digest()).decode()
     for name in ("micro +Vector", "micro +Random (seed 0)", "micro α = −0.5"):
-        (artifact,) = runs[name]["artifacts"]
+        (artifact,) = found[name]["artifacts"]
         (entry,) = artifact["manifest"]["contents"]
         assert (entry["ref"], entry["digest"]) == (file.resolve().as_uri(), md5) and "local_path" not in entry
         assert json.loads(artifact["metadata"])["key"] == "v"
-        history = runs[name]["history"]
+        history = found[name]["history"]
         assert (history["geometry/norm"], history["geometry/sparsity"]) == (2.0, 0.8)
         assert (history["geometry/modules.nrows"], history["geometry/layers.nrows"]) == (2, 3)
     for name in ("micro Baseline", "micro α = 0"):
-        assert not runs[name]["artifacts"] and "geometry/norm" not in runs[name]["history"]
+        assert not found[name]["artifacts"] and "geometry/norm" not in found[name]["history"]
 
 
 def test_a_run_has_the_geometry_of_its_own_target(config: Config) -> None:
@@ -187,9 +192,9 @@ def test_an_incomplete_condition_is_logged_when_it_is_whole_and_the_summary_stay
     config: Config, tmp_path: Path
 ) -> None:
     moved = []
-    for cell in manifest(config)["cells"]:
-        if cell["condition"] == "vector" and cell["benchmark"] == "gsm8k":
-            record = Path(config.results) / "cells" / cell["key"] / "record.json"
+    for cell in manifest(config).cells:
+        if cell.condition == "vector" and cell.benchmark == "gsm8k":
+            record = Path(config.results) / "cells" / cell.key / "record.json"
             moved.append((record, record.rename(tmp_path / "record.json")))
     track(config)
     partial = logged(config)
@@ -197,7 +202,7 @@ def test_an_incomplete_condition_is_logged_when_it_is_whole_and_the_summary_stay
     for record, away in moved:
         away.rename(record)
     track(config)
-    whole = logged(config)  # no name stands twice
+    whole = logged(config)  # no name is there twice
     assert whole["summary"]["id"] == partial["summary"]["id"] and "micro +Vector" in whole
     place = "score/micro/gsm8k/vector"
     assert place in whole["summary"]["history"] and place not in partial["summary"]["history"]
@@ -223,15 +228,15 @@ def test_another_project_gets_all_runs_and_the_first_keeps_its_own(
     what: str, place: str, config: Config
 ) -> None:
     track(config)
-    setattr(config.tracking, what, "other")
-    track(config)
+    other = tracked(config, **{what: "other"})
+    track(other)
     assert len(logged(config)) == len(logged(config, place)) == len(CONDITIONS) + 1
-    assert track(config) == []
+    assert track(other) == []
 
 
 def test_disabled_writes_nothing(config: Config) -> None:
-    config.tracking.mode = Tracking.disabled
-    assert track(config) == [] and not (Path(config.results) / "wandb").exists()
+    assert track(tracked(config, mode=Tracking.disabled)) == []
+    assert not (Path(config.results) / "wandb").exists()
 
 
 @pytest.mark.parametrize("name", ["disabled", "offline", "dryrun", "online", "", "garbage"])
@@ -241,9 +246,9 @@ def test_auto_is_what_the_environment_says(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_MODE", name)
     expected = {"disabled": "disabled", "online": "online", "": "online"}
-    assert tracking.mode(config) == expected.get(name, "offline")
-    config.tracking.mode = Tracking.online
-    assert tracking.mode(config) == "online", "what the configuration says comes first"
+    assert server.mode(config) == expected.get(name, "offline")
+    online = tracked(config, mode=Tracking.online)
+    assert server.mode(online) == "online", "what the configuration says comes first"
 
 
 def test_online_without_a_key_is_refused_before_anything_is_done(
@@ -251,12 +256,11 @@ def test_online_without_a_key_is_refused_before_anything_is_done(
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(stages, "_run", lambda *a: done.append(a))
-    config.tracking.mode = Tracking.online
+    online = tracked(config, mode=Tracking.online)
     with pytest.raises(UserError, match="wandb login"):
-        stages.run(config)
+        stages.run(online)
     assert not done
-    config.stages = [Stage.render]
-    stages.run(config)
+    stages.run(changed(online, stages=[Stage.extract]))
     assert done, "who does not log needs no key"
 
 
@@ -310,28 +314,28 @@ def hanging() -> Iterator[Callable[[str], str]]:
     def start(what: str) -> str:
         silent = {"POST": ("POST",), "all": ("GET", "POST"), "key": ()}[what]
         kind = type("Silent", (Handler,), {"silent": silent, "status": 401 if what == "key" else 200})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
+        started = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        threading.Thread(target=started.serve_forever, daemon=True).start()
+        servers.append(started)
+        return f"http://127.0.0.1:{started.server_port}"
 
     yield start
     ended.set()
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    for started in servers:
+        started.shutdown()
+        started.server_close()
 
 
-@pytest.mark.parametrize("server", ["refuses", "hangs", "hangs when data come", "knows no such key"])
+@pytest.mark.parametrize("behaviour", ["refuses", "hangs", "hangs when data come", "knows no such key"])
 def test_a_server_that_takes_nothing_costs_one_line_and_loses_nothing(
-    server: str, config: Config, hanging: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    behaviour: str, config: Config, hanging: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking.ANSWER_WITHIN + tracking.UPLOAD_WITHIN <= 15, "so long a run is held up"
-    monkeypatch.setattr(tracking, "ANSWER_WITHIN", 0.5)
-    monkeypatch.setattr(tracking, "UPLOAD_WITHIN", 2.0)
+    assert server.ANSWER_WITHIN + server.UPLOAD_WITHIN <= 15, "so long a run is held up"
+    monkeypatch.setattr(server, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(server, "UPLOAD_WITHIN", 2.0)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     modes = {"hangs": "all", "hangs when data come": "POST", "knows no such key": "key"}
-    address = "http://127.0.0.1:9" if server == "refuses" else hanging(modes[server])
+    address = "http://127.0.0.1:9" if behaviour == "refuses" else hanging(modes[behaviour])
     monkeypatch.setenv("WANDB_BASE_URL", address)
     (line,) = track(config)
     assert "not uploaded" in line and "wandb sync" in line and "0" * 40 not in line
@@ -351,7 +355,7 @@ def test_what_has_been_uploaded_is_left_alone(
         f'#!/bin/sh\nshift 2\nfor run; do echo "$run" >> {tmp_path}/uploaded; touch "$run/run.wandb.synced"; done\n'
     )
     command.chmod(0o755)
-    monkeypatch.setattr(tracking.sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(server.sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setenv("WANDB_BASE_URL", hanging("POST"))
     track(config)  # without a key
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

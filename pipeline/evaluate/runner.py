@@ -8,24 +8,22 @@ ours is where documents come from (`pipeline.documents`), the prompt condition, 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evals import sandbox
 from pipeline.config.schema import PromptConfig
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
-from pipeline.plan.family import Family
-from pipeline.plan.grid import Condition, Task, takes_chat_template
-from pipeline.plan.plan import Cell, Plan
-from pipeline.records import is_done, write_record
-
-if TYPE_CHECKING:
-    pass
+from pipeline.evaluate.progress import Progress, name_of
 from pipeline.evaluate.provenance import chat_template_sha, provenance_of
 from pipeline.evaluate.samples import merge, summarise
 from pipeline.evaluate.tasks import load_task, manager_of
+from pipeline.plan.family import Family
+from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
+from pipeline.plan.plan import Cell, Plan
+from pipeline.records import Cost, Metrics, Sample, is_done, write_record
 
 ATTEMPTS = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
 
@@ -73,61 +71,28 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     return progress.computed
 
 
-def name_of(cell: Cell) -> str:
-    """A cell as people read it."""
-    return f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
-
-
-def in_order(cells: Iterable[Cell]) -> Iterator[Cell]:
+def in_order(cells: Iterable[Cell]) -> list[Cell]:
     """By engine, then by weights, so that both change as seldom as possible."""
     listed = list(cells)
     engines = list(dict.fromkeys(c.family.architecture for c in listed))
     weights = list(dict.fromkeys(str(c.inputs["weights"]) for c in listed))
-    listed.sort(key=lambda c: (engines.index(c.family.architecture), weights.index(str(c.inputs["weights"]))))
-    return iter(listed)
-
-
-class Progress:
-    """One line for each finished cell, with an estimate of what is left."""
-
-    def __init__(self, total: int, report: Callable[[str], None]) -> None:
-        self.total, self.report = total, report
-        self.computed = self.skipped = 0
-        self.started: float | None = None
-
-    def start(self) -> None:
-        """Count time from here, the first time that this is called: an engine's start is no cell's work."""
-        self.started = self.started or time.monotonic()
-
-    def skip(self) -> None:
-        self.skipped += 1
-
-    def done(self, cell: Cell, metrics: dict[str, Any], seconds: float) -> None:
-        self.computed += 1
-        finished = self.computed + self.skipped
-        self.start()
-        left = (time.monotonic() - (self.started or 0.0)) / self.computed * (self.total - finished)
-        score = f"{100 * metrics['score']:5.1f} % of {metrics['n']}"
-        self.report(
-            f"[{finished:>3}/{self.total}] {name_of(cell):<60} {score}  {seconds:5.1f} s  (left: {_minutes(left)})"
-        )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return sorted(
+        listed, key=lambda c: (engines.index(c.family.architecture), weights.index(str(c.inputs["weights"])))
+    )
 
 
 class Runner:
-    """Holds the live engine and what is loaded, and runs one cell after the other."""
+    """Holds the live engine, and runs one cell after the other."""
 
     def __init__(self, plan: Plan, report: Callable[[str], None] = print) -> None:
         self.plan, self.report = plan, report
         self.engine: Engine | None = None
-        self.architecture = self.weights = ""
+        self.architecture = ""  # of the engine
+        self.loaded = ""  # the weights that it holds; nothing until a swap is certified
 
     def check(self, cells: list[Cell]) -> None:
         """Try the sandbox and open the vectors, so that a mistake shows before an engine starts."""
-        if any(cell.task.config.runs_code for cell in cells):
+        if any(cell.benchmark.config.runs_code for cell in cells):
             level = sandbox.require(self.plan.config.allow_unsandboxed)
             self.report(f"candidate programs run in: {level}")
         for cell in {(c.family.name, c.condition): c for c in cells}.values():
@@ -137,7 +102,7 @@ class Runner:
         """Start the engine that a cell needs, if it is not the one that runs."""
         self._engine(cell.family)
 
-    def run(self, cell: Cell) -> dict[str, Any]:
+    def run(self, cell: Cell) -> Metrics:
         """Evaluate one cell, write its record and return its metrics; an engine that dies on it is replaced once.
 
         Raises:
@@ -150,75 +115,80 @@ class Runner:
             except Exception as e:  # vLLM tells of a dead worker in several ways
                 if isinstance(e, UserError) or engine.alive():
                     raise
+                cause = engine.last_error()
                 self.close()
                 again = (
                     "it is tried again" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} such deaths"
                 )
-                self.report(f"the engine died on {name_of(cell)}; {again}")
+                self.report(
+                    f"the engine died on {name_of(cell)}; {again}" + (f" ({cause:.200})" if cause else "")
+                )
         raise EngineDied(f"{ATTEMPTS} engines died on {name_of(cell)}")
 
-    def _run(self, engine: Engine, cell: Cell) -> dict[str, Any]:
-        self._steer(engine, cell.family, cell.condition)
-        began, started = time.monotonic(), datetime.now(UTC)
-        engine.lm.reset()
-        samples = self._samples(engine, cell)
-        lm = engine.lm
-        cost = {
-            "seconds": round(time.monotonic() - began, 3),
-            "generated_tokens": lm.generated_tokens,
-            "prompt_tokens": lm.prompt_tokens,
-            "requests": lm.requests,
-        }
-        metrics = summarise(samples, cell.task.config.metric)
-        chat = takes_chat_template(cell.family.config, cell.condition.start)
-        template = chat_template_sha(lm.tokenizer) if chat else None
-        provenance = provenance_of(self.plan.config, cell, started, template)
-        write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
-        return metrics
-
     def close(self) -> None:
+        """End the engine, if one runs."""
         if self.engine is not None:
             self.engine.close()
             self.engine = None
 
+    def _run(self, engine: Engine, cell: Cell) -> Metrics:
+        self._steer(engine, cell.family, cell.condition)
+        clock, started = time.monotonic(), datetime.now(UTC)
+        engine.lm.reset()
+        samples = self._samples(engine, cell)
+        cost = Cost(
+            seconds=round(time.monotonic() - clock, 3),
+            generated_tokens=engine.lm.generated_tokens,
+            prompt_tokens=engine.lm.prompt_tokens,
+            requests=engine.lm.requests,
+        )
+        metrics = summarise(samples, cell.benchmark.config.metric)
+        chat = takes_chat_template(cell.family.config, cell.condition.start)
+        template = chat_template_sha(engine.lm.tokenizer) if chat else None
+        provenance = provenance_of(self.plan.config, cell, started, template)
+        write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
+        return metrics
+
     def _engine(self, family: Family) -> Engine:
+        """The engine of a family's architecture: the one that runs, or a new one in its place."""
         if self.engine is None or self.architecture != family.architecture:
             self.close()
             self.report(f"starting the engine for {family.target.source}")
             self.engine = Engine(self.plan.config.engine, family.target.path)
-            self.architecture, self.weights = family.architecture, ""
+            self.architecture, self.loaded = family.architecture, ""
         return self.engine
 
     def _steer(self, engine: Engine, family: Family, condition: Condition) -> None:
         start, terms = family.checkpoint(condition.start), self.plan.terms(family, condition)
-        wanted = f"{start.path} {terms}"
-        if wanted != self.weights:
-            self.weights = ""  # until the swap is certified nothing is loaded
+        weights = f"{start.path} {terms}"
+        if weights != self.loaded:
+            self.loaded = ""
             engine.steer(start.path, terms)
-            self.weights = wanted
+            self.loaded = weights
 
-    def _samples(self, engine: Engine, cell: Cell) -> list[dict[str, Any]]:
+    def _samples(self, engine: Engine, cell: Cell) -> list[Sample]:
+        """Ask every document of a cell's benchmark."""
         from lm_eval.evaluator import evaluate as lm_evaluate
 
         prompt = self.plan.config.prompts[cell.condition.prompt]
-        tasks = self._tasks(cell.task, prompt)
+        tasks = self._tasks(cell.benchmark, prompt)
         results = lm_evaluate(
             lm=engine.lm,
             task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
-            limit=cell.task.limit,
+            limit=cell.benchmark.limit,
             system_instruction=prompt.system,
             apply_chat_template=takes_chat_template(cell.family.config, cell.condition.start),
             fewshot_as_multiturn=True,
             bootstrap_iters=0,
             log_samples=True,
         )
-        samples: list[dict[str, Any]] = []
+        samples: list[Sample] = []
         for subtask, task in tasks.items():
             rows = results["samples"][task.config.task]
             samples += merge(rows, subtask, task, engine, cell, start=len(samples))
         return samples
 
-    def _tasks(self, task: Task, prompt: PromptConfig) -> dict[str | None, Any]:
+    def _tasks(self, benchmark: Benchmark, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""
-        manager = manager_of(self.plan.tasks)
-        return {s: load_task(manager, task, s, prompt) for s in task.subtasks}
+        manager = manager_of(self.plan.benchmarks)
+        return {s: load_task(manager, benchmark, s, prompt) for s in benchmark.subtasks}

@@ -30,7 +30,7 @@ def merge(
     Raises:
         UserError: if the benchmark's metric is none of the task's, or a score or log-likelihood is not finite.
     """
-    benchmark, where = cell.task.config, f"benchmarks.{cell.task.benchmark}"
+    benchmark, where = cell.benchmark.config, f"benchmarks.{cell.benchmark.origin}"
     merged: dict[int, Sample] = {}
     for row in rows:
         sample = merged.get(row["doc_id"])

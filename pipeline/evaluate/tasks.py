@@ -1,4 +1,10 @@
-"""lm-eval tasks with our documents, changes and prompt conditions, and what is checked of them before a run."""
+"""lm-eval tasks with our documents, changes, examples and prompt conditions.
+
+    manager = manager_of(plan.benchmarks)
+    task = load_task(manager, plan.benchmarks[0], subtask=None, prompt=config.prompts["plain"])
+
+Stock tasks are taken as lm-eval has them; what a benchmark changes in one is said in its file under conf/benchmark/.
+"""
 
 import logging
 import re
@@ -11,41 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from evals import code
 from pipeline import documents as data
-from pipeline.config.schema import EngineConfig, PromptConfig
+from pipeline.config.schema import PromptConfig, plain
 from pipeline.errors import UserError
-from pipeline.plan.family import Family
-from pipeline.plan.grid import Task
+from pipeline.plan.grid import Benchmark
 from pipeline.plan.keys import TASKS
-from pipeline.plan.plan import Plan
-from pipeline.weights.architecture import EMBEDDING
-from pipeline.weights.compatibility import check_compatible
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-
-
-def check_inputs(plan: Plan, vectors: bool) -> None:
-    """Everything that the missing cells read: found wrong here, nothing has been written.
-
-    `vectors`: these too; they are not there yet if the stage 'extract' is still to come.
-
-    Raises:
-        UserError: for a checkpoint, tokenizer, task, document or vector that a cell could not be computed with.
-    """
-    missing = plan.missing()
-    if vectors:
-        for cell in {(c.family.name, c.condition): c for c in missing}.values():
-            plan.terms(cell.family, cell.condition)
-    for cell in {(c.family.name, c.condition.start): c for c in missing}.values():
-        checkpoint = cell.family.checkpoint(cell.condition.start)
-        check_compatible(cell.family.target, checkpoint, checkpoint)
-    for family in {c.family.name: c.family for c in missing}.values():
-        _check_tokenizer(family, plan.config.engine)
-    manager = manager_of(plan.tasks)
-    for task in {c.task.name: c.task for c in missing}.values():
-        for subtask in task.subtasks:
-            loaded = load_task(manager, task, subtask, PromptConfig())
-            _check_task(loaded, task)
 
 
 def load_tokenizer(where: str, revision: str | None = None) -> Any:
@@ -63,38 +41,18 @@ def load_tokenizer(where: str, revision: str | None = None) -> Any:
         raise UserError(f"{where}: its tokenizer cannot be read ({reason}); fetch it again") from e
 
 
-def _check_tokenizer(family: Family, engine: EngineConfig) -> None:
-    target, question = family.target, "What is asked?"
-    tokenizer = load_tokenizer(str(target.path))
-    rows = target.resolve(EMBEDDING).shape[0]
-    if max(tokenizer.get_vocab().values(), default=-1) >= rows:
-        raise UserError(
-            f"{target.source}: its tokenizer has ids up to {max(tokenizer.get_vocab().values())}, its embedding only"
-            f" {rows} rows; copy the tokenizer that the model was trained with into it"
-        )
-    positions = target.config.get("max_position_embeddings")
-    rope = target.config.get("rope_scaling") or target.config.get("rope_parameters") or {}
-    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    if positions and not scaled and engine.max_model_len > positions:
-        raise UserError(
-            f"engine.max_model_len={engine.max_model_len}: {target.source} has {positions} positions; lower it"
-        )
-    if family.config.chat:
-        try:
-            turn = [{"role": "user", "content": question}]
-            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        except Exception as e:  # a template raises what it likes
-            reason = f"cannot be applied ({' '.join(str(e).split())[:160]})"
-            raise UserError(f"{target.source}: its chat template {reason}; mend it or set chat=false") from e
-        if question not in text:
-            raise UserError(f"{target.source}: its chat template leaves the user's turn out; mend it")
+def check_task(loaded: Any, benchmark: Benchmark) -> None:
+    """Answers must be greedy, filters must exist, and every document must have what it is asked with.
 
+    Args:
+        loaded: the lm-eval task.
 
-def _check_task(loaded: Any, task: Task) -> None:
-    """Answers must be greedy, filters must be, and every document must have what it is asked with."""
+    Raises:
+        UserError: naming the document or setting.
+    """
     from jinja2 import TemplateError
 
-    where, name = f"benchmarks.{task.benchmark}", loaded.config.task
+    where, name = f"benchmarks.{benchmark.origin}", loaded.config.task
     kwargs = loaded.config.generation_kwargs or {}
     if kwargs.get("do_sample", bool(kwargs.get("temperature"))):
         raise UserError(
@@ -105,31 +63,48 @@ def _check_task(loaded: Any, task: Task) -> None:
             for make in ensemble.filters:
                 make()
     except (re.error, TypeError, ValueError) as e:
-        raise UserError(f"{where}: a filter of '{name}' cannot be made ({e}); mend it") from e
-    for number, doc in enumerate(islice(loaded.eval_docs, task.limit)):
+        raise UserError(f"{where}: a filter of '{name}' cannot be made ({e}); fix it") from e
+    for number, doc in enumerate(islice(loaded.eval_docs, benchmark.limit)):
         given = {key: value for key, value in doc.items() if value is not None}  # it would be asked as "None"
         try:
             loaded.doc_to_text(given), loaded.doc_to_target(given)
             if loaded.OUTPUT_TYPE == "multiple_choice":
                 loaded.doc_to_choice(given)
-            if task.config.runs_code:
+            if benchmark.config.runs_code:
                 code.check(given)
         except (TemplateError, LookupError, TypeError, ValueError, AttributeError, UserError) as e:
             raise UserError(
-                f"{where}: document {number} of '{name}' has not what is asked"
-                f" ({type(e).__name__}: {' '.join(str(e).split())[:160]}); mend it, or leave it out"
+                f"{where}: document {number} of '{name}' lacks what is asked"
+                f" ({type(e).__name__}: {' '.join(str(e).split())[:160]}); fix it, or leave it out"
             ) from e
 
 
-def manager_of(tasks: Iterable[Task]) -> "TaskManager":
-    """lm-eval's index of these tasks, or of all that there are where one is in no folder of its name."""
-    names = {task.config.task.format(subtask=subtask) for task in tasks for subtask in task.subtasks}
-    return task_manager(frozenset(names))
+def most_new_tokens(loaded: Any) -> int:
+    """The tokens that an answer of this lm-eval task may have; 0 where options are scored."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    if loaded.OUTPUT_TYPE != "generate_until":
+        return 0
+    most: int = normalize_gen_kwargs(dict(loaded.config.generation_kwargs or {}))["max_gen_toks"]
+    return most
+
+
+def manager_of(benchmarks: Iterable[Benchmark]) -> "TaskManager":
+    """lm-eval's index of the tasks of these benchmarks, or of all tasks where one is in no folder that its name begins with."""
+    benchmarks = list(benchmarks)
+    names = {
+        benchmark.config.task.format(subtask=subtask)
+        for benchmark in benchmarks
+        for subtask in benchmark.subtasks
+    }
+    return task_manager(
+        frozenset(names), tuple(dict.fromkeys(f for benchmark in benchmarks for f in benchmark.task_folders))
+    )
 
 
 @lru_cache
-def task_manager(names: frozenset[str] = frozenset()) -> "TaskManager":
-    """lm-eval's index of tasks: its own, and ours in evals/tasks.
+def task_manager(names: frozenset[str] = frozenset(), own: tuple[str, ...] = ()) -> "TaskManager":
+    """lm-eval's index of tasks: its own, ours in evals/tasks, and those of the folders `own`.
 
     With `names`, of its own only the folders that these begin with: reading all 13,000 files takes 6 s.
     """
@@ -139,10 +114,9 @@ def task_manager(names: frozenset[str] = frozenset()) -> "TaskManager":
     if names:
         folders = [path for path in Path(tasks.__file__).parent.iterdir() if path.is_dir()]
         named = [str(path) for path in folders if any(name.startswith(path.name) for name in names)]
-        manager = tasks.TaskManager(include_path=[*named, str(TASKS)], include_defaults=False)
-        if names <= set(manager.all_subtasks):
-            return manager
-    return tasks.TaskManager(include_path=str(TASKS))
+        manager = tasks.TaskManager(include_path=[*named, str(TASKS), *own], include_defaults=False)
+        return manager if names <= set(manager.all_subtasks) else task_manager(own=own)
+    return tasks.TaskManager(include_path=[str(TASKS), *own])
 
 
 @cache
@@ -154,7 +128,7 @@ def _prepare_lm_eval() -> None:
     utils.env.from_string = lru_cache(utils.env.from_string)
 
 
-def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: PromptConfig) -> Any:
+def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None, prompt: PromptConfig) -> Any:
     """An lm-eval task with our documents, changes, examples and prompt condition.
 
     Raises:
@@ -164,7 +138,7 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
     from jinja2 import TemplateError
     from lm_eval.config.task import TaskConfig
 
-    b, where = task.config, f"benchmarks.{task.benchmark}"
+    b, where = benchmark.config, f"benchmarks.{benchmark.origin}"
     name = b.task.format(subtask=subtask)
     if name not in manager.all_subtasks:
         raise UserError(f"{where}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
@@ -174,12 +148,15 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
         raise UserError(
             f"{where}.changes: '{unknown[0]}' is no key of an lm-eval task; known: {', '.join(defaults)}"
         )
-    settings = defaults | b.changes
+    changes = plain(b.changes)  # lm-eval changes what it is given
+    settings = defaults | changes
     asked = settings.get("test_split") or settings.get("validation_split")
     if asked != b.dataset.split:
         raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
-    documents = data.load(asdict(b.dataset), task.folder, subtask, b.form, task.perturbation, task.seed)
-    spec = {"task": name, **b.changes, "custom_dataset": lambda **_: documents}
+    documents = data.load(
+        asdict(b.dataset), benchmark.folder, subtask, b.form, benchmark.perturbation, benchmark.seed
+    )
+    spec = {"task": name, **changes, "custom_dataset": lambda **_: documents}
     if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
         spec |= {
             "training_split": None,
@@ -189,7 +166,7 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
         }
         spec["test_split"] = asked
     else:
-        _check_split_of_examples(settings, task, list(documents), task.folder)
+        _check_split_of_examples(settings, benchmark, list(documents), benchmark.folder)
     try:  # an inline group is lm-eval's way to take a stock task with overrides
         loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
         first = loaded.eval_docs[0]
@@ -228,10 +205,10 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
 
 
 def _check_split_of_examples(
-    settings: dict[str, Any], task: Task, splits: list[str], folder: str | None
+    settings: dict[str, Any], benchmark: Benchmark, splits: list[str], folder: str | None
 ) -> None:
     """Refuse few-shot examples where lm-eval would find no split, or would fall back to the documents asked."""
-    b, where = task.config, f"benchmarks.{task.benchmark}"
+    b, where = benchmark.config, f"benchmarks.{benchmark.origin}"
     examples = settings.get("fewshot_config") or {}
     split = examples.get("split") or settings.get("fewshot_split")
     if split is None and "samples" in examples:

@@ -1,10 +1,12 @@
 """The key of a cell: a digest of everything that can change its answers."""
 
+import contextlib
 import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,21 +17,26 @@ from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.files import ROOT, code_fingerprint, digest
 from pipeline.plan.family import Family, model_config, vector_key_of
-from pipeline.plan.grid import Condition, Task, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
 from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
+SCORER_PACKAGES = {
+    "evals.math": ("math-verify", "latex2sympy2_extended", "sympy")
+}  # what makes the scores of a task
+
+
 TASKS = ROOT / "evals" / "tasks"
 
 
 def inputs_of(
-    config: Config, families: Mapping[str, Family], family: Family, condition: Condition, task: Task
+    config: Config, families: Mapping[str, Family], family: Family, condition: Condition, benchmark: Benchmark
 ) -> dict[str, Any]:
     """Everything that can change an answer or a score of this cell."""
-    b, chat = task.config, takes_chat_template(family.config, condition.start)
+    b, chat = benchmark.config, takes_chat_template(family.config, condition.start)
     dataset = asdict(b.dataset)
-    names = [b.task.format(subtask=s) for s in task.subtasks]
+    names = [b.task.format(subtask=s) for s in benchmark.subtasks]
     return {
         "protocol": PROTOCOL,
         "weights": _weights(families, family, condition),
@@ -38,17 +45,19 @@ def inputs_of(
         "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
         "task": {
             "names": names,
-            "definition": _task_definition(tuple(names), b.runs_code),
+            "definition": _task_definition(tuple(names), b.runs_code, benchmark.task_folders),
             "changes": b.changes,
             "metric": b.metric,
             "also": b.also,
             "num_fewshot": b.num_fewshot,
             "max_gen_toks": b.max_gen_toks,
-            "limit": task.limit,
+            "limit": benchmark.limit,
         },
-        "documents": [data.fingerprint(dataset, task.folder, s, b.num_fewshot > 0) for s in task.subtasks],
+        "documents": [
+            data.fingerprint(dataset, benchmark.folder, s, b.num_fewshot > 0) for s in benchmark.subtasks
+        ],
         "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
-        "perturbation": _perturbation(b.form, task.perturbation, task.seed),
+        "perturbation": _perturbation(b.form, benchmark.perturbation, benchmark.seed),
         "decoding": "greedy",
         "engine": _numerics(config),
         "versions": versions(),
@@ -91,26 +100,23 @@ def _numerics(config: Config) -> dict[str, Any]:
 @lru_cache
 def versions() -> dict[str, str]:
     """Versions of the packages that make answers."""
-    found = {}
-    for name in PACKAGES:
-        candidates = (name, f"{name}-cpu") if name == "vllm" else (name,)
-        for candidate in candidates:
-            try:
-                found[name] = importlib.metadata.version(candidate).removesuffix("+cpu")
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        else:
-            raise UserError(f"{name} is not installed; run `make setup`")
-    return found
+    return {name: _version(name, *([f"{name}-cpu"] if name == "vllm" else [])) for name in PACKAGES}
+
+
+def _version(name: str, *other_names: str) -> str:
+    for candidate in (name, *other_names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(candidate).removesuffix("+cpu")
+    raise UserError(f"{name} is not installed; run `make setup`")
 
 
 @lru_cache
-def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
-    """Our own task files and scorers by content (comments aside); stock ones are known by lm-eval's version."""
+def _task_definition(names: tuple[str, ...], runs_code: bool, folders: tuple[str, ...] = ()) -> Any:
+    """Task files and scorers that are not lm-eval's, by content (comments aside); those are known by the version of lm-eval."""
     own = {
-        path: yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
-        for path in sorted(TASKS.glob("*.yaml"))
+        path: _read_task(path)
+        for folder in (TASKS, *map(Path, folders))
+        for path in sorted(folder.rglob("*.yaml"))
     }
     left = [path for path, content in own.items() if content.get("task") in names]
     found: dict[str, str] = {}
@@ -119,16 +125,27 @@ def _task_definition(names: tuple[str, ...], runs_code: bool) -> Any:
         text = path.read_text()
         found[path.name] = digest(own[path])
         included = own[path].get("include", [])
-        left += [
-            TASKS / i for i in ([included] if isinstance(included, str) else included) if TASKS / i in own
-        ]
+        beside = [path.parent / i for i in ([included] if isinstance(included, str) else included)]
+        left += [path for path in beside if path in own and path.name not in found]
         for module in re.findall(r"!function (\S+)\.\w+", text):
-            for scorer in (TASKS / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
+            for scorer in (path.parent / f"{module}.py", ROOT / f"{module.replace('.', '/')}.py"):
                 if scorer.is_file():
-                    found[scorer.name] = code_fingerprint(scorer)
+                    parts = sorted(scorer.parent.glob(f"{scorer.stem}*.py"))  # math.py and math_judge.py
+                    found |= {part.name: code_fingerprint(part) for part in parts}
+            found |= {package: _version(package) for package in SCORER_PACKAGES.get(module, ())}
     if found and runs_code:
         found |= {path.name: code_fingerprint(path) for path in (ROOT / "evals").glob("sandbox*.py")}
     return found or None
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(), Loader=_TaskLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as e:
+        raise UserError(
+            f"{path}: cannot be read as YAML ({' '.join(str(e).split())[:160]}); fix it"
+        ) from None
+    return content if isinstance(content, dict) else {}
 
 
 class _TaskLoader(yaml.SafeLoader):

@@ -62,7 +62,9 @@ def _floating(config: Config) -> Iterator[str]:
                 yield source.id
     for benchmark in config.chosen_benchmarks().values():
         if (
-            benchmark.dataset.revision is None
+            benchmark.dataset.id
+            and benchmark.dataset.folder is None
+            and benchmark.dataset.revision is None
             and config.data.folder is None
             and config.data.generator is None
         ):

@@ -1,48 +1,45 @@
 """Two runs side by side: paired differences B − A of the cells that both have, and what else differs.
 
-    python -m pipeline.report.compare results/runs/a.json results/runs/b.json [--out FOLDER]   (make compare A=… B=…)
+    python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]   (make compare A=… B=…)
 
 For two donors, two revisions, two versions of vLLM. Cells are matched by family, condition and benchmark
 (families by their order where no name is common), documents by subtask and source; a document whose target
-differs is left out and counted. With --out the table is also written as Markdown, LaTeX and CSV.
+differs is left out and counted.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.analysis.results import MARKS, Cell, Grid, difference, load, subset
-from pipeline.analysis.statistics import Difference, holm
+from pipeline.analysis.comparisons import Compared, corrected
+from pipeline.analysis.results import MARKS, Results
+from pipeline.analysis.scores import CellScores, Positions, difference
+from pipeline.analysis.statistics import Difference
 from pipeline.errors import UserError
-from pipeline.records import read_manifest
-from pipeline.report.formats import DASH, Table, Text, as_csv, columns, latex, markdown
-from pipeline.report.tables import difference_facts, difference_text, percent
+from pipeline.manifest import Place
+from pipeline.report.facts import difference_facts
+from pipeline.report.formats import as_text
+from pipeline.report.numbers import DASH, percent
+from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
+from pipeline.report.tables.accuracy import difference_text
 
-Place = tuple[str, str, str]
+Pair = tuple[CellScores, CellScores]  # of A and of B
+_LONGEST = 60  # characters of a value that differs
 
 
-def compare(
-    manifest_a: dict[str, Any], manifest_b: dict[str, Any], results_a: Path, results_b: Path
-) -> Table:
+def compare(a: Results, b: Results) -> Table:
     """The table of two runs; its notes list what differs in their inputs and provenance.
 
     Raises:
         UserError: when the runs have no evaluated cell in common.
     """
-    a, b = load(manifest_a, results_a), load(manifest_b, results_b)
     families = _matched_families(a, b)
-    pairs: dict[Place, tuple[Cell, Cell]] = {}
-    for (family, condition, benchmark), cell in sorted(a.cells.items(), key=lambda item: _order(a, item[0])):
-        other = b.cells.get((families.get(family, ""), condition, benchmark))
+    pairs: dict[Place, Pair] = {}
+    for place in sorted(a.cells, key=lambda place: _order(a, place)):
+        other = b.cells.get(place._replace(family=families.get(place.family, "")))
         if other is not None:
-            pairs[family, condition, benchmark] = (cell, other)
+            pairs[place] = (a.cells[place], other)
     if not pairs:
         raise UserError("the runs have no evaluated cell in common; compare runs of one grid of conditions")
     left_out = 0
@@ -50,10 +47,9 @@ def compare(
     for place, (old, new) in pairs.items():
         kept = _same_targets(old, new)
         left_out += len(old.docs) - len(kept)
-        if old.key != new.key and len(kept) and (change := difference(subset(old, kept), new)):
+        if old.key != new.key and len(kept) and (change := difference(old.subset(kept), new)):
             found[place] = change
-    adjusted = dict(zip(found, holm([d.p for d in found.values()]).tolist(), strict=True))
-    table = _table(a, pairs, {place: (d, adjusted[place]) for place, d in found.items()})
+    table = _table(a, pairs, corrected(found))
     renamed = [f"{x} with {y}" for x, y in families.items() if x != y]
     table.notes = [
         "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
@@ -69,11 +65,19 @@ def compare(
     return table
 
 
-def differing(pairs: list[tuple[Cell, Cell]]) -> list[str]:
+def terminal(table: Table) -> str:
+    """The table and its notes as plain text."""
+    lines: list[str] = []
+    for title, rows in table.blocks:
+        lines += [title, *as_text(table.header, rows), ""]
+    return "\n".join([*lines, *table.notes])
+
+
+def differing(pairs: Sequence[Pair]) -> list[str]:
     """What differs in inputs and provenance between paired cells, one line for each field."""
     values: dict[str, Counter[tuple[str, str]]] = {}
     for old, new in pairs:
-        x, y = (dict(_leaves({"inputs": c.inputs, "provenance": c.provenance})) for c in (old, new))
+        x, y = _origin(old), _origin(new)
         for path in dict.fromkeys([*x, *y]):
             left, right = x.get(path, DASH), y.get(path, DASH)
             if left != right and path != "provenance.started":
@@ -88,58 +92,53 @@ def differing(pairs: list[tuple[Cell, Cell]]) -> list[str]:
     return lines or ["nothing in inputs or provenance"]
 
 
-def _table(
-    a: Grid, pairs: dict[Place, tuple[Cell, Cell]], found: dict[Place, tuple[Difference, float]]
-) -> Table:
-    benchmarks = list(dict.fromkeys(place[2] for place in pairs))
+def _table(a: Results, pairs: Mapping[Place, Pair], found: Mapping[Place, Compared]) -> Table:
+    benchmarks = list(dict.fromkeys(place.benchmark for place in pairs))
     table = Table("compare", "Two runs compared, cell by cell", [Text("Condition"), Text("")])
-    table.header += [Text(_label(a, benchmark)) for benchmark in benchmarks]
-    for family, info in a.families.items():
+    table.header += [Text(a.label(benchmark)) for benchmark in benchmarks]
+    for family, entry in a.families.items():
         lines = []
-        for condition in dict.fromkeys(place[1] for place in pairs if place[0] == family):
-            label = a.conditions[condition]["label"]
-            rows = [[Text(label), Text("A")], [Text(""), Text("B")], [Text(""), Text("B − A")]]
+        for condition in dict.fromkeys(place.condition for place in pairs if place.family == family):
+            of_a, of_b, changes = [Text("A")], [Text("B")], [Text("B − A")]
             for benchmark in benchmarks:
-                place = (family, condition, benchmark)
+                place = Place(family, condition, benchmark)
                 pair, change = pairs.get(place), found.get(place)
-                scores = [float(cell.score.mean()) for cell in pair] if pair else [np.nan, np.nan]
-                for row, score, cell in zip(rows, scores, pair or (None, None), strict=False):
-                    row.append(Text(percent(score), cell.flags if cell else ""))
-                same = pair is not None and pair[0].key == pair[1].key
-                rows[2].append(Text("=") if same else difference_text(change))
-                if pair:
-                    names = {"family": family, "condition": condition, "benchmark": benchmark}
-                    values = {"a": 100 * scores[0], "b": 100 * scores[1], "same_record": same}
-                    table.data.append(names | values | difference_facts(change))
-            lines += rows
+                if pair is None:
+                    for texts in (of_a, of_b, changes):
+                        texts.append(Text(DASH))
+                    continue
+                same = pair[0].key == pair[1].key
+                scores = [float(cell.score.mean()) for cell in pair]
+                for texts, score, cell in zip((of_a, of_b), scores, pair, strict=True):
+                    texts.append(Text(percent(score), cell.flags))
+                changes.append(Text("=") if same else difference_text(change))
+                facts: Facts = {"family": family, "condition": condition, "benchmark": benchmark}
+                facts |= {"a": 100 * scores[0], "b": 100 * scores[1], "same_record": same}
+                table.data.append(facts | difference_facts(change))
+            lines.append(Line(Kind.value, a.conditions[condition].label, of_a))
+            lines += [Line(Kind.value, "", of_b), Line(Kind.difference, "", changes)]
         if lines:
-            table.blocks.append((info["label"], lines))
+            table.blocks.append(Block(entry.label, lines))
     return table
 
 
-def _label(grid: Grid, benchmark: str) -> str:
-    info = grid.benchmarks[benchmark]
-    parent = f"{grid.benchmarks[info['variant_of']]['label']}: " if info["variant_of"] else ""
-    return parent + str(info["label"])
-
-
-def _order(grid: Grid, place: Place) -> tuple[int, ...]:
-    known = (grid.families, grid.conditions, grid.benchmarks)
+def _order(results: Results, place: Place) -> tuple[int, ...]:
+    known = (results.families, results.conditions, results.benchmarks)
     return tuple(list(names).index(name) for names, name in zip(known, place, strict=True))
 
 
-def _matched_families(a: Grid, b: Grid) -> dict[str, str]:
+def _matched_families(a: Results, b: Results) -> dict[str, str]:
     common = [name for name in a.families if name in b.families]
     if common:
         return {name: name for name in common}
     return dict(zip(a.families, b.families, strict=False))
 
 
-def _only_in_one(a: Grid, b: Grid) -> list[str]:
+def _only_in_one(a: Results, b: Results) -> list[str]:
     notes = []
     for what, mine, theirs in (
-        ("conditions", a.conditions, b.conditions),
-        ("benchmarks", a.benchmarks, b.benchmarks),
+        ("conditions", list(a.conditions), list(b.conditions)),
+        ("benchmarks", list(a.benchmarks), list(b.benchmarks)),
     ):
         for run, one, other in (("A", mine, theirs), ("B", theirs, mine)):
             if alone := [name for name in one if name not in other]:
@@ -147,14 +146,20 @@ def _only_in_one(a: Grid, b: Grid) -> list[str]:
     return notes
 
 
-def _same_targets(old: Cell, new: Cell) -> np.ndarray[Any, np.dtype[np.intp]]:
+def _same_targets(old: CellScores, new: CellScores) -> Positions:
     """Positions in `old` of the documents that `new` also has, with the same target."""
     targets = dict(zip(new.docs, new.targets, strict=True))
     pairs = zip(old.docs, old.targets, strict=True)
     return np.array([i for i, (doc, target) in enumerate(pairs) if targets.get(doc) == target], dtype=np.intp)
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _origin(cell: CellScores) -> dict[str, object]:
+    """What a record was made from and by, by dotted path."""
+    assert cell.record is not None, "an average has no record"
+    return dict(_leaves({"inputs": cell.record.inputs, "provenance": cell.record.provenance}))
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Leaves of nested dictionaries by dotted path; lists stay whole."""
     if not isinstance(value, dict):
         yield path, value
@@ -163,41 +168,6 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(inner, f"{path}.{key}" if path else str(key))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def terminal(table: Table) -> str:
-    """The table and its notes as plain text."""
-    lines: list[str] = []
-    for title, rows in table.blocks:
-        body = [[e.text + (f" [{e.marks}]" if e.marks else "") for e in row] for row in [table.header, *rows]]
-        lines += [title, *columns(body), ""]
-    return "\n".join([*lines, *table.notes])
-
-
-def main(arguments: list[str]) -> None:
-    """The command line: two manifests, each in its results folder under runs/."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report.compare", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("a", type=Path, help="manifest of run A, such as results/runs/micro.json")
-    parser.add_argument("b", type=Path, help="manifest of run B")
-    parser.add_argument("--out", type=Path, help="folder for the table as Markdown, LaTeX and CSV")
-    given = parser.parse_args(arguments)
-    results_a, results_b = (path.resolve().parent.parent for path in (given.a, given.b))
-    table = compare(read_manifest(given.a), read_manifest(given.b), results_a, results_b)
-    print(terminal(table))
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        for suffix, write in (("md", markdown), ("tex", latex), ("csv", as_csv)):
-            (given.out / f"compare.{suffix}").write_text(write(table), encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}…"

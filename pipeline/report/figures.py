@@ -1,237 +1,267 @@
 """The figures of a run from the records alone, as PNG and PDF.
 
-    figures.render(manifest, results, out)
+    figures.render(results, out)
 
 alpha_sweep (α against accuracy with 95 % bands), forest (differences to Baseline), geometry (relative norm of
 v by layer and module), length (accuracy against mean answer length) and robustness (drop on adversarial
-variants). Colours are Okabe and Ito's, and every series also has its own marker or line, so that grey print
-and colour-blind readers lose nothing. Rendering again gives the same bytes. A figure without data is not
-drawn, and an older one is removed.
+variants). Every series has its own marker or line beside its colour, so that grey print and colour-blind readers
+lose nothing. Rendering again gives the same bytes. A figure without data is not drawn, and an older one is removed.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.analysis import claims
-from pipeline.analysis.results import REFERENCE, Grid, load
+from pipeline.analysis.comparisons import Pairing, against, compare
+from pipeline.analysis.published import published_figures
+from pipeline.analysis.results import REFERENCE, Results, Row, Sweep
 from pipeline.analysis.statistics import Estimate, mean_interval
+from pipeline.analysis.vectors import geometry_of
 from pipeline.errors import UserError
 from pipeline.files import write_file
-from pipeline.report.tables import compare_all, geometry_report
+from pipeline.report.numbers import alpha_text
+from pipeline.report.panels import (
+    BLACK,
+    BLUE,
+    GREEN,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    arms,
+    label_rows,
+    legend,
+    panel_title,
+    panels,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
-)  # fmt: skip
-MARKERS = "osD^vPX*<>hp"
-COLUMNS = 4  # panels side by side
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "text.parse_math": False,  # labels are data
-    "pdf.fonttype": 42,
-    "savefig.dpi": 150,
-}
+_SWEEPS = (  # colours of line and band, and the marker
+    (BLUE, SKY, "o"),
+    (PURPLE, PURPLE, "s"),
+    (GREEN, GREEN, "^"),
+    (ORANGE, ORANGE, "v"),
+)
 
 
-def render(manifest: dict[str, Any], results: Path, out: Path) -> list[Path]:
+def render(results: Results, out: Path) -> list[Path]:
     """Write every figure that the run has data for; return the paths, PNG and PDF in turn."""
     import matplotlib
     from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401  (a part of the import that takes long)
 
-    grid = load(manifest, results)
     written = []
     defaults: Any = matplotlib.rcParamsDefault  # not the reader's own style
     with matplotlib.rc_context(defaults | STYLE):
         for name, draw in _FIGURES.items():
             paths = [out / f"{name}.png", out / f"{name}.pdf"]
-            figure = draw(grid)
+            figure = draw(results)
             if figure is None:
                 for path in paths:
                     path.unlink(missing_ok=True)
                 continue
-            png, pdf = BytesIO(), BytesIO()
-            figure.savefig(png, format="png", metadata={"Software": None})
-            figure.set_layout_engine("none")  # laid out once for both files
-            undated: Any = {"CreationDate": None, "Producer": None, "Creator": None}
-            figure.savefig(pdf, format="pdf", metadata=undated)
-            for path, file in zip(paths, (png, pdf), strict=True):
-                write_file(path, file.getvalue())
+            for path, data in zip(paths, _saved(figure), strict=True):
+                write_file(path, data)
             written += paths
     return written
 
 
-def alpha_sweep(grid: Grid) -> Figure | None:
-    """α against accuracy with a 95 % band, one panel for each family and benchmark."""
-    sweep = grid.sweep()
-    panels = [
-        (family, benchmark, points)
-        for family in grid.families
-        for benchmark in grid.benchmarks
-        if len(points := list(_along(grid, family, benchmark, sweep))) > 1
+def _saved(figure: "Figure") -> tuple[bytes, bytes]:
+    """The figure as PNG and PDF, without anything that differs from one time to the next."""
+    png, pdf = BytesIO(), BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.set_layout_engine("none")  # laid out once for both files
+    undated: Any = {"CreationDate": None, "Producer": None, "Creator": None}
+    figure.savefig(pdf, format="pdf", metadata=undated)
+    return png.getvalue(), pdf.getvalue()
+
+
+def alpha_sweep(results: Results) -> "Figure | None":
+    """α against accuracy with a 95 % band, one panel for each family and benchmark, a curve for each sweep."""
+    places = [
+        (family, benchmark, curves)
+        for family in results.families
+        for benchmark in results.benchmarks
+        if any(curves := [_curve(results, sweep, family, benchmark) for sweep in results.sweeps()])
     ]
-    if not panels:
+    if not places:
         return None
-    figure, axes = _panels(len(panels), height=2.3)
-    for ax, (family, benchmark, points) in zip(axes, panels, strict=True):
-        alphas = [alpha for alpha, _ in points]
-        low, high = [100 * e.low for _, e in points], [100 * e.high for _, e in points]
-        ax.fill_between(alphas, low, high, color=SKY, alpha=0.35, linewidth=0, label="95 % interval")
-        ax.plot(
-            alphas,
-            [100 * e.value for _, e in points],
-            color=BLUE,
-            marker="o",
-            markersize=4,
-            label="target + α·v",
-        )
-        reference = grid.value(family, (dict(sweep).get(0.0, REFERENCE),), benchmark)
-        if reference:
-            ax.axhline(100 * reference.value, color=BLACK, linestyle="--", linewidth=1, label="α = 0")
-        for sign in (1, -1):
-            row = grid.row("random", sign)
-            noise = grid.value(family, row.members, benchmark) if row else None
-            if row and noise:
-                alpha = float(grid.conditions[row.name]["alpha"])
-                _bar(ax, alpha, noise, color=VERMILION, marker="D", label="random vector of equal norm")
-        if chance := grid.benchmarks[benchmark]["chance"]:
+    figure, axes = panels(len(places), height=2.3)
+    for ax, (family, benchmark, curves) in zip(axes, places, strict=True):
+        for sweep, curve, style in zip(results.sweeps(), curves, cycle(_SWEEPS), strict=False):
+            _draw_curve(ax, sweep, curve, *style)
+        for reference in _references(results):
+            if at_zero := results.value(family, reference, benchmark):
+                ax.axhline(100 * at_zero.value, color=BLACK, linestyle="--", linewidth=1, label="α = 0")
+        for row in (results.row("random", 1), results.row("random", -1)):
+            noise = results.value(family, row, benchmark) if row else None
+            if row and row.entry.alpha is not None and noise:
+                ax.errorbar(
+                    row.entry.alpha, 100 * noise.value, yerr=arms(noise), color=VERMILION, marker="D",
+                    markerfacecolor="white", markersize=5, capsize=2, linestyle="none",
+                    label="random vector of equal norm",
+                )  # fmt: skip
+        if chance := results.benchmarks[benchmark].chance:
             ax.axhline(100 * chance, color="#666666", linestyle=":", linewidth=1, label="chance")
-        ax.set_title(_name(grid, family, benchmark))
+        ax.set_title(panel_title(results, family, benchmark))
         ax.set_xlabel("α")
-    _label_rows(axes, "accuracy, %")
-    _legend(figure, axes)
+    label_rows(axes, "accuracy, %")
+    legend(figure, axes)
     return figure
 
 
-def forest(grid: Grid) -> Figure | None:
+Curve = list[tuple[float, Estimate]]
+
+
+def _curve(results: Results, sweep: Sweep, family: str, benchmark: str) -> Curve:
+    """(α, accuracy) of a sweep, ascending; empty where there are not two points to draw a line between."""
+    points = [(alpha, results.value(family, row, benchmark)) for alpha, row in sweep.points]
+    curve = [(alpha, value) for alpha, value in points if value is not None]
+    return curve if len(curve) > 1 else []
+
+
+def _draw_curve(ax: "Axes", sweep: Sweep, curve: Curve, colour: str, light: str, marker: str) -> None:
+    if not curve:
+        return
+    alphas, values = [alpha for alpha, _ in curve], [100 * e.value for _, e in curve]
+    low, high = [100 * e.low for _, e in curve], [100 * e.high for _, e in curve]
+    ax.fill_between(alphas, low, high, color=light, alpha=0.35, linewidth=0, label="95 % interval")
+    label = sweep.label or "target + α·v"
+    ax.plot(alphas, values, color=colour, marker=marker, markersize=4, label=label)
+
+
+def _references(results: Results) -> list[Row]:
+    """The rows at α = 0, each once."""
+    at_zero = [sweep.at(0.0) or results.reference for sweep in results.sweeps()]
+    return list(dict.fromkeys(at_zero))
+
+
+def forest(results: Results) -> "Figure | None":
     """Differences to Baseline with intervals; filled where p < 0.05 after Holm's correction."""
-    rows = [row for row in grid.rows("main", "control") if row.name != REFERENCE]
-    compared = compare_all(grid, rows, grid.plain())
-    panels = [
-        (f, b) for f in grid.families for b in grid.plain() if any(p[0] == f and p[2] == b for p in compared)
-    ]
-    if not panels:
+    rows = [row for row in results.rows("main", "control") if row.name != REFERENCE]
+    compared = compare(results, against(rows, results.reference), results.plain())
+    compared_in = {(pairing.family, pairing.benchmark) for pairing in compared}
+    places = [(f, b) for f in results.families for b in results.plain() if (f, b) in compared_in]
+    if not places:
         return None
-    figure, axes = _panels(len(panels), height=0.9 + 0.24 * len(rows), sharey=True)
-    for ax, (family, benchmark) in zip(axes, panels, strict=True):
+    figure, axes = panels(len(places), height=0.9 + 0.24 * len(rows), sharey=True)
+    for ax, (family, benchmark) in zip(axes, places, strict=True):
         ax.axvline(0, color=BLACK, linewidth=1)
         for y, row in enumerate(rows):
-            found = compared.get((family, row.name, benchmark))
+            found = compared.get(Pairing(family, row.name, REFERENCE, benchmark))
             if found is None:
                 continue
-            difference, p_holm = found
-            filled = p_holm < claims.SIGNIFICANT
             style: Any = {"color": BLUE, "marker": "o", "markersize": 5, "capsize": 2, "linestyle": "none"}
-            style["markerfacecolor"] = BLUE if filled else "white"
-            style["label"] = "p < 0.05 (Holm)" if filled else "not significant"
-            ax.errorbar(100 * difference.value, y, xerr=_arms(difference), **style)
-            size, name = grid.families[family]["published_size"], grid.benchmarks[benchmark]["published"]
-            for figure_ in claims.published_figures(size, name, row.name):
-                if "difference" in figure_:
-                    ax.plot(figure_["difference"], y, "x", color=VERMILION, markersize=6, label="published")
-        ax.set_yticks(range(len(rows)), [row.label for row in rows])
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_title(_name(grid, family, benchmark))
+            style["markerfacecolor"] = BLUE if found.is_significant else "white"
+            style["label"] = "p < 0.05 (Holm)" if found.is_significant else "not significant"
+            ax.errorbar(100 * found.difference.value, y, xerr=arms(found.difference), **style)
+            for reported in published_figures(results, family, row, benchmark):
+                if reported.difference is not None:
+                    ax.plot(reported.difference, y, "x", color=VERMILION, markersize=6, label="published")
+        _name_rows(ax, rows)
+        ax.set_title(panel_title(results, family, benchmark))
         ax.set_xlabel("difference, points")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
-def length(grid: Grid) -> Figure | None:
-    """Accuracy against mean answer length; the sweep is a line with some of its α beside it."""
-    rows = [row for row in grid.rows("main", "control")]
-    panels = [
+def length(results: Results) -> "Figure | None":
+    """Accuracy against mean answer length; each sweep is a line with some of its α beside it."""
+    rows = results.rows("main", "control")
+    places = [
         (family, benchmark)
-        for family in grid.families
-        for benchmark in grid.plain()
-        if any((c := grid.cell(family, row.members, benchmark)) and c.tokens.any() for row in rows)
+        for family in results.families
+        for benchmark in results.plain()
+        if any((c := results.cell(family, row, benchmark)) and c.tokens.any() for row in rows)
     ]
-    if not panels:
+    if not places:
         return None
-    figure, axes = _panels(len(panels), height=2.6)
-    for ax, (family, benchmark) in zip(axes, panels, strict=True):
-        swept = [(a, c) for a, name in grid.sweep() if (c := grid.cell(family, (name,), benchmark))]
-        x, y = [c.tokens.mean() for _, c in swept], [100 * c.score.mean() for _, c in swept]
-        ax.plot(
-            x, y, color="#888888", linewidth=1, marker=".", zorder=1, label="sweep of α" if swept else None
-        )
-        told = {swept[0][0], 0.0, 1.0, swept[-1][0]} if swept else set()
-        for (alpha, _), at_x, at_y in zip(swept, x, y, strict=True):
-            text = f"α = {alpha:g}".replace("-", "−") if alpha in told else ""
-            ax.annotate(text, (at_x, at_y), (3, 3), textcoords="offset points", fontsize=7, color="#444444")
+    figure, axes = panels(len(places), height=2.6)
+    for ax, (family, benchmark) in zip(axes, places, strict=True):
+        for sweep, line in zip(results.sweeps(), cycle(("-", "--", ":", "-.")), strict=False):
+            _draw_lengths(ax, results, sweep, line, family, benchmark)
         colours = (BLACK, BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
-        for i, row in enumerate(rows):
-            cell = grid.cell(family, row.members, benchmark)
+        for row, colour, marker in zip(rows, cycle(colours), cycle(MARKERS), strict=False):
+            cell = results.cell(family, row, benchmark)
             if cell is not None:
                 spread = mean_interval(cell.tokens, cell.clusters)
                 value = mean_interval(cell.score, cell.clusters)
-                style: Any = {"color": colours[i % len(colours)], "marker": MARKERS[i % len(MARKERS)]}
-                style |= {"markersize": 5, "linewidth": 0.7, "linestyle": "none", "label": row.label}
-                across = [[max(end, 0.0)] for end in (spread.value - spread.low, spread.high - spread.value)]
-                ax.errorbar(spread.value, 100 * value.value, xerr=across, yerr=_arms(value), **style)
-        ax.set_title(_name(grid, family, benchmark))
+                style: Any = {"color": colour, "marker": marker, "markersize": 5}
+                style |= {"linewidth": 0.7, "linestyle": "none", "label": row.label}
+                ax.errorbar(spread.value, 100 * value.value, xerr=arms(spread, 1), yerr=arms(value), **style)
+        ax.set_title(panel_title(results, family, benchmark))
         ax.set_xlabel("mean answer length, tokens")
-    _label_rows(axes, "accuracy, %")
-    _legend(figure, axes)
+    label_rows(axes, "accuracy, %")
+    legend(figure, axes)
     return figure
 
 
-def robustness(grid: Grid) -> Figure | None:
+def _draw_lengths(ax: "Axes", results: Results, sweep: Sweep, line: str, family: str, benchmark: str) -> None:
+    """Length and accuracy along a sweep, with the ends, 0 and 1 named."""
+    swept = [(a, c) for a, row in sweep.points if (c := results.cell(family, row, benchmark)) is not None]
+    if not swept:
+        return
+    x, y = [c.tokens.mean() for _, c in swept], [100 * c.score.mean() for _, c in swept]
+    label = f"sweep: {sweep.label}" if sweep.label else "sweep of α"
+    ax.plot(x, y, line, color="#888888", linewidth=1, marker=".", zorder=1, label=label)
+    named = {swept[0][0], 0.0, 1.0, swept[-1][0]}
+    for (alpha, _), at_x, at_y in zip(swept, x, y, strict=True):
+        text = f"α = {alpha_text(alpha)}" if alpha in named else ""
+        ax.annotate(text, (at_x, at_y), (3, 3), textcoords="offset points", fontsize=7, color="#444444")
+
+
+def robustness(results: Results) -> "Figure | None":
     """Paired drop on each adversarial variant, with its interval."""
-    rows = grid.rows("main")
-    panels = [
+    rows = results.rows("main")
+    places = [
         (family, variant, found)
-        for family in grid.families
-        for variant in grid.variants()
-        if (found := {r.name: d for r in rows if (d := grid.robustness(family, r.members, variant))})
+        for family in results.families
+        for variant in results.variants()
+        if (found := {r.name: d for r in rows if (d := results.robustness(family, r, variant))})
     ]
-    if not panels:
+    if not places:
         return None
-    figure, axes = _panels(len(panels), height=0.9 + 0.28 * len(rows), sharey=True)
-    for ax, (family, variant, found) in zip(axes, panels, strict=True):
+    figure, axes = panels(len(places), height=0.9 + 0.28 * len(rows), sharey=True)
+    for ax, (family, variant, found) in zip(axes, places, strict=True):
         ax.axvline(0, color=BLACK, linewidth=1)
         for y, row in enumerate(rows):
             if row.name in found:
                 drop = found[row.name].drop
-                colour = BLACK if row.name == REFERENCE else BLUE
-                ax.errorbar(
-                    100 * drop.value, y, xerr=_arms(drop), color=colour, marker="o", capsize=2, markersize=5
-                )
-        ax.set_yticks(range(len(rows)), [row.label for row in rows])
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_title(_name(grid, family, variant))
+                style: Any = {"color": BLACK if row.name == REFERENCE else BLUE, "marker": "o"}
+                ax.errorbar(100 * drop.value, y, xerr=arms(drop), capsize=2, markersize=5, **style)
+        _name_rows(ax, rows)
+        ax.set_title(panel_title(results, family, variant))
         ax.set_xlabel("perturbed − plain, points")
     return figure
 
 
-def geometry(grid: Grid) -> Figure | None:
+def _name_rows(ax: "Axes", rows: list[Row]) -> None:
+    """Rows from the top down on the vertical axis."""
+    ax.set_yticks(range(len(rows)), [row.label for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def geometry(results: Results) -> "Figure | None":
     """Heat map of ‖v‖ / ‖θ‖ by layer and kind of module."""
     import numpy as np
 
     reports = {}
-    for family in grid.families:
+    for family in results.families:
         try:
-            reports[family] = [c for c in geometry_report(grid, family)["cells"] if "layer" in c]
+            cells = [cell for cell in geometry_of(results, family)["cells"] if "layer" in cell]
         except UserError:
             continue  # the geometry table says so
-    reports = {family: cells for family, cells in reports.items() if cells}
+        if cells:
+            reports[family] = cells
     if not reports:
         return None
     kinds = list(dict.fromkeys(cell["module"] for cells in reports.values() for cell in cells))
-    figure, axes = _panels(len(reports), height=0.9 + 0.22 * len(kinds), columns=2, sharey=True)
+    figure, axes = panels(len(reports), height=0.9 + 0.22 * len(kinds), columns=2, sharey=True)
     for ax, (family, cells) in zip(axes, reports.items(), strict=True):
         layers = sorted({cell["layer"] for cell in cells})
         norms = np.full((len(kinds), len(layers)), np.nan)
@@ -250,7 +280,7 @@ def geometry(grid: Grid) -> Figure | None:
         ax.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
         ax.set_yticks(range(len(kinds)), kinds)
         ax.set_xlabel("layer")
-        ax.set_title(grid.families[family]["label"])
+        ax.set_title(results.families[family].label)
         figure.colorbar(image, ax=ax, label="‖v‖ / ‖θ‖, %")
     return figure
 
@@ -262,64 +292,3 @@ _FIGURES = {
     "length": length,
     "robustness": robustness,
 }
-
-
-def _along(
-    grid: Grid, family: str, benchmark: str, sweep: list[tuple[float, str]]
-) -> Iterator[tuple[float, Estimate]]:
-    for alpha, name in sweep:
-        value = grid.value(family, (name,), benchmark)
-        if value is not None:
-            yield alpha, value
-
-
-def _panels(
-    count: int, height: float, columns: int = COLUMNS, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, at most `columns` side by side; `height` is one panel's, in inches."""
-    from matplotlib.figure import Figure
-
-    across = min(columns, count)
-    down = -(-count // across)
-    figure = Figure(figsize=(1.2 + 2.3 * max(across, 1.6), 0.5 + height * down), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharey=sharey).ravel().tolist()
-    for ax in axes[count:]:
-        ax.remove()
-    return figure, axes[:count]
-
-
-def _name(grid: Grid, family: str, benchmark: str) -> str:
-    """A panel's title; the family is named where there are several."""
-    info = grid.benchmarks[benchmark]
-    label = info["label"]
-    if info["variant_of"] is not None:
-        label = f"{grid.benchmarks[info['variant_of']]['label']}:\n{label}"
-    return f"{grid.families[family]['label']}\n{label}" if len(grid.families) > 1 else label
-
-
-def _label_rows(axes: list[Axes], text: str) -> None:
-    for ax in axes:
-        if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            ax.set_ylabel(text)
-
-
-def _legend(figure: Figure, axes: list[Axes]) -> None:
-    """One legend under all panels, each label once."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, len(handles)))
-
-
-def _arms(estimate: Estimate) -> list[list[float]]:
-    """Distances to the interval's ends, in points, as matplotlib wants them; rounding can make one of them −1e-16."""
-    ends = (estimate.value - estimate.low, estimate.high - estimate.value)
-    return [[max(100 * end, 0.0)] for end in ends]
-
-
-def _bar(ax: Axes, x: float, estimate: Estimate, *, color: str, marker: str, label: str) -> None:
-    ax.errorbar(
-        x, 100 * estimate.value, yerr=_arms(estimate), color=color, marker=marker, markerfacecolor="white",
-        markersize=5, capsize=2, linestyle="none", label=label,
-    )  # fmt: skip

@@ -1,49 +1,23 @@
-"""A table as data, and what it looks like as Markdown, LaTeX (booktabs), CSV and HTML."""
-
-from __future__ import annotations
+"""What a table looks like as Markdown, LaTeX (booktabs), CSV, HTML and plain text."""
 
 import csv
 import html
 import io
 import math
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
 
-from pipeline.analysis.results import MARKS
-
-DASH = "–"
-
-
-class Text(NamedTuple):
-    """A table entry: its text and the marks of its footnotes."""
-
-    text: str
-    marks: str = ""
+from pipeline.files import write_file
+from pipeline.report.table import Fact, Kind, Line, Table, Text
 
 
-@dataclass
-class Table:
-    """A table before it takes a format; the first column holds labels, `data` becomes the CSV."""
-
-    name: str
-    title: str
-    header: list[Text]
-    blocks: list[tuple[str, list[list[Text]]]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
-
-    def marks(self) -> str:
-        """The footnote marks in use, in their fixed order."""
-        rows = [self.header, *(row for _, rows in self.blocks for row in rows)]
-        used = {mark for row in rows for entry in row for mark in entry.marks}
-        return "".join(sorted(used, key=lambda m: (m.isdigit(), "".join(MARKS).find(m), m)))
-
-
-def columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+def write(table: Table, out: Path) -> list[Path]:
+    """Write a table as .md, .tex and .csv under `out`; return the paths."""
+    paths = []
+    for suffix, text in (("md", markdown(table)), ("tex", latex(table)), ("csv", as_csv(table))):
+        paths.append(out / f"{table.name}.{suffix}")
+        write_file(paths[-1], text.encode())
+    return paths
 
 
 def markdown(table: Table) -> str:
@@ -63,7 +37,7 @@ def markdown(table: Table) -> str:
     for title, lines in table.blocks:
         if title:
             rows.append([f"**{entry(Text(title))}**"] + [""] * (len(table.header) - 1))
-        rows += [[entry(e) for e in line] for line in lines]
+        rows += [[entry(e) for e in line.texts] for line in lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
     text = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -120,7 +94,7 @@ def tex(text: str) -> str:
 def latex(table: Table) -> str:
     r"""A booktabs table environment for \input in any document that loads booktabs."""
 
-    def line(entries: list[Text]) -> str:
+    def line(entries: Sequence[Text]) -> str:
         cells = [tex(e.text) + (rf"\textsuperscript{{{e.marks}}}" if e.marks else "") for e in entries]
         return " & ".join(cells) + r" \\"
 
@@ -130,7 +104,7 @@ def latex(table: Table) -> str:
         body.append(r"\midrule")
         if title:
             body.append(rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{tex(title)}}}}} \\")
-        body += [line(entries) for entries in lines]
+        body += [line(one.texts) for one in lines]
     notes = "\n\n".join(tex(note) for note in table.notes)
     return "\n".join(
         [
@@ -163,10 +137,13 @@ def as_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Fact) -> Fact:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return "" if value is None else value
+
+
+_HTML_CLASS = {Kind.difference: "delta", Kind.published: "paper"}
 
 
 def as_html(table: Table) -> str:
@@ -183,12 +160,25 @@ def as_html(table: Table) -> str:
         if title:
             lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
         for row in rows:
-            kind = {"Δ": "delta", "paper": "paper"}.get(row[0].text, "value")
+            label, *entries = row.texts
             lines.append(
-                f'<tr class="{kind}">{entry(row[0], "th")}{"".join(entry(e, "td") for e in row[1:])}</tr>'
+                f'<tr class="{_HTML_CLASS.get(row.kind, "value")}">{entry(label, "th")}'
+                f"{''.join(entry(e, 'td') for e in entries)}</tr>"
             )
         lines.append("</tbody>")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
     caption = f"<figcaption>{notes}</figcaption>" if notes else ""
     body = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
     return f'<figure id="table-{table.name}">{body}{caption}</figure>'
+
+
+def as_text(header: Sequence[Text], lines: Sequence[Line]) -> list[str]:
+    """Lines under their header in columns, with marks in brackets."""
+    rows = [
+        [e.text + (f" [{e.marks}]" if e.marks else "") for e in row]
+        for row in [header, *(line.texts for line in lines)]
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

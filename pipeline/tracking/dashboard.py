@@ -1,4 +1,4 @@
-"""The W&B workspace of an experiment: the panels that a reader wants, over what `pipeline.tracking.runs` logs.
+"""The W&B workspace of an experiment: panels over what `pipeline.tracking.runs` logs.
 
     python -m pipeline dashboard experiment=paper                  create it, or put it in the place of the last one
     python -m pipeline dashboard experiment=paper dry_run=true     print what would be sent; needs no network
@@ -14,13 +14,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.analysis.results import Grid
+from pipeline.analysis.results import Results, read_results
 from pipeline.config.options import flag
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
 from pipeline.files import digest, write_file
-from pipeline.records import manifest_path, read_manifest
-from pipeline.tracking import runs as tracking
+from pipeline.manifest import manifest_path, read_manifest
+from pipeline.tracking import server
+from pipeline.tracking.summary import (
+    GAIN,
+    ROBUSTNESS,
+    SCORE,
+    comparisons,
+    curve_name,
+    figures,
+    sweep_steps,
+)
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -34,11 +43,11 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     Raises:
         UserError: if there is no manifest, the package is missing, no account is known, or the server refuses.
     """
-    results = Path(config.results)
-    grid = Grid(read_manifest(manifest_path(results, config.name)), results)
+    folder = Path(config.results)
+    results = read_results(read_manifest(manifest_path(folder, config.name)), folder)
     if flag(options, "dry_run"):
-        return json.dumps(specification(workspace(config, grid, config.tracking.entity or "")), indent=1)
-    if problem := tracking.silence():
+        return json.dumps(specification(workspace(config, results, config.tracking.entity or "")), indent=1)
+    if problem := server.silence():
         raise UserError(f"{problem}; check the connection, or add dry_run=true")
     import wandb
 
@@ -46,8 +55,8 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     try:
         entity = config.tracking.entity or str(wandb.Api(timeout=10).default_entity)
         place = digest([entity, config.tracking.project])[:8]
-        saved = results / "wandb" / f"workspace-{config.name}-{place}.txt"
-        made: Any = workspace(config, grid, entity)
+        saved = folder / "wandb" / f"workspace-{config.name}-{place}.txt"
+        made: Any = workspace(config, results, entity)
         if there := _loaded(type(made), saved, refusals):  # the same view again, and no second one
             there.sections, there.runset_settings, made = made.sections, made.runset_settings, there
         made.save()
@@ -69,7 +78,7 @@ def _loaded(kind: Any, saved: Path, refusals: tuple[type[Exception], ...]) -> An
     return None
 
 
-def workspace(config: Config, grid: Grid, entity: str) -> "Workspace":
+def workspace(config: Config, results: Results, entity: str) -> "Workspace":
     """The workspace of an experiment, with a panel for all that its records can fill."""
     try:
         import wandb_workspaces.workspaces as ws
@@ -82,7 +91,7 @@ def workspace(config: Config, grid: Grid, entity: str) -> "Workspace":
         entity=entity,
         project=config.tracking.project,
         name=f"{config.name}: reasoning vectors",
-        sections=[section for section in sections(config, grid) if section.panels],
+        sections=[section for section in sections(config, results) if section.panels],
         runset_settings=ws.RunsetSettings(
             filters=[ws.Config("experiment") == config.name], pinned_columns=["config:family", "config:alpha"]
         ),
@@ -97,29 +106,30 @@ def specification(made: "Workspace") -> dict[str, Any]:
     return found
 
 
-def sections(config: Config, grid: Grid) -> "Iterator[Section]":
+def sections(config: Config, results: Results) -> "Iterator[Section]":
     """The sections of the workspace; those of which nothing has been measured are empty."""
     from wandb_workspaces.reports.v2.interface import BarPlot, LinePlot, MediaBrowser
     from wandb_workspaces.workspaces import Section
 
-    logged = list(tracking.comparisons(grid))
-    swept = list(dict.fromkeys(name for step in tracking.sweep(grid) for name in step if name != "alpha"))
-
-    def named(kind: str, family: str, benchmark: str) -> list[Any]:
-        return [name for name in logged if name.startswith(f"{kind}/{family}/{benchmark}/")]
+    logged = comparisons(results)
+    swept = {name for step in sweep_steps(results) for name in step}
 
     def bars(kind: str, benchmarks: list[str], unit: str) -> list[Any]:
         """A panel for each target and benchmark, a bar for each condition."""
-        return [
-            BarPlot(title=f"{info['label']}: {_label(grid, b)}", metrics=metrics, title_x=unit)
-            for family, info in grid.families.items()
-            for b in benchmarks
-            if (metrics := named(kind, family, b))
-        ]
+        found = []
+        for family, entry in results.families.items():
+            for benchmark in benchmarks:
+                place = (kind, family, benchmark)
+                metrics: Any = [c.name for c in logged if (c.kind, c.family, c.benchmark) == place]
+                if metrics:
+                    title = f"{entry.label}: {results.label(benchmark, ', ')}"
+                    found.append(BarPlot(title=title, metrics=metrics, title_x=unit))
+        return found
 
     curves = []
-    for b in grid.plain():
-        lines: list[Any] = [name for name in swept if name.endswith(f"/{b}")]
+    for benchmark in results.plain():
+        names = [curve_name(s, family, benchmark) for s in results.sweeps() for family in results.families]
+        lines: Any = [name for name in names if name in swept]
         axes: dict[str, Any] = {
             "x": "alpha",
             "title_x": "α",
@@ -127,20 +137,14 @@ def sections(config: Config, grid: Grid) -> "Iterator[Section]":
             "smoothing_factor": 0,
         }
         if lines:
-            curves.append(LinePlot(title=grid.benchmarks[b]["label"], y=lines, **axes))
-    pictures = list(tracking.figures(config))
+            curves.append(LinePlot(title=results.benchmarks[benchmark].label, y=lines, **axes))
+    pictures = list(figures(config))
     panels: dict[str, list[Any]] = {
         "Accuracy against α": curves,
-        "Ours beside published (points against Baseline)": bars("gain", grid.plain(), "points"),
-        "Robustness (perturbed minus plain documents)": bars("robustness", grid.variants(), "points"),
-        "Controls": bars("score", grid.plain(), "accuracy (%)"),
+        "Ours beside published (points against Baseline)": bars(GAIN, results.plain(), "points"),
+        "Robustness (perturbed minus plain documents)": bars(ROBUSTNESS, results.variants(), "points"),
+        "Controls": bars(SCORE, results.plain(), "accuracy (%)"),
         "Figures": [MediaBrowser(title="Figures", media_keys=pictures)] if pictures else [],
     }
     for title, found in panels.items():
         yield Section(name=title, panels=found, is_open=True)
-
-
-def _label(grid: Grid, benchmark: str) -> str:
-    info = grid.benchmarks[benchmark]
-    plain = info["variant_of"]
-    return str(info["label"]) if plain is None else f"{grid.benchmarks[plain]['label']}, {info['label']}"

@@ -1,0 +1,134 @@
+"""Intervals that keep their meaning at the edges: shares within [0, 1], paired differences within [-1, 1].
+
+Each takes the size of a sample of independent documents; a clustered or stratified sample comes with its
+effective size, after Korn and Graubard 1998 (Survey Methodology 24): the size at which independent documents would
+have the same variance, with Student's quantile for the normal one. Every function takes arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtrit
+
+CONFIDENCE = 0.95
+Floats = NDArray[np.float64]
+_ROUNDING = 1e-13  # a variance below this is zero: 10,000 documents of which one changed have 1e-8
+_STEPS = 40  # of bisection: to 1e-12
+
+
+def normal_quantile(confidence: ArrayLike) -> Floats:
+    return np.asarray(ndtri((1 + np.asarray(confidence)) / 2), dtype=float)
+
+
+def student_quantile(freedom: ArrayLike, confidence: ArrayLike) -> Floats:
+    """Two-sided quantile of Student's t; NaN where there are no degrees of freedom."""
+    df = np.asarray(freedom, dtype=float)
+    return np.where(df > 0, stdtrit(np.where(df > 0, df, 1.0), (1 + np.asarray(confidence)) / 2), np.nan)
+
+
+Part = tuple[ArrayLike, ArrayLike]  # a variance and its degrees of freedom
+
+
+def effective_size(
+    spread: ArrayLike, parts: Sequence[Part], largest: ArrayLike, confidence: ArrayLike
+) -> Floats:
+    """Independent documents of this spread (variance of one) whose mean is known as well.
+
+    Args:
+        parts: the variance of the mean as a sum, each part with degrees of freedom of its own; none of them is
+            taken for better known than it is (as in Cochran's test of 1964, which errs on the safe side).
+        largest: the size if the documents are independent: dependence only ever takes away, so that a
+            variance of zero by chance claims no certainty.
+
+    NaN where a part has no degrees of freedom.
+    """
+    z = normal_quantile(confidence)
+    inflated = sum(np.asarray(v) * (student_quantile(df, confidence) / z) ** 2 for v, df in parts)
+    inflated = np.asarray(inflated, dtype=float)
+    some = inflated > _ROUNDING
+    size = np.where(some, np.minimum(np.asarray(spread) / np.where(some, inflated, 1.0), largest), largest)
+    return np.where(np.isnan(inflated), np.nan, size)
+
+
+def share(p: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
+    """Interval of a share, within [0, 1]: Agresti and Coull 1998.
+
+    Wilson's interval with the width that is safe where the share is near 0 or 1 (Brown, Cai and DasGupta 2001);
+    with the effective size also for clustered samples (Dean and Pagano 2015).
+    """
+    z2 = normal_quantile(confidence) ** 2
+    size = np.asarray(n, dtype=float) + z2
+    centre = (np.asarray(p) * np.asarray(n) + z2 / 2) / size
+    half = np.sqrt(z2 * centre * (1 - centre) / size)
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
+
+
+def paired(
+    mean: ArrayLike, square: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[Floats, Floats]:
+    """Interval of a mean of paired differences, each in [-1, 1].
+
+    Args:
+        mean: of the differences.
+        square: mean of their squares; of right and wrong answers, the share of documents that changed.
+        n: size, or effective size.
+
+    The outer ends of two intervals: Bonett and Price 2012 (one more gain, one more loss), which agrees with the exact
+    McNemar test where few documents change, and Tango's score interval (1998), whose far end holds where all
+    change alike. Graded differences enter as the gains and losses of the same mean and mean square.
+    """
+    m, q, size = (np.asarray(x, dtype=float) for x in (mean, square, n))
+    z = normal_quantile(confidence)
+    centre = m * size / (size + 2)
+    half = z * np.sqrt(np.maximum((q * size + 2) / (size + 2) - centre**2, 0.0) / (size + 2))
+    low, high = _score_ends(m, q, size, z)
+    return np.maximum(np.minimum(low, centre - half), -1.0), np.minimum(np.maximum(high, centre + half), 1.0)
+
+
+def numbers(
+    mean: ArrayLike, variance: ArrayLike, freedom: ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[Floats, Floats]:
+    """Student's interval, for numbers without bounds (lengths of answers)."""
+    half = student_quantile(freedom, confidence) * np.sqrt(variance)
+    return np.asarray(mean) - half, np.asarray(mean) + half
+
+
+def fieller(
+    numerator: float, denominator: float, covariance: NDArray[np.float64], quantile: float
+) -> tuple[float, float]:
+    """Interval of a ratio of two estimates (Fieller 1954); infinite where the denominator may be zero."""
+    spread_n, shared, spread_d = covariance[0, 0], covariance[0, 1], covariance[1, 1]
+    q2 = quantile**2
+    a, b, c = (
+        denominator**2 - q2 * spread_d,
+        numerator * denominator - q2 * shared,
+        numerator**2 - q2 * spread_n,
+    )
+    if not a > 0:
+        return -math.inf, math.inf
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return (b - root) / a, (b + root) / a
+
+
+def _score_ends(m: Floats, q: Floats, n: Floats, z: Floats) -> tuple[Floats, Floats]:
+    """The differences at which Tango's score statistic is ±z, by bisection."""
+    gain, loss = (q + m) / 2, (q - m) / 2
+    sign = np.array([-1.0, 1.0]).reshape((2,) + (1,) * m.ndim)
+    inner, outer = m + 0.0 * (sign + n), sign + 0.0 * (m + n)
+    for _ in range(_STEPS):
+        middle = (inner + outer) / 2
+        within = n * (m - middle) ** 2 <= z**2 * _null_variance(gain, loss, middle)
+        inner, outer = np.where(within, middle, inner), np.where(within, outer, middle)
+    return outer[0], outer[1]
+
+
+def _null_variance(gain: Floats, loss: Floats, difference: Floats) -> Floats:
+    """Variance of one difference with the shares of gains and losses fitted under this true difference."""
+    b = 2.0 * difference - (gain + loss) - (gain - loss) * difference
+    c = -loss * difference * (1.0 - difference)
+    fitted = (np.sqrt(np.maximum(b * b - 8.0 * c, 0.0)) - b) / 4.0
+    return 2.0 * fitted + difference * (1.0 - difference)

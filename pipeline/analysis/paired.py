@@ -1,0 +1,153 @@
+"""Mean scores and paired differences with intervals and tests that hold with few units, few changes and strata.
+
+    score(scores, design)                      a mean score within [0, 1]
+    difference(reference, new, design)         new - reference over the same documents
+    change(gain_perturbed - gain_plain, design, scale=2)     a difference in differences
+
+What is done, and why these methods were chosen: docs/statistics.md, with the coverage that was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.analysis import intervals
+from pipeline.analysis.design import Design, total
+from pipeline.analysis.intervals import CONFIDENCE, Floats
+from pipeline.analysis.power import LEVEL, detectable
+from pipeline.analysis.signflip import sign_flip
+from pipeline.analysis.statistics import Difference, Estimate
+
+
+@dataclass(frozen=True)
+class PairedDifference(Difference):
+    """A paired difference with what its interval rests on.
+
+    `units` independent units; `freedom` of the variance between them (infinite where documents are
+    independent); `effective` size, the independent documents that would say as much; `assumed` is what
+    `detectable` takes for the share of documents that change.
+    """
+
+    units: int
+    freedom: float
+    effective: float
+    assumed: float
+
+
+def score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of scores (n,), each in [0, 1], with Agresti and Coull's interval at the effective size.
+
+    Strata count with their own spread alone. A single unit of several documents gives no interval (NaN).
+    """
+    x = np.asarray(scores, dtype=float)
+    spread, within = _smoothed(x, design)
+    value, size, variance = design.mean(x), spread / within, within
+    if design.clustered:
+        between, freedom = design.variance(x)
+        largest = design.count if _all_alike(x) else size
+        size = float(intervals.effective_size(spread, [(between, freedom)], largest, confidence))
+        variance = max(between, within) if freedom else math.nan
+    low, high = intervals.share(value, size, confidence)
+    return Estimate(value, math.sqrt(variance), float(low), float(high), len(x))
+
+
+def number(values: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of numbers without bounds (n,), such as lengths, with Student's interval over the units."""
+    x = np.asarray(values, dtype=float)
+    value, (variance, freedom) = design.mean(x), design.variance(x)
+    low, high = intervals.numbers(value, variance, freedom, confidence)
+    return Estimate(value, math.sqrt(variance), float(low), float(high), len(x))
+
+
+def difference(
+    reference: ArrayLike,
+    new: ArrayLike,
+    design: Design,
+    level: float | None = LEVEL,
+    confidence: float = CONFIDENCE,
+) -> PairedDifference:
+    """Mean of new - reference (both (n,), scores in [0, 1] of the same documents in the same order).
+
+    Args:
+        level: at which `detectable` is computed: 0.05 over the number of tests, for the first step of Holm's.
+    """
+    d = np.asarray(new, dtype=float) - np.asarray(reference, dtype=float)
+    return change(d, design, level=level, confidence=confidence)
+
+
+def change(
+    d: ArrayLike,
+    design: Design,
+    scale: float = 1.0,
+    level: float | None = LEVEL,
+    confidence: float = CONFIDENCE,
+) -> PairedDifference:
+    """Mean of differences (n,) that lie in [-scale, scale], against zero.
+
+    The test is the exact sign flip over the units (documents: McNemar's). The interval is that of
+    `intervals.paired` at the effective size, so that it is never narrower than with independent documents; where
+    every document of a clustered design changed alike, the clusters count as one document each.
+    """
+    x = np.asarray(d, dtype=float) / scale
+    mean, square = design.mean(x), design.mean(x**2)
+    spread, size, freedom = square - mean**2, design.effective, math.inf
+    variance, strict = _with_two(mean, square, size), size
+    if design.clustered:
+        between, freedom = design.variance(x)
+        largest = design.count if mean and _all_alike(x) else size
+        parts = [(between, freedom)]
+        size, strict = (
+            float(intervals.effective_size(spread, parts, largest, asked))
+            for asked in (confidence, 1.0 - (level or LEVEL))
+        )
+        variance = max(between, variance) if freedom else math.nan
+    low, high = intervals.paired(mean, square, size, confidence)
+    smallest = detectable(strict, square, level, units=design.count)
+    return PairedDifference(
+        value=scale * mean,
+        se=scale * math.sqrt(variance),
+        low=scale * float(low),
+        high=scale * float(high),
+        n=len(x),
+        p=sign_flip(design.sums(x)) if freedom else math.nan,
+        test="sign flip" if design.clustered or not _ternary(x) else "McNemar",
+        gained=int((x > 0).sum()),
+        lost=int((x < 0).sum()),
+        detectable=scale * smallest.effect,
+        units=design.count,
+        freedom=freedom,
+        effective=size,
+        assumed=smallest.discordance,
+    )
+
+
+def _with_two(mean: float, square: float, size: float) -> float:
+    """Variance of the mean of independent documents with one more gain and one more loss, so never zero."""
+    return ((square * size + 2) / (size + 2) - (mean * size / (size + 2)) ** 2) / (size + 2)
+
+
+def _smoothed(x: Floats, design: Design) -> tuple[float, float]:
+    """Spread of one score, and variance of the mean, if documents are independent.
+
+    Each stratum gets half a document with 0 and half with 1 (Jeffreys), so that a stratum whose documents
+    all agree is not taken for one without spread. Unstratified, the ratio of the two is the number of documents.
+    """
+    sizes = np.bincount(design.strata)
+    means = (total(design.strata, x) + 0.5) / (sizes + 1)
+    squares = (total(design.strata, x**2) + 0.5) / (sizes + 1)
+    shares = total(design.strata, design.weights)
+    overall = float(shares @ means)
+    return overall * (1.0 - overall), float((shares**2) @ ((squares - means**2) / sizes))
+
+
+def _all_alike(x: Floats) -> bool:
+    """Whether every document says the same, so that nothing speaks against perfect correlation within clusters."""
+    return bool((x == x[0]).all())
+
+
+def _ternary(x: Floats) -> bool:
+    return bool(np.isin(x, (-1.0, 0.0, 1.0)).all())

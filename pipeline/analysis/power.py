@@ -1,0 +1,96 @@
+"""What a test can find: power of the exact McNemar test with its discreteness, and the smallest detectable difference.
+
+The number of documents that change is random: power is averaged over it (unconditional power; Duffy 1984, Biometrics
+40). Clustered documents enter with their effective size at the test's level, which holds Student's t quantile for
+the degrees of freedom there are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import bdtr, bdtrik, gammaln, xlogy
+
+from pipeline.analysis.intervals import CONFIDENCE
+from pipeline.analysis.signflip import smallest_p
+
+LEVEL = 0.05
+POWER = 0.8
+_STEPS = 20  # of bisection: to a millionth
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """The smallest true difference that is found; NaN where none can be. `discordance` is the share of
+    documents that is taken to change, one way or the other, beneath it."""
+
+    effect: float
+    discordance: float
+
+
+def detectable(
+    n: float, discordance: float, level: float | None = LEVEL, power: float = POWER, units: float = math.inf
+) -> Detectable:
+    """The smallest difference that a test of `n` documents at `level` finds with this power.
+
+    Args:
+        n: documents, or the effective size.
+        discordance: share of the documents that changed. Where none did, the upper end of its 95 % interval
+            is assumed (Clopper and Pearson 1934). A difference larger than it raises it.
+        level: None for a caller that does not ask (NaN).
+        units: independent units; where they are too few for the level, nothing is detectable.
+    """
+    if level is None or not n >= 1:
+        return Detectable(math.nan, discordance)
+    share = discordance if discordance > 0 else 1.0 - ((1.0 - CONFIDENCE) / 2) ** (1.0 / n)
+    test = _test(int(n), level)
+    if smallest_p(units) >= level or test.power(1.0, 1.0) < power:
+        return Detectable(math.nan, share)
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if test.power(middle, max(share, middle)) >= power else (middle, high)
+    return Detectable(high, max(share, high))
+
+
+def mcnemar_power(n: float, effect: float, discordance: float, level: float = LEVEL) -> float:
+    """Chance that the exact McNemar test of `n` documents finds a difference.
+
+    Args:
+        effect: true share of gains less that of losses.
+        discordance: true share of gains plus that of losses, at least the effect.
+    """
+    return _test(int(n), level).power(abs(effect), max(abs(effect), discordance))
+
+
+@lru_cache(maxsize=256)
+def _test(n: int, level: float) -> _Test:
+    return _Test(n, level)
+
+
+class _Test:
+    """The exact test's critical values, for every number of documents that may change."""
+
+    def __init__(self, n: int, level: float) -> None:
+        self.n = n
+        changed = np.arange(n + 1)
+        # The largest number of documents against the trend with which p is still within the level, or -1.
+        guess = np.nan_to_num(np.floor(bdtrik(level / 2, changed, 0.5)), nan=-1.0)
+        guess = np.where(2 * bdtr(np.maximum(guess, 0), changed, 0.5) > level, guess - 1, guess)
+        self.critical = np.where(2 * bdtr(np.zeros(self.n + 1), changed, 0.5) > level, -1.0, guess)
+        self.ways = gammaln(self.n + 1) - gammaln(changed + 1) - gammaln(self.n - changed + 1)
+
+    def power(self, effect: float, discordance: float) -> float:
+        share = min(discordance, 1.0)
+        spread = 8 * math.sqrt(self.n * share * (1 - share)) + 10
+        first, last = max(0, int(self.n * share - spread)), min(self.n, int(self.n * share + spread))
+        changed = np.arange(first, last + 1)
+        ways, critical = self.ways[first : last + 1], self.critical[first : last + 1]
+        chance = np.exp(ways + xlogy(changed, share) + xlogy(self.n - changed, 1 - share))
+        down = min(max((1 - effect / share) / 2, 0.0), 1.0) if share else 0.5
+        inside = np.maximum(critical, 0)
+        found = bdtr(inside, changed, down) + bdtr(inside, changed, 1 - down)
+        return float(chance @ np.where(critical < 0, 0.0, np.minimum(found, 1.0)))

@@ -1,0 +1,59 @@
+"""How numbers are written: per cent and percentage points, intervals, signs, counts."""
+
+import math
+
+from pipeline.analysis.comparisons import Compared
+from pipeline.analysis.statistics import Estimate
+
+DASH = "–"
+
+
+def percent(share: float) -> str:
+    """A share in per cent, without the sign."""
+    return DASH if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def signed(difference: float) -> str:
+    """A difference of shares in percentage points, with a typographic sign."""
+    if math.isnan(difference):
+        return DASH
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else minus(text)
+
+
+def interval(estimate: Estimate) -> str:
+    """A difference with its 95 % interval."""
+    if math.isnan(estimate.low):
+        return f"{signed(estimate.value)} (no interval)"
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+
+
+def plus_minus(estimate: Estimate) -> str:
+    """A mean with half of its 95 % interval's width."""
+    half = (estimate.high - estimate.low) / 2
+    return percent(estimate.value) if math.isnan(half) else f"{percent(estimate.value)} ± {percent(half)}"
+
+
+def star(compared: Compared) -> str:
+    """The star of a significant difference."""
+    return "*" if compared.is_significant else ""
+
+
+def alpha_text(alpha: float) -> str:
+    """A scaling coefficient, as short as it is exact enough to read."""
+    return minus(f"{alpha:g}")
+
+
+def count(number: int) -> str:
+    """A whole number in groups of three digits."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def significant_digits(value: float | None) -> str:
+    """A number of any size; a dash where there is none."""
+    return DASH if value is None else minus(f"{value:.4g}")
+
+
+def minus(text: str) -> str:
+    """Text with typographic minus signs."""
+    return text.replace("-", "−")

@@ -1,0 +1,19 @@
+"""All that is rendered of a run, from its records alone: tables, figures and the report.
+
+files = render(read_results(manifest, Path("results")), Path("paper_tables/micro"))
+"""
+
+from pathlib import Path
+
+from pipeline.analysis.results import Results
+from pipeline.report import figures, formats, page
+from pipeline.report.tables.build import build
+
+
+def render(results: Results, out: Path) -> dict[str, list[Path]]:
+    """Write everything under `out`; returns the paths of the tables, the figures and the report, in order."""
+    tables = build(results)
+    written = [path for table in tables for path in formats.write(table, out)]
+    drawn = figures.render(results, out)
+    report = page.render(results, tables, drawn, out)
+    return {"tables": written, "figures": drawn, "report": [report]}

@@ -1,0 +1,165 @@
+"""What the tables of accuracies share: column heads, lines of values and of differences, means, footnotes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.analysis.comparisons import (
+    Compared,
+    Contrast,
+    Pairing,
+    mean_difference,
+    mean_value,
+    repeated_families,
+)
+from pipeline.analysis.published import context, published
+from pipeline.analysis.results import MARKS, Results, Row
+from pipeline.report.facts import cell_facts, estimate_facts
+from pipeline.report.numbers import DASH, interval, plus_minus, star
+from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
+
+OVER_FAMILIES = (
+    "Means over families carry Student's t interval over the families that have the record: it measures"
+    " how training varies, on these documents."
+)
+_DETECTABLE = (
+    "detectable: the smallest difference that a test at 5 % finds with 80 % power in such documents."
+)
+
+
+def header(results: Results, first: str, benchmarks: Iterable[str]) -> list[Text]:
+    """Column heads; a limited benchmark says its limit in the head."""
+    heads = []
+    for benchmark in benchmarks:
+        limit = results.benchmarks[benchmark].limit
+        name = results.label(benchmark, ", ") + (f" (first {limit})" if limit is not None else "")
+        heads.append(Text(name, results.header_marks(benchmark)))
+    return [Text(first), *heads]
+
+
+def value_text(results: Results, family: str, row: Row, benchmark: str) -> Text:
+    """A row's accuracy, a marked word where the planned cell is not there, a dash where none is planned."""
+    if not results.is_planned(family, row, benchmark):
+        return Text(DASH)
+    marks = results.marks(family, row, benchmark)
+    value = results.value(family, row, benchmark)
+    if value is None:
+        return Text("damaged" if "d" in marks else "missing", marks)
+    return Text(plus_minus(value), marks)
+
+
+def difference_text(compared: Compared | None) -> Text:
+    return Text(interval(compared.difference) + star(compared)) if compared else Text(DASH)
+
+
+def difference_line(entries: Sequence[Text]) -> Line:
+    return Line(Kind.difference, "Δ", entries)
+
+
+class Accuracies:
+    """Adds the lines and the CSV of rows to a table, with their differences to what they are compared with."""
+
+    def __init__(
+        self,
+        results: Results,
+        table: Table,
+        benchmarks: Sequence[str],
+        compared: Mapping[Pairing, Compared],
+    ) -> None:
+        self.results, self.table, self.benchmarks, self.compared = results, table, benchmarks, compared
+
+    def differences(self, family: str, row: Row, reference: Row) -> list[Compared | None]:
+        """By benchmark."""
+        return [self.compared.get(Pairing(family, row.name, reference.name, b)) for b in self.benchmarks]
+
+    def lines(self, family: str, row: Row, reference: Row) -> list[Line]:
+        """A line of accuracies and, where there are some, a line of differences to the reference."""
+        values = [value_text(self.results, family, row, b) for b in self.benchmarks]
+        lines = [Line(Kind.value, row.label, values)]
+        differences = self.differences(family, row, reference)
+        if any(differences):
+            lines.append(difference_line([difference_text(found) for found in differences]))
+        return lines
+
+    def facts(self, family: str, row: Row, reference: Row) -> list[Facts]:
+        """Lines of the CSV, by benchmark."""
+        differences = zip(self.benchmarks, self.differences(family, row, reference), strict=True)
+        return [cell_facts(self.results, family, row, b, found) for b, found in differences]
+
+    def add_means(
+        self, rows: Iterable[Row], reference: Row, contrasts: Sequence[Contrast] = (), of: str = ""
+    ) -> None:
+        """A block for each group of independently trained families: means over them with their t intervals.
+
+        Args:
+            contrasts: for a block of differences between rows.
+            of: what the rows are, where the table has several such blocks.
+        """
+        for group, families in repeated_families(self.results).items():
+            name = ", ".join(filter(None, [group, of]))
+            title = f"{name}: mean of {len(families)} independently trained families"
+            lines = []
+            for row in rows:
+                lines += self._mean_lines(group, families, row, reference)
+            self.table.blocks.append(Block(title, lines))
+            lines = [self._mean_contrast(group, families, contrast) for contrast in contrasts]
+            if lines:
+                self.table.blocks.append(Block(f"{title}, differences between rows", lines))
+            if OVER_FAMILIES not in self.table.notes:
+                self.table.notes.append(OVER_FAMILIES)
+
+    def _mean_lines(self, group: str, families: Sequence[str], row: Row, reference: Row) -> list[Line]:
+        values, differences = [], []
+        for benchmark in self.benchmarks:
+            value = mean_value(self.results, families, row, benchmark)
+            change = mean_difference(self.results, families, row, reference, benchmark)
+            values.append(Text(plus_minus(value.estimate) if value.estimate else DASH))
+            differences.append(Text(interval(change.estimate) if change.estimate else DASH))
+            named: Facts = {"family": f"mean of {len(families)}", "group": group, "benchmark": benchmark}
+            named |= {"condition": row.name, "label": row.label, "seeds": value.families}
+            numbers = estimate_facts(value.estimate) | estimate_facts(change.estimate, "difference_")
+            self.table.data.append(named | numbers)
+        lines = [Line(Kind.value, row.label, values)]
+        if any(entry.text != DASH for entry in differences):
+            lines.append(difference_line(differences))
+        return lines
+
+    def _mean_contrast(self, group: str, families: Sequence[str], contrast: Contrast) -> Line:
+        new, reference = contrast
+        entries = []
+        for benchmark in self.benchmarks:
+            change = mean_difference(self.results, families, new, reference, benchmark)
+            entries.append(Text(interval(change.estimate) if change.estimate else DASH))
+            named: Facts = {"family": f"mean of {len(families)}", "group": group, "benchmark": benchmark}
+            named |= {"condition": new.name, "label": contrast_label(contrast), "seeds": change.families}
+            named["reference"] = reference.name
+            self.table.data.append(named | estimate_facts(change.estimate, "difference_"))
+        return Line(Kind.value, contrast_label(contrast), entries)
+
+
+def contrast_label(contrast: Contrast) -> str:
+    new, reference = contrast
+    return f"{new.label} against {reference.label}"
+
+
+def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> list[str]:
+    """The footnotes that every table of accuracies shares.
+
+    Args:
+        pairings: the comparisons of the table.
+    """
+    notes = [f"{mark}: {MARKS[mark]}." for mark in table.marks() if mark in MARKS]
+    benchmarks = [results.benchmarks[pairing.benchmark] for pairing in pairings]
+    if benchmarks:
+        clusters = {entry.label: entry.cluster for entry in benchmarks if entry.cluster}
+        clustered = "; ".join(f"{label} by {cluster}" for label, cluster in clusters.items()) or "none here"
+        notes.append(
+            "±: half of the 95 % interval. Δ: difference to Baseline in percentage points, paired by "
+            "document, with its 95 % interval, clustered where documents depend on each other "
+            f"({clustered}). * p < 0.05 after Holm's correction over the {len(benchmarks)} comparisons of this "
+            "table (exact McNemar where documents are independent, otherwise a clustered t test)."
+        )
+    if table.has(Kind.detectable):
+        notes.append(_DETECTABLE)
+    if table.has(Kind.published):
+        letters = "; ".join(f"{letter} = {source}" for letter, source in published().sources.items())
+        notes.append(f"paper: as published, in points against Baseline. {letters}.")
+    return notes + context(table.name)

@@ -1,0 +1,50 @@
+"""The controls against Baseline, then v against each control."""
+
+from pipeline.analysis.comparisons import against, compare, control_contrasts, control_rows
+from pipeline.analysis.results import Results, Row
+from pipeline.report.numbers import DASH, percent
+from pipeline.report.table import Block, Kind, Line, Table, Text
+from pipeline.report.tables.accuracy import Accuracies, contrast_label, difference_text, footnotes, header
+
+
+def table(results: Results) -> Table:
+    """Accuracy of prompt, donors and random vectors, and paired differences between them."""
+    rows, benchmarks, reference = control_rows(results), results.plain(), results.reference
+    contrasts = control_contrasts(results)
+    compared = compare(results, [*against(rows, reference), *contrasts], benchmarks)
+    title = "Controls: prompt, donors and random vectors of equal norm"
+    made = Table("controls", title, header(results, "Condition", benchmarks))
+    accuracies = Accuracies(results, made, benchmarks, compared)
+    for family, entry in results.families.items():
+        lines = []
+        for row in rows:
+            lines += accuracies.lines(family, row, reference)
+            lines += _spread(results, family, row, benchmarks)
+            made.data += accuracies.facts(family, row, reference)
+        made.blocks.append(Block(entry.label, lines))
+        lines = []
+        for contrast in contrasts:
+            label, old = contrast_label(contrast), contrast[1].name
+            differences = accuracies.differences(family, *contrast)
+            lines.append(Line(Kind.value, label, [difference_text(found) for found in differences]))
+            facts = accuracies.facts(family, *contrast)
+            made.data += [fact | {"label": label, "reference": old} for fact in facts]
+        if lines:
+            made.blocks.append(Block(f"{entry.label}: paired differences between rows", lines))
+    accuracies.add_means(rows, reference, contrasts)
+    if any(len(row.members) > 1 for row in rows):
+        made.notes.append("Random controls are averaged over their seeds document by document.")
+    made.notes += footnotes(results, made, compared)
+    return made
+
+
+def _spread(results: Results, family: str, row: Row, benchmarks: list[str]) -> list[Line]:
+    """The range of a random control over its seeds, because its interval is over documents only."""
+    if len(row.members) < 2:
+        return []
+    entries = []
+    for benchmark in benchmarks:
+        seeds = [results.value(family, results.named(name), benchmark) for name in row.members]
+        values = [seed.value for seed in seeds if seed]
+        entries.append(Text(f"{percent(min(values))} to {percent(max(values))}" if values else DASH))
+    return [Line(Kind.spread, "range over seeds", entries)]

@@ -1,0 +1,70 @@
+"""The paper's table: main conditions × plain benchmarks for each family, with the published number under ours."""
+
+from pipeline.analysis.comparisons import Compared, against, compare
+from pipeline.analysis.published import published_figures
+from pipeline.analysis.results import REFERENCE, Results, Row
+from pipeline.report.facts import published_facts
+from pipeline.report.numbers import DASH, percent, signed
+from pipeline.report.table import Block, Kind, Line, Table, Text
+from pipeline.report.tables.accuracy import Accuracies, footnotes, header
+
+
+def table(results: Results) -> Table:
+    """Accuracy by main condition and plain benchmark."""
+    rows, benchmarks, reference = results.rows("main"), results.plain(), results.reference
+    vector = results.row("vector", 1)
+    compared = compare(results, against(rows, reference), benchmarks)
+    made = Table(
+        "main", "Accuracy in per cent by condition and benchmark", header(results, "Condition", benchmarks)
+    )
+    accuracies = Accuracies(results, made, benchmarks, compared)
+    numbered: dict[str, str] = {}
+    for family, entry in results.families.items():
+        lines = []
+        for row in rows:
+            lines += accuracies.lines(family, row, reference)
+            lines += _published(results, family, row, benchmarks, numbered)
+            for facts, benchmark in zip(accuracies.facts(family, row, reference), benchmarks, strict=True):
+                made.data.append(facts | published_facts(results, family, row, benchmark))
+        if vector:
+            lines += _detectable(vector, accuracies.differences(family, vector, reference))
+        made.blocks.append(Block(entry.label, lines))
+    accuracies.add_means(rows, reference)
+    made.notes += [f"{mark}: {note}" for note, mark in numbered.items()]
+    if all(entry.published_size is None for entry in results.families.values()):
+        made.notes.append("The paper has no figures for these models, so none stand beside ours.")
+    made.notes += footnotes(results, made, compared)
+    return made
+
+
+def _published(
+    results: Results, family: str, row: Row, benchmarks: list[str], numbered: dict[str, str]
+) -> list[Line]:
+    """The paper's numbers for a row, in families of a size that it reports; dashes where it is silent.
+
+    Args:
+        numbered: the notes on figures by their text, with the number that marks them; further ones are added.
+    """
+    is_reported = results.families[family].published_size is not None and row.entry.kind != "sum"
+    if not is_reported or row.name == REFERENCE:
+        return []
+    entries = []
+    for benchmark in benchmarks:
+        texts, marks = [], ""
+        for figure in published_figures(results, family, row, benchmark):
+            shown = (
+                f"{figure.score:.1f} after" if figure.difference is None else signed(figure.difference / 100)
+            )
+            texts.append(f"{shown} ({', '.join(figure.source)})")
+            if figure.note is not None:
+                marks += numbered.setdefault(figure.note, str(len(numbered) + 1))
+        entries.append(Text("; ".join(texts) or DASH, marks))
+    return [Line(Kind.published, "paper", entries)]
+
+
+def _detectable(vector: Row, differences: list[Compared | None]) -> list[Line]:
+    """The smallest difference that each benchmark's documents can show, for +Vector."""
+    if not any(differences):
+        return []
+    entries = [Text(percent(found.difference.detectable) if found else DASH) for found in differences]
+    return [Line(Kind.detectable, f"detectable ({vector.label})", entries)]

@@ -1,0 +1,86 @@
+"""What a run says in the terminal: a compact table, and a line for each claim of the abstract."""
+
+from pipeline.analysis.claims import NO_CELLS, NOT_TESTABLE, Verdict, verdicts
+from pipeline.analysis.comparisons import (
+    Pairing,
+    against,
+    compare,
+    mean_difference,
+    mean_value,
+    repeated_families,
+)
+from pipeline.analysis.results import MARKS, Results
+from pipeline.report.formats import as_text
+from pipeline.report.numbers import DASH, interval, plus_minus, signed, star
+from pipeline.report.table import Kind, Line, Text
+from pipeline.report.tables.accuracy import header, value_text
+
+
+def summary(results: Results) -> str:
+    """Conditions × plain benchmarks as text: value ± half interval, difference to Baseline with its mark."""
+    rows, benchmarks, reference = results.rows("main", "control"), results.plain(), results.reference
+    compared = compare(results, against(rows, reference), benchmarks)
+    texts: list[str] = []
+    used = ""
+    for family, entry in results.families.items():
+        lines = []
+        for row in rows:
+            entries = []
+            for benchmark in benchmarks:
+                value = value_text(results, family, row, benchmark)
+                found = compared.get(Pairing(family, row.name, reference.name, benchmark))
+                change = f"{signed(found.difference.value):>6}{star(found)}" if found else ""
+                entries.append(_beside(value.text, change, value.marks))
+            lines.append(Line(Kind.value, row.label, entries))
+        heads = header(results, entry.label, benchmarks)
+        used += "".join(text.marks for line in [heads, *(line.entries for line in lines)] for text in line)
+        texts += [*as_text(heads, lines), ""]
+    for group, families in repeated_families(results).items():
+        lines = []
+        for row in rows:
+            entries = []
+            for benchmark in benchmarks:
+                mean = mean_value(results, families, row, benchmark).estimate
+                gain = mean_difference(results, families, row, reference, benchmark).estimate
+                change = f"{signed(gain.value):>6}" if gain else ""
+                entries.append(_beside(plus_minus(mean) if mean else DASH, change))
+            lines.append(Line(Kind.value, row.label, entries))
+        heads = header(results, f"{group}, mean of {len(families)}", benchmarks)
+        texts += [*as_text([Text(head.text) for head in heads], lines), ""]
+    texts.append(
+        "± half of the 95 % interval; difference to Baseline in points; * p < 0.05 after Holm's correction"
+    )
+    texts += [f"[{mark}] {MARKS[mark]}" for mark in MARKS if mark in used]
+    return "\n".join(texts)
+
+
+def _beside(value: str, change: str, marks: str = "") -> Text:
+    """A value with its change; padded before marks, which `as_text` puts after it."""
+    text = f"{value:<11}{change}"
+    return Text(text if marks else text.rstrip(), marks)
+
+
+def verdict_lines(results: Results) -> list[str]:
+    """One line for each claim of the abstract (and family): the verdict, what it was judged on, and why."""
+    lines, untested = [], dict[str, list[str]]()
+    for v in verdicts(results):
+        label = results.families[v.family].label
+        if v.reason == NO_CELLS:
+            untested.setdefault(label, []).append(v.statement)
+        else:
+            lines.append(f"{v.outcome:<14}  {label}: {v.statement}: {verdict_reason(v)}")
+    return lines + [
+        f"{NOT_TESTABLE:<14}  {label}: {NO_CELLS.removesuffix(' for it')} for {len(claims)} of the claims: {'; '.join(claims)}"
+        for label, claims in untested.items()
+    ]
+
+
+def verdict_reason(verdict: Verdict) -> str:
+    """What was found and promised in each comparison that a verdict rests on."""
+    found = [verdict.reason] if verdict.reason else []
+    for c in verdict.comparisons:
+        if c.difference is not None:
+            promise = "no gain to build on" if c.promised is None else f"promised {signed(c.promised)}"
+            marks = f", marked {c.marks}" if c.marks else ""
+            found.append(f"{c.benchmark} {interval(c.difference)} ({promise}{marks})")
+    return "; ".join(found)
