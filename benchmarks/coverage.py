@@ -318,7 +318,7 @@ def power(experiments: int) -> Iterator[str]:
 def persisting(experiments: int) -> Iterator[str]:
     """The share of a gain that is left: its interval, and the words that are said of it."""
     rng = np.random.default_rng(9)
-    experiments = min(experiments, 500)
+    experiments = min(experiments, 1500)
     words = ("yes", "at least in part", "in part", "no", "cannot tell", "no gain")
     yield from table("documents", "gain", "left", "share covered", *words)
     for n, gain, left in product((300, 1319), (0.1, 0.3), (1.0, 0.5, 0.0)):
