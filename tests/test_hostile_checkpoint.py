@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.files import read_bytes, read_json, sha256_of_file
-from pipeline.weights import geometry
+from pipeline.weights import geometry, geometry_report
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
 from pipeline.weights.safetensors import read_header
@@ -433,7 +433,7 @@ def test_a_vector_or_geometry_that_is_no_file_is_refused(tmp_path: Path, kind: s
     with pytest.raises(UserError, match=f"is a {kind}; expected a file"):
         Vector.open(tmp_path / "v")
     with pytest.raises(UserError, match=f"is a {kind}; expected a file"):
-        geometry.read_report(tmp_path / "v" / "geometry-0.json")
+        geometry_report.read_report(tmp_path / "v" / "geometry-0.json")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -479,7 +479,7 @@ def report(tmp_path: Path) -> Path:
     data = geometry.report(Vector.open(extract(grpo, sft, tmp_path / "v")), sft, [1.0], base=grpo)
     file = tmp_path / "geometry.json"
     file.write_text(json.dumps(data))
-    assert geometry.read_report(file) == data
+    assert geometry_report.read_report(file) == data
     return file
 
 
@@ -504,7 +504,7 @@ def report(tmp_path: Path) -> Path:
 def test_a_geometry_file_that_is_not_one_is_refused(report: Path, change: Callable[[Any], Any]) -> None:
     edit(report, change)
     with pytest.raises(UserError, match=r"geometry\.json: .*; run the stage 'extract' again") as caught:
-        geometry.read_report(report)
+        geometry_report.read_report(report)
     assert str(caught.value).isprintable()
 
 
@@ -512,4 +512,4 @@ def test_a_geometry_file_that_is_not_one_is_refused(report: Path, change: Callab
 def test_a_geometry_file_that_is_no_json_is_refused(report: Path, text: str) -> None:
     report.write_text(text)
     with pytest.raises(UserError, match="cannot be read .*; run the stage 'extract' again"):
-        geometry.read_report(report)
+        geometry_report.read_report(report)
