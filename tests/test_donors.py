@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from evals import micro
 from pipeline import __main__ as command_line
+from pipeline.config.compose import compose
 from pipeline.donors import command as verb
 from pipeline.donors import stages, train, trainers
 from pipeline.donors.compose import compose_recipe
@@ -489,11 +491,50 @@ def test_donors_go_where_they_are_told_or_by_the_name_of_their_recipe(
     arguments: list[str], out: str, reuse: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(verb, "make_donors", lambda *given: asked.append(given))
+
+    def make(*given: Any) -> dict[str, Path]:
+        asked.append(given)
+        return {stage: given[1] / stage for stage in stages.STAGES}
+
+    monkeypatch.setattr(verb, "make_donors", make)
     assert command_line.main(["donors", "recipe=micro", *arguments]) == 0
     ((recipe, folder, _, other),) = asked
     assert (folder, other) == (Path(out), None if reuse is None else Path(reuse))
     assert recipe.grpo.steps == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "family"),
+    [
+        (["recipe=micro", "out=elsewhere"], "micro"),
+        (["recipe=micro", "seed=3"], "micro"),
+        (["recipe=smol"], "smol"),
+    ],
+)
+def test_training_ends_with_a_command_that_takes_its_donors(
+    arguments: list[str],
+    family: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders: dict[str, Path] = {}
+
+    def make(recipe: Recipe, out: Path, *_: Any) -> dict[str, Path]:
+        for stage in ("sft", "grpo"):
+            folders[stage] = out / stage
+            folders[stage].mkdir(parents=True)
+            (folders[stage] / "training.json").write_text("{}")
+        return folders
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verb, "make_donors", make)
+    assert command_line.main(["donors", *arguments]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2].endswith(f"are in {folders['sft'].parent}: sft, grpo")
+    found = compose(shlex.split(told[-1].removeprefix("next: python -m pipeline "))).families[family]
+    assert found.sft and found.grpo
+    assert {"sft": Path(found.sft.id), "grpo": Path(found.grpo.id)} == folders
 
 
 @pytest.fixture
