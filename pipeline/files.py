@@ -314,9 +314,7 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _new_scratch(out: Path) -> tuple[Path, int]:
-    name = os.fsdecode(
-        os.fsencode(out.name)[:200]
-    )  # with what stands around it, no longer than a name may be
+    name = os.fsdecode(os.fsencode(out.name)[:200])  # a name has at most 255 bytes
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{name}.", dir=out.parent))
         lock = os.open(scratch, os.O_RDONLY)
