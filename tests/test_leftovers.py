@@ -79,6 +79,13 @@ def test_a_linked_folder_is_not_entered(tmp_path: Path) -> None:
     assert (results / "cells").is_symlink()
 
 
+def test_results_that_are_a_link_are_cleaned_where_they_are(tmp_path: Path) -> None:
+    left(WRITERS["folder"], tmp_path / "disk" / "cells" / "out")
+    (tmp_path / "results").symlink_to(tmp_path / "disk")
+    run(tmp_path / "results")
+    assert content(tmp_path) == {"results": str(tmp_path / "disk"), "disk": None, "disk/cells": None}
+
+
 def test_a_link_with_the_name_of_a_leftover_is_left_with_its_target(tmp_path: Path) -> None:
     results = tmp_path / "results"
     left(WRITERS["folder"], results / "out")
