@@ -31,9 +31,7 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ".tmp-rv."  # what the names of scratch folders begin with
 _MARK = ".reasoning-vectors"  # the file in a scratch folder that holds the name of what is written there
-_DEPTH = (
-    100  # of nested JSON; deeper than any sound file, and shallow enough for every function that recurses
-)
+_DEPTH = 100  # of nested JSON: more than any sound file has, few enough for every function that recurses
 
 
 class DamagedFile(UserError):
@@ -303,65 +301,67 @@ def _folder_of(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` to write it in, locked and marked; it is removed at the end."""
+    """A scratch folder beside `out` to write it in, marked and locked; it is removed at the end."""
     scratch, lock = _new_scratch(out)
     try:
         yield scratch
     finally:
         with contextlib.suppress(OSError):
-            _remove_scratch(scratch)
+            _empty(scratch, out.name)
         os.close(lock)
+        with contextlib.suppress(OSError):
+            scratch.rmdir()
 
 
 def _new_scratch(out: Path) -> tuple[Path, int]:
-    name = os.fsdecode(
-        os.fsencode(out.name)[:200]
-    )  # with what stands around it, no longer than a name may be
+    """The scratch folder, and the descriptor of its mark, which holds the lock."""
+    name = os.fsdecode(os.fsencode(out.name)[:200])  # a name has at most 255 bytes
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{name}.", dir=out.parent))
-        lock = os.open(scratch, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            (scratch / _MARK).write_bytes(os.fsencode(out.name))
-            return scratch, lock
-        except OSError as error:
-            os.close(lock)
-            if not isinstance(error, FileNotFoundError):
-                with contextlib.suppress(OSError):
-                    _remove_scratch(scratch)
-                raise
-            # else another run took the empty folder for a leftover before it was locked: make another
+        with contextlib.ExitStack() as undo:
+            undo.callback(lambda path: shutil.rmtree(path, ignore_errors=True), scratch)
+            with contextlib.suppress(FileNotFoundError):  # another run took the empty folder for a leftover
+                lock = os.open(scratch / _MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                undo.callback(os.close, lock)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                os.write(lock, os.fsencode(out.name))
+                if os.fstat(lock).st_nlink:  # or it has done so now
+                    undo.pop_all()
+                    return scratch, lock
 
 
 def remove_leftovers(folder: Path, of: str | None = None) -> None:
     """Remove the scratch folders in `folder` whose writers were killed; with `of`, writers of that name alone."""
+    found: list[str] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         found = [e.path for e in entries if e.name.startswith(SCRATCH) and e.is_dir(follow_symlinks=False)]
-        for left in map(Path, found):
-            with contextlib.suppress(OSError):
-                lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
-                    name = _written_there(left)
-                    if name is not None and of in (None, name):
-                        _remove_scratch(left)
-                finally:
-                    os.close(lock)
+    for left in found:
+        with contextlib.suppress(OSError):
+            _remove_leftover(Path(left), of)
 
 
-def _written_there(scratch: Path) -> str | None:
-    """The name of what was to be written in a scratch folder; None if it is not ours, "" if it was just made."""
-    mark = scratch / _MARK
-    if not os.path.lexists(mark):
-        return None if any(scratch.iterdir()) else ""
-    return os.fsdecode(mark.read_bytes()) if stat.S_ISREG(mark.lstat().st_mode) else None
+def _remove_leftover(left: Path, of: str | None) -> None:
+    try:
+        lock = os.open(left / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        left.rmdir()  # its writer was killed before it marked it; fails where it is not empty, and so not ours
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+        name = os.fsdecode(os.pread(lock, 1000, 0))
+        if not stat.S_ISREG(os.fstat(lock).st_mode) or of not in (None, name):
+            return
+        _empty(left, name)
+    finally:
+        os.close(lock)
+    left.rmdir()
 
 
-def _remove_scratch(scratch: Path) -> None:
-    """Remove a scratch folder, its mark last; what was to be replaced goes back if nothing has taken its place."""
-    name, old = _written_there(scratch), scratch / "old"
-    if old.exists() and name and Path(name).name == name and not os.path.lexists(scratch.parent / name):
+def _empty(scratch: Path, name: str) -> None:
+    """Remove what is in a scratch folder, its mark last; what `name` was before goes back if nothing replaced it."""
+    old = scratch / "old"
+    if old.exists() and Path(name).name == name and not os.path.lexists(scratch.parent / name):
         old.rename(scratch.parent / name)
     for path in scratch.iterdir():
         if path.is_dir() and not path.is_symlink():
@@ -369,4 +369,3 @@ def _remove_scratch(scratch: Path) -> None:
         elif path.name != _MARK:
             path.unlink()
     (scratch / _MARK).unlink(missing_ok=True)
-    scratch.rmdir()

@@ -1,6 +1,10 @@
 """Repositories of the hub, as folders of its cache; one line for each way in which the hub may refuse.
 
+    folder = fetch("Qwen/Qwen2.5-1.5B", None)
+    folder.name                                 # the commit
+
 The hub's own client downloads, asks again a few times where that can help, and takes nothing for whole that is not.
+A hub that is silent, refuses, or breaks off is a `UserError` with its remedy, and never a wait without an end.
 """
 
 import os
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,12 +79,12 @@ def _takes_connections() -> bool:
 
 
 @lru_cache
-def client() -> Any:
+def client() -> ModuleType:
     """The module `huggingface_hub`, with requests that end: some of its own would wait for a silent hub for ever."""
     import huggingface_hub
     from huggingface_hub.utils._http import default_client_factory  # has hooks that must stay
 
-    def bound(request: Any) -> None:
+    def bound(request: Any) -> None:  # of httpx or httpx2, by the version of the client
         limits = request.extensions.get("timeout", {})
         wait = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT
         parts = ("connect", "read", "write", "pool")

@@ -51,7 +51,8 @@ def held(folder: Path, name: str, report: Callable[[str], None]) -> Iterator[Non
     try:
         if lock.killed:
             report(f"{lock.killed} was killed; its lock on {folder} is taken over")
-        for inner in (folder, *_folders(folder), *_folders(folder / "vectors")):
+        root = folder.resolve()  # may be a link itself; none in it is followed
+        for inner in (root, *_folders(root), *_folders(root / "vectors")):
             remove_leftovers(inner)
         yield
     finally:

@@ -8,6 +8,7 @@ files by path and time and is no result.
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -475,6 +476,60 @@ def _(place: Place) -> None:
     (place.target / "config.json").write_bytes(b'{"model_type": "\xff"}')
 
 
+@case("text for a number", "num_attention_heads is '2' (input should be a valid integer)")
+def _(place: Place) -> None:
+    place.json("target/config.json", lambda c: c.update(num_attention_heads="2"))
+
+
+@case("an object for a number", "rms_norm_eps is {")
+def _(place: Place) -> None:
+    place.json("grpo/config.json", lambda c: c.update(rms_norm_eps={}))
+
+
+@case("JSON nested 100,000 deep", "config.json is not valid JSON")
+def _(place: Place) -> None:
+    (place.target / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+
+
+@case("a pipe for a configuration", "config.json is a pipe; expected a file")
+def _(place: Place) -> None:
+    (place.target / "config.json").unlink()
+    os.mkfifo(place.target / "config.json")
+
+
+@case("a pipe for weights", "model.safetensors is a pipe; expected a file")
+def _(place: Place) -> None:
+    (place.sft / "model.safetensors").unlink()
+    os.mkfifo(place.sft / "model.safetensors")
+
+
+@case("a pipe for a chat template", "chat_template.jinja is a pipe; expected a file")
+def _(place: Place) -> None:
+    os.mkfifo(place.target / "chat_template.jinja")
+
+
+@case("a pipe for the stop tokens", "generation_config.json is a pipe; expected a file")
+def _(place: Place) -> None:
+    (place.target / "generation_config.json").unlink()
+    os.mkfifo(place.target / "generation_config.json")
+
+
+@case("the same donor twice", "have the same weights, so that v is 0; name two checkpoints")
+def _(place: Place) -> list[str]:
+    return [f"families.micro.grpo.id={place.sft}"]
+
+
+@case("donors that are exchanged", "was trained by GRPO and GRPO donor")
+def _(place: Place) -> None:
+    for part, stage in (("sft", "grpo"), ("grpo", "sft")):
+        (place.root / part / "training.json").write_text(json.dumps({"stage": stage}))
+
+
+@case("a donor with another pre-tokenizer", "differ in their pre-tokenizer")
+def _(place: Place) -> None:
+    place.json("grpo/tokenizer.json", lambda t: t.update(pre_tokenizer={"type": "Whitespace"}))
+
+
 @case("a model that needs code of its own", "needs code of its own")
 def _(place: Place) -> None:
     code = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.Mine"}}
@@ -640,6 +695,11 @@ def _(place: Place) -> None:
     place.json("sft/tokenizer.json", lambda t: t["model"]["vocab"].update({"5": 6, "6": 5}))
 
 
+@case("a tokenizer in Latin-1", "tokenizer.json is not valid JSON")
+def _(place: Place) -> None:
+    (place.target / "tokenizer.json").write_bytes(b'{"model": "\xff"}')
+
+
 @case("more tokens than the embedding has rows", "rows")
 def _(place: Place) -> None:
     for part in ("target", "sft", "grpo"):
@@ -723,7 +783,7 @@ def _(place: Place) -> None:
     place.json("target/tokenizer_config.json", lambda t: t.update(chat_template=7))
 
 
-@case("a generation_config that is cut", "generation_config.json: cannot be read as JSON")
+@case("a generation_config that is cut", "generation_config.json is not valid JSON")
 def _(place: Place) -> None:
     (place.target / "generation_config.json").write_text("{")
 

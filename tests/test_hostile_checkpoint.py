@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.files import read_bytes, read_json, sha256_of_file
-from pipeline.weights import geometry, geometry_report
+from pipeline.weights import geometry
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
+from pipeline.weights.geometry_report import read_report
 from pipeline.weights.safetensors import read_header
 from pipeline.weights.vector import Vector, extract
 from tests import tiny
@@ -377,7 +378,7 @@ def a_socket(path: Path) -> None:
 
 KINDS = {"pipe": a_pipe, "device": a_device, "folder": Path.mkdir}
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-FILES += ["special_tokens_map.json", "chat_template.jinja", "training.json", "model.safetensors.index.json"]
+FILES += ["special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -390,6 +391,18 @@ def test_what_is_no_file_in_a_checkpoint_is_refused_and_not_waited_for(
         (model / "model.safetensors").unlink()
     KINDS[kind](model / file)
     assert f"{file} is a {kind}; expected a file" in refusal(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_record_of_training_that_is_no_file_says_nothing(model: Path, kind: str) -> None:
+    KINDS[kind](model / "training.json")
+    used(model)
+
+
+@pytest.mark.parametrize("text", ["[]", "", DEEP, '{"stage": 7}', '{"epochs": 3}', "\xff"])
+def test_a_record_of_training_by_another_tool_says_nothing(model: Path, text: str) -> None:
+    (model / "training.json").write_bytes(text.encode("latin-1"))
+    used(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -433,7 +446,7 @@ def test_a_vector_or_geometry_that_is_no_file_is_refused(tmp_path: Path, kind: s
     with pytest.raises(UserError, match=f"is a {kind}; expected a file"):
         Vector.open(tmp_path / "v")
     with pytest.raises(UserError, match=f"is a {kind}; expected a file"):
-        geometry_report.read_report(tmp_path / "v" / "geometry-0.json")
+        read_report(tmp_path / "v" / "geometry-0.json")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -479,7 +492,7 @@ def report(tmp_path: Path) -> Path:
     data = geometry.report(Vector.open(extract(grpo, sft, tmp_path / "v")), sft, [1.0], base=grpo)
     file = tmp_path / "geometry.json"
     file.write_text(json.dumps(data))
-    assert geometry_report.read_report(file) == data
+    assert read_report(file) == data
     return file
 
 
@@ -504,7 +517,7 @@ def report(tmp_path: Path) -> Path:
 def test_a_geometry_file_that_is_not_one_is_refused(report: Path, change: Callable[[Any], Any]) -> None:
     edit(report, change)
     with pytest.raises(UserError, match=r"geometry\.json: .*; run the stage 'extract' again") as caught:
-        geometry_report.read_report(report)
+        read_report(report)
     assert str(caught.value).isprintable()
 
 
@@ -512,4 +525,4 @@ def test_a_geometry_file_that_is_not_one_is_refused(report: Path, change: Callab
 def test_a_geometry_file_that_is_no_json_is_refused(report: Path, text: str) -> None:
     report.write_text(text)
     with pytest.raises(UserError, match="cannot be read .*; run the stage 'extract' again"):
-        geometry_report.read_report(report)
+        read_report(report)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.files import new_folder, replacing, write_file
 from pipeline.lock import held
@@ -79,6 +80,13 @@ def test_a_linked_folder_is_not_entered(tmp_path: Path) -> None:
     assert (results / "cells").is_symlink()
 
 
+def test_results_that_are_a_link_are_cleaned_where_they_are(tmp_path: Path) -> None:
+    left(WRITERS["folder"], tmp_path / "disk" / "cells" / "out")
+    (tmp_path / "results").symlink_to(tmp_path / "disk")
+    run(tmp_path / "results")
+    assert content(tmp_path) == {"results": str(tmp_path / "disk"), "disk": None, "disk/cells": None}
+
+
 def test_a_link_with_the_name_of_a_leftover_is_left_with_its_target(tmp_path: Path) -> None:
     results = tmp_path / "results"
     left(WRITERS["folder"], results / "out")
@@ -100,6 +108,50 @@ def test_a_link_inside_of_a_leftover_is_removed_and_its_target_stays(tmp_path: P
     (leftover / "link").symlink_to(precious)
     run(results)
     assert not leftover.exists() and (precious / "thesis").read_text() == "ten years"
+
+
+@pytest.mark.parametrize("mark", ["link", "pipe", "folder"])
+def test_a_folder_whose_mark_is_no_file_is_not_ours(mark: str, tmp_path: Path) -> None:
+    leftover = tmp_path / ".tmp-rv.out.ab12cd34"
+    leftover.mkdir()
+    (leftover / "thesis").write_text("ten years")
+    (tmp_path / "named").write_text("out")
+    place = leftover / ".reasoning-vectors"
+    {
+        "link": lambda: place.symlink_to(tmp_path / "named"),
+        "pipe": lambda: os.mkfifo(place),
+        "folder": place.mkdir,
+    }[mark]()
+    run(tmp_path)
+    assert (leftover / "thesis").read_text() == "ten years" and (tmp_path / "named").read_text() == "out"
+
+
+def test_a_writer_that_was_killed_before_it_marked_its_folder_leaves_nothing(tmp_path: Path) -> None:
+    early = f"def stop(*_): {STOP}\nfiles.fcntl.flock = stop\nfiles.write_file(out, b'half')"
+    left(early, tmp_path / "out")
+    (tmp_path / ".tmp-rv.out.ab12cd34").mkdir()  # a moment earlier still
+    run(tmp_path)
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("moment", ["marked", "locked"])
+def test_a_writer_whose_new_folder_is_taken_for_a_leftover_makes_another(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run removes leftovers just before the folder is marked, or just before it is locked."""
+    module, name = {"marked": (files.os, "open"), "locked": (files.fcntl, "flock")}[moment]
+    original, taken = getattr(module, name), []
+
+    def too_late(*arguments: object) -> object:
+        if not taken and list(tmp_path.iterdir()):
+            taken.extend(tmp_path.iterdir())
+            files.remove_leftovers(tmp_path)
+            assert not taken[0].exists()
+        return original(*arguments)
+
+    monkeypatch.setattr(module, name, too_late)
+    write_file(tmp_path / "file", b"x")
+    assert len(taken) == 1 and content(tmp_path) == {"file": b"x"}
 
 
 def test_an_earlier_result_survives_a_writer_that_was_killed_while_it_was_replaced(tmp_path: Path) -> None:

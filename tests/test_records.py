@@ -70,7 +70,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), new_folder(tmp_path / "cells" / "k") as folder:
         (folder / "half").write_text("written")
         raise RuntimeError
-    assert list((tmp_path / "cells").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_replaced_in_one_step_or_not_at_all(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:
     """The engine's options against the sizes of the model."""
     config: Mapping[str, Any] = model.config.get("text_config") or model.config
-    heads = config.get("num_attention_heads", 1)
-    key_value_heads = config.get("num_key_value_heads", heads)
+    heads = config.get("num_attention_heads") or 1
+    key_value_heads = config.get("num_key_value_heads") or heads
     workers = engine.tensor_parallel_size
     if heads % workers or (key_value_heads % workers and workers % key_value_heads):
         raise UserError(

@@ -3,7 +3,6 @@
 Nothing of it is in the key: two records of one key may differ here, and in nothing else but their times.
 """
 
-import hashlib
 import os
 import platform
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 from evals import sandbox
 from pipeline.config.schema import Config
-from pipeline.files import ROOT
+from pipeline.files import ROOT, sha256
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Cell
 from pipeline.records import Provenance
@@ -24,7 +23,7 @@ from pipeline.records import Provenance
 
 def chat_template_sha(tokenizer: Any) -> str:
     """sha256 of the text of the chat template, which lm-eval's results name likewise."""
-    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+    return sha256(tokenizer.chat_template.encode())
 
 
 def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_sha: str | None) -> Provenance:

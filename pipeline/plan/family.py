@@ -1,6 +1,5 @@
 """The checkpoints of one target and its donors, opened."""
 
-import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +9,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
 from pipeline.plan.sources import Sources
 from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.json_files import read_object
 from pipeline.weights.parts import PARTS_VERSION, Part
 
 ORIGIN = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -86,8 +86,5 @@ def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Digest of config.json without its origin, and the stop tokens of generation_config.json."""
     model = {k: v for k, v in checkpoint.config.items() if k not in ORIGIN}
     path = checkpoint.path / "generation_config.json"
-    try:
-        generation = json.loads(path.read_text()) if path.is_file() else {}
-        return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}
-    except (ValueError, AttributeError) as e:
-        raise UserError(f"{path}: cannot be read as JSON ({e}); fix it or download it again") from None
+    generation = read_object(path) if path.exists() else {}
+    return {"config": digest(model), "eos_token_id": generation.get("eos_token_id")}

@@ -11,7 +11,6 @@ unpacked when it is chosen.
 
 import base64
 import gzip
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import jinja2
 from pipeline.analysis.claims import read_claims, verdicts
 from pipeline.analysis.results import MARKS, Results, Row
 from pipeline.analysis.scores import CellScores, Doc
-from pipeline.files import write_file
+from pipeline.files import sha256, write_file
 from pipeline.records import Sample
 from pipeline.report.formats import as_html
 from pipeline.report.numbers import alpha_text
@@ -63,7 +62,7 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Path], out
         figures=[(p.stem, _CAPTIONS[p.stem], _base64(p.read_bytes())) for p in drawn if p.suffix == ".png"],
         marks=MARKS,
         script=script,
-        script_hash=_base64(hashlib.sha256(script.encode()).digest()),
+        script_hash=_base64(bytes.fromhex(sha256(script.encode()))),
         index=_base64(_packed([about for about, _ in packs])),
         packs=[_base64(_packed(documents)) for _, documents in packs],
     )

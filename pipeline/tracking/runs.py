@@ -5,13 +5,12 @@ a project is left alone (markers under results/wandb/logged). Only the summary i
 cells or other renderings are there.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.analysis.results import Results
 from pipeline.config.schema import Config
-from pipeline.files import digest
+from pipeline.files import digest, sha256_of_file
 from pipeline.manifest import PlannedCell
 from pipeline.tracking.summary import rendered
 
@@ -53,7 +52,7 @@ def runs_of(config: Config, results: Results) -> list[Run]:
             name = f"{family} {results.conditions[condition].label}"
             runs.append(Run(identity, identity, name, family, condition, tuple(cells)))
     if runs:
-        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in rendered(config)}
+        files = {path.name: sha256_of_file(path) for path in rendered(config)}
         identity = _id(results, SUMMARY, sorted(results.planned.values()))
         content = digest([sorted(cell.key for cell in results.cells.values()), files])
         runs.append(Run(identity, content, SUMMARY, SUMMARY, None))

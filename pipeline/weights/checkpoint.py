@@ -133,9 +133,14 @@ class Checkpoint:
 
     @functools.cached_property
     def stage(self) -> str | None:
-        """The stage of a donor recipe that trained this checkpoint, as its training.json says; None without one."""
-        file = self.path / "training.json"
-        stage = read_object(file).get("stage") if file.exists() else None
+        """The stage of a donor recipe that trained this checkpoint, as its training.json says; None without one.
+
+        Other tools may write a file of that name, so that one which is not ours says nothing.
+        """
+        try:
+            stage = read_object(self.path / "training.json").get("stage")
+        except (UserError, OSError):
+            return None
         return stage if isinstance(stage, str) else None
 
     def companions(self) -> list[Path]:

@@ -22,17 +22,9 @@ from pipeline.weights.description import Identity
 Shapes = Mapping[str, tuple[int, ...]]
 
 _NOT_COMPUTATION = {
-    *(
-        "transformers_version",
-        "_name_or_path",
-        "name_or_path",
-        "auto_map",
-        "torch_dtype",
-        "dtype",
-        "use_cache",
-    ),
-    *("output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id", "num_labels"),
-    *("problem_type", "initializer_range", "chunk_size_feed_forward", "pretraining_tp"),
+    *("transformers_version", "_name_or_path", "name_or_path", "auto_map", "torch_dtype", "dtype"),
+    *("use_cache", "output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id"),
+    *("num_labels", "problem_type", "initializer_range", "chunk_size_feed_forward", "pretraining_tp"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
     *("vocab_size", "tie_word_embeddings", "use_mrope"),  # vocabulary and head are compared by the tensors
 }
@@ -43,8 +35,9 @@ _SLIDING = {"sliding_window", "max_window_layers", "layer_types"}  # mean nothin
 class Model:
     """What is compared of a checkpoint, or of the donors that a vector was made from.
 
-    name: how messages call it.
-    rules: what cuts text into tokens, as `Tokenizer.rules`; empty for a vector, which does not record it.
+    Attributes:
+        name: how messages call it.
+        rules: what cuts text into tokens, as `Tokenizer.rules`; empty for a vector, which does not record it.
     """
 
     name: str
