@@ -177,6 +177,14 @@ def test_sign_flip_of_single_documents_is_mcnemar_s_test(gained: int, lost: int)
     assert (found.test, found.gained, found.lost) == ("McNemar", gained, lost)
 
 
+def test_unequal_strata_weigh_their_documents_in_the_test() -> None:
+    # Gains of weight 1/4 each and a loss of 1/40: as far as 0.475 go the four assignments with both gains alike.
+    strata = np.repeat([0, 1], [2, 20])
+    found = change(np.array([1.0, 1.0, -1.0] + [0.0] * 19), design(22, strata=strata))
+    assert found.value == pytest.approx(0.475)
+    assert (found.p, found.test) == (pytest.approx(4 / 8), "sign flip")
+
+
 def test_few_clusters_cannot_be_significant() -> None:
     assert smallest_p(5) > 0.05 > smallest_p(6)
     assert change(np.ones(500), design(500, clusters=np.repeat(np.arange(5), 100))).p == smallest_p(5)

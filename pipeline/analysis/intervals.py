@@ -16,6 +16,7 @@ from scipy.special import ndtri, stdtrit
 
 CONFIDENCE = 0.95
 Floats = NDArray[np.float64]
+Part = tuple[ArrayLike, ArrayLike]  # a variance and its degrees of freedom
 _ROUNDING = 1e-13  # a variance below this is zero: 10,000 documents of which one changed have 1e-8
 _STEPS = 40  # of bisection: to 1e-12
 
@@ -28,9 +29,6 @@ def student_quantile(freedom: ArrayLike, confidence: ArrayLike) -> Floats:
     """Two-sided quantile of Student's t; NaN where there are no degrees of freedom."""
     df = np.asarray(freedom, dtype=float)
     return np.where(df > 0, stdtrit(np.where(df > 0, df, 1.0), (1 + np.asarray(confidence)) / 2), np.nan)
-
-
-Part = tuple[ArrayLike, ArrayLike]  # a variance and its degrees of freedom
 
 
 def effective_size(

@@ -114,7 +114,7 @@ def change(
         high=scale * float(high),
         n=len(x),
         p=sign_flip(design.sums(x)) if freedom else math.nan,
-        test="sign flip" if design.clustered or not _ternary(x) else "McNemar",
+        test="McNemar" if _is_mcnemar(x, design) else "sign flip",
         gained=int((x > 0).sum()),
         lost=int((x < 0).sum()),
         detectable=scale * smallest.effect,
@@ -149,5 +149,7 @@ def _all_alike(x: Floats) -> bool:
     return bool((x == x[0]).all())
 
 
-def _ternary(x: Floats) -> bool:
-    return bool(np.isin(x, (-1.0, 0.0, 1.0)).all())
+def _is_mcnemar(x: Floats, design: Design) -> bool:
+    """Whether single documents with equal weights rise, fall or stay: then the sign-flip test is McNemar's."""
+    alike = not design.clustered and bool((design.sizes == design.sizes[0]).all())
+    return alike and bool(np.isin(x, (-1.0, 0.0, 1.0)).all())
