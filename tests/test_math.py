@@ -30,9 +30,17 @@ DOCUMENTS: dict[str, dict[str, Any]] = {  # one in the shape of each file, of th
     "73": {"Problem": "How long?", "Answer": 73, "Solution": "It is 73.", "ID": "2024-II-4"},
     "336^\\circ": {"problem": "Which angle?", "answer": "336^\\circ"},
     "27": {"id": 0, "problem": "How far?", "answer": 27.0, "question": "How far?"},
-    "4.5e33": {"problem": "How bright?", "solution": "\\boxed{1}, no, it is \\boxed{4.5e33} erg/s.", "idx": 1},
+    "4.5e33": {
+        "problem": "How bright?",
+        "solution": "\\boxed{1}, no, it is \\boxed{4.5e33} erg/s.",
+        "idx": 1,
+    },
     "$69$,$84$": {"question": "Which $n$?", "final_answer": ["$69$,$84$"], "answer_type": "Numerical"},
-    "\\frac{14}{3}": {"problem": "How much?", "solution": "$\\boxed{\\frac{14}{3}}$", "answer": "\\frac{14}{3}"},
+    "\\frac{14}{3}": {
+        "problem": "How much?",
+        "solution": "$\\boxed{\\frac{14}{3}}$",
+        "answer": "\\frac{14}{3}",
+    },
 }
 
 
@@ -112,7 +120,10 @@ DIFFERENT = [
     ("2.88e-19", "\\boxed{2.9 \\times 10^{-19}}"),
     ("2.88e-19", "\\boxed{0}"),
     (".0000672", "\\boxed{0.000067}"),
-    ("\\frac{1}{3} E_{1}+\\frac{2}{3} E_{2}", "\\boxed{\\frac{2}{3}}"),  # cannot be read: no number in it counts
+    (
+        "\\frac{1}{3} E_{1}+\\frac{2}{3} E_{2}",
+        "\\boxed{\\frac{2}{3}}",
+    ),  # cannot be read: no number in it counts
 ]
 
 
@@ -141,7 +152,9 @@ HOSTILE = [
 
 
 def test_hostile_answers_are_wrong_within_their_time_and_harm_no_other() -> None:
-    asked = [job for text in HOSTILE for job in (("7", text), (text[:9], f"\\boxed{{{text[:9]}}}"), ("7", "$7$"))]
+    asked = [
+        job for text in HOSTILE for job in (("7", text), (text[:9], f"\\boxed{{{text[:9]}}}"), ("7", "$7$"))
+    ]
     judged = math.judge(asked, cpu_seconds=1)
     assert [verdict.right for verdict in judged[::3]] == [False] * len(HOSTILE)
     assert [verdict.right for verdict in judged[2::3]] == [True] * len(HOSTILE)
@@ -174,7 +187,9 @@ def test_without_math_verify_there_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     judge = tmp_path / "judge.py"
     judge.write_text("raise ImportError('No module named math_verify')")
     monkeypatch.setattr(math, "JUDGE", judge)
-    with pytest.raises(UserError, match=r"cannot be judged.*No module named math_verify.*make setup") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot be judged.*No module named math_verify.*make setup"
+    ) as caught:
         math.judge([("1", "one")])
     assert "\n" not in str(caught.value)
 
@@ -240,10 +255,14 @@ def test_the_key_moves_with_the_scorer_and_what_it_is_made_of(
 
     before = key()
     plain = keys.code_fingerprint, keys._version
-    monkeypatch.setattr(keys, "code_fingerprint", lambda path: (path.name == "math_judge.py") or plain[0](path))
+    monkeypatch.setattr(
+        keys, "code_fingerprint", lambda path: (path.name == "math_judge.py") or plain[0](path)
+    )
     assert key() != before
     monkeypatch.setattr(keys, "code_fingerprint", plain[0])
-    monkeypatch.setattr(keys, "_version", lambda *names: "9" if names[0] == "math-verify" else plain[1](*names))
+    monkeypatch.setattr(
+        keys, "_version", lambda *names: "9" if names[0] == "math-verify" else plain[1](*names)
+    )
     assert key() != before
     monkeypatch.undo()
     assert key() == before

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config.explain import nearest, unknown_key
 from pipeline.config.schema import (
     DTYPES,
+    BenchmarkConfig,
     CheckpointConfig,
     ConditionConfig,
     Config,
@@ -19,6 +20,7 @@ from pipeline.config.schema import (
 from pipeline.errors import UserError
 
 LARGEST = 3.4e38  # of float32, in which α·v is taken
+LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to it
 
 
 def check_declared(node: Any, path: str = "") -> None:
@@ -169,6 +171,7 @@ def _check_numbers(config: Config) -> None:
         counts[f"benchmarks.{name}.limit"] = (b.limit, 1, 2**31)
         counts[f"benchmarks.{name}.max_gen_toks"] = (b.max_gen_toks, 1, 2**24)
         counts[f"benchmarks.{name}.num_fewshot"] = (b.num_fewshot, 0, 10_000)
+        counts[f"benchmarks.{name}.samples"] = (b.samples, 1, 2**16)
         if not 0 <= b.chance < 1:
             raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
     for where, (value, least, most) in counts.items():
@@ -177,6 +180,8 @@ def _check_numbers(config: Config) -> None:
             raise UserError(f"{where}: expected {expected}, found {value}")
         if value is not None and value > most:
             raise UserError(f"{where}: expected at most {most}, found {value}")
+    for name, b in config.benchmarks.items():
+        _check_sampling(f"benchmarks.{name}", b)
     if not 0 < engine.gpu_memory_utilization <= 1:
         raise UserError(
             "engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found"
@@ -184,6 +189,21 @@ def _check_numbers(config: Config) -> None:
         )
     if engine.kv_cache_gb is not None and not 0 < engine.kv_cache_gb < 1e6:
         raise UserError(f"engine.kv_cache_gb: expected a size above 0, found {engine.kv_cache_gb}")
+
+
+def _check_sampling(where: str, b: BenchmarkConfig) -> None:
+    if b.temperature != 0 and not LEAST_TEMPERATURE <= b.temperature <= 2:
+        raise UserError(
+            f"{where}.temperature: expected 0 (greedy), or {LEAST_TEMPERATURE} to 2, found {b.temperature}"
+        )
+    if not 0 < b.top_p <= 1:
+        raise UserError(f"{where}.top_p: expected a share above 0 and at most 1, found {b.top_p}")
+    for key, found, default in (("samples", b.samples, 1), ("top_p", b.top_p, 1)):
+        if found != default and not b.temperature:
+            raise UserError(
+                f"{where}.{key}={found}: at temperature 0 every answer is the likeliest; set {where}.temperature,"
+                f" such as 0.6, or leave {key} out"
+            )
 
 
 def _check_paths(config: Config) -> None:

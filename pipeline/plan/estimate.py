@@ -3,7 +3,7 @@
     print(describe(config, make_grid(config), pinned(config)))
 
 Sizes of checkpoints are asked of the hub, or come from `size_gb` in conf/family where it does not answer. GPU hours are
-documents × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
+answers × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
 says so. Documents and the answers of a cell are counted from conf/benchmark; shared cells count once.
 """
 
@@ -60,6 +60,8 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
         f"{config.name}: {len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.tasks)} benchmarks ="
         f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
     ]
+    if any(task.config.samples > 1 for task in every):
+        lines[0] += f", {sum(map(_answers, every)):,} answers"
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
     uncounted = sorted({task.benchmark for task in grid.tasks if not _documents(task)})
@@ -160,6 +162,10 @@ def _documents(task: Task) -> int:
     return min((n for n in (task.config.dataset.documents, limit) if n is not None), default=0)
 
 
+def _answers(task: Task) -> int:
+    return _documents(task) * task.config.samples
+
+
 def _tokens(benchmark: BenchmarkConfig) -> int:
     if benchmark.metric.startswith("acc"):
         return SCORED_TOKENS
@@ -178,7 +184,7 @@ def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
 
 
 def _gpu_hours(config: Config, cells: dict[str, list[Task]]) -> str:
-    tokens = {f: sum(_documents(task) * _tokens(task.config) for task in c) for f, c in cells.items()}
+    tokens = {f: sum(_answers(task) * _tokens(task.config) for task in c) for f, c in cells.items()}
     speeds = {name: config.families[name].tokens_per_second for name in cells}
     hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
     unknown = [name for name, speed in speeds.items() if not speed]
