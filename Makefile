@@ -67,10 +67,11 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
+SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
-	$(BIN)/python -m pipeline experiment=paper name=paper_sweep conditions=sweep $(ARGS)
+	$(BIN)/python -m pipeline experiment=paper name=$(SWEPT)_sweep conditions=sweep $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
 	$(BIN)/python -m pipeline apply $(ARGS)
@@ -107,11 +108,10 @@ bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides i
 .bench/mergekit:
 	$(BIN)/pip install -q --no-deps --target $@ mergekit==0.1.5 immutables==0.21 sentencepiece==0.2.3
 
-test: .venv/.done ## lint, types and tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not kill" $(ARGS)
+# Tests run in two processes, whole files in each; an engine takes up to 2 GB.
+WORKERS ?= 2
+test: lint ## lint, types and tests; WORKERS=4 for more processes than two, ARGS="-k name" for a part
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not kill" $(ARGS)
 
 test-slow: .venv/.done ## the slow tier of the tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -123,7 +123,13 @@ fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes ea
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
 
 lint: .venv/.done ## ruff and mypy alone
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --num-workers $(WORKERS)
+
+format: .venv/.done ## sort the imports and format the code, as lint asks for
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
 
 # CUDA's first: it pins more. The CPU's is held to it, so that every package of both has one version.
 LOCK = $(BIN)/uv pip compile pyproject.toml --python-version 3.11 --no-header --no-annotate -q \
@@ -136,4 +142,4 @@ lock: .venv/.done ## resolve requirements/gpu.txt and cpu.txt again: from metada
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: OTHER_BUILD help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint lock clean
+.PHONY: OTHER_BUILD help setup demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean

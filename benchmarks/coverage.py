@@ -14,35 +14,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtri, stdtrit
 
+from benchmarks.draws import Array, beta, by_document, crossed_differences, draw
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, design, robust_variance
 from pipeline.analysis.paired import change, score
 from pipeline.analysis.persistence import decide, persistence, share_left
 from pipeline.analysis.power import detectable
-from pipeline.analysis.repeats import crossed_variance, p_value
+from pipeline.analysis.repeats import crossed_variance, mean_score, p_value
 from pipeline.analysis.signflip import sign_flip
 
 CLUSTERS, SIZES = (3, 4, 6, 11, 27), (8, 40, 240)
 DISCORDANCE, CORRELATION = (0.005, 0.02, 0.1, 0.3), (0.0, 0.05, 0.2)
 LEANING = {"no effect": 0.0, "3 gains to 1 loss": 0.5, "gains alone": 1.0}
 LEVEL, HOLM_TESTS = 0.05, 40
-Array = Any  # arrays of floats
-
-
-def draw(
-    rng: np.random.Generator, experiments: int, sizes: Array, gain: float, loss: float, rho: float
-) -> Array:
-    """Counts (experiments, clusters, 2) of gained and lost documents."""
-    effect = rng.standard_normal((experiments, len(sizes), 1)) * np.sqrt(rho)
-    cuts = np.array([ndtri(1 - gain), -ndtri(loss)])  # of a gain, and of a loss seen from the other side
-    chances = ndtr((effect * [1, -1] - cuts) / np.sqrt(1 - rho))
-    chances = np.concatenate([chances, 1 - chances.sum(axis=-1, keepdims=True)], axis=-1)
-    return rng.multinomial(np.broadcast_to(sizes, effect.shape[:2]), np.clip(chances, 0, 1))[..., :2]
 
 
 def shares(discordance: float, leaning: float) -> tuple[float, float]:
@@ -218,7 +206,7 @@ def documents(experiments: int) -> Iterator[str]:
 
 
 def scores(experiments: int) -> Iterator[str]:
-    """A single mean score: Wilson's interval at the effective size, in strata and in clusters."""
+    """A single mean score: Agresti and Coull's interval at the effective size, in strata and in clusters."""
     rng = np.random.default_rng(5)
     experiments = min(experiments, 1000)
     yield from table(
@@ -247,24 +235,22 @@ def scores(experiments: int) -> Iterator[str]:
 def strata(experiments: int) -> Iterator[str]:
     """A paired difference over fixed strata with effects of their own (BBH's main number)."""
     rng = np.random.default_rng(6)
-    experiments = min(experiments, 1000)
-    yield from table("strata", "documents in each", "coverage", "false stars, most")
+    yield from table("strata", "documents in each", "coverage", "false stars")
     for groups, size in product((4, 27), (9, 100, 240)):
         sizes = np.maximum(2, (size * np.linspace(0.6, 1.4, groups)).astype(int))
         plan = design(int(sizes.sum()), strata=np.repeat(np.arange(groups), sizes))
         found, stars = [], []
         for discordance, leaning, wave in product((0.02, 0.1, 0.3), (0.0, 0.5), (0.0, 1.0)):
             effect = discordance * np.clip(leaning + wave * np.cos(np.arange(groups)), -1, 1)
-            inside = starred = 0
-            for _ in range(experiments):
-                gains = rng.binomial(sizes, (discordance + effect) / 2)
-                losses = rng.binomial(sizes - gains, np.clip((discordance - effect) / 2, 0, 1))
-                got = change(_differences(sizes, gains, losses), plan, level=None)
-                inside += got.low <= effect.mean() <= got.high
-                starred += got.p < LEVEL
-            found.append(inside / experiments)
-            if not leaning and not wave:
-                stars.append(starred / experiments)
+            up, down = (discordance + effect) / 2, (discordance - effect) / 2
+            chances = np.stack([up, down, 1 - up - down], axis=-1)
+            counts = rng.multinomial(np.broadcast_to(sizes, (experiments, groups)), chances)
+            mean = ((counts[..., 0] - counts[..., 1]) / sizes).mean(axis=-1)
+            square = ((counts[..., 0] + counts[..., 1]) / sizes).mean(axis=-1)
+            found.append(covered(intervals.paired(mean, square, plan.effective), float(effect.mean())))
+            if discordance == 0.1 and not leaning and not wave:
+                p = [sign_flip(plan.sums(by_document(sizes, c[:, 0], c[:, 1]))) for c in counts[:400]]
+                stars.append(float(np.mean(np.array(p) < LEVEL)))
         yield row(groups, f"{sizes.min()} to {sizes.max()}", span(found), percent(max(stars)))
 
 
@@ -273,20 +259,22 @@ def seeds(experiments: int) -> Iterator[str]:
     rng, n = np.random.default_rng(7), 300
     experiments = min(experiments, 1000)
     blocks = design(n).blocks
-    yield from table("seeds", "ours", "false stars, most", "documents alone", "bootstrap of both")
+    heads = ("ours", "false stars, most", "documents alone", "bootstrap of both", "mean score over families")
+    yield from table("seeds", *heads)
     for k in (2, 3, 5, 10):
         ours, stars, alone, bootstrap = [], [], [], []
         for discordance, of_seed, shared in product((0.02, 0.1, 0.3), (0.0, 1.0, 3.0), (0.5, 0.95)):
-            x = _crossed(rng, experiments, k, n, discordance, of_seed, shared)
+            x = crossed_differences(rng, experiments, k, n, discordance, of_seed, shared)
             parts = crossed_variance(x / n, blocks)
-            by_document = x.mean(axis=1)
-            mean, square = by_document.mean(axis=-1), np.square(by_document).mean(axis=-1)
+            typical = x.mean(axis=1)
+            mean, square = typical.mean(axis=-1), np.square(typical).mean(axis=-1)
             size = intervals.effective_size(square - mean**2, parts, n, 0.95)
             ours.append(covered(intervals.paired(mean, square, size), 0.0))
             stars.append(float(np.mean(p_value(mean, square, parts, n) < LEVEL)))
             alone.append(covered(intervals.paired(mean, square, n), 0.0))
             bootstrap.append(_bootstrap_coverage(rng, x[:300]))
-        yield row(k, span(ours), percent(max(stars)), span(alone), span(bootstrap))
+        entries = (span(ours), percent(max(stars)), span(alone), span(bootstrap))
+        yield row(k, *entries, span(_family_coverage(rng, k, n)))
 
 
 def power(experiments: int) -> Iterator[str]:
@@ -312,7 +300,7 @@ def power(experiments: int) -> Iterator[str]:
         sizes = np.full(groups, size)
         plan = design(int(sizes.sum()), clusters=np.repeat(np.arange(groups), sizes))
         counts = draw(rng, 60, sizes, discordance / 2, discordance / 2, rho)
-        said = [change(_differences(sizes, c[:, 0], c[:, 1]), plan).detectable for c in counts]
+        said = [change(by_document(sizes, c[:, 0], c[:, 1]), plan).detectable for c in counts]
         effect = float(np.median(said))
         total = max(discordance, effect)
         drawn = Clustered(
@@ -331,7 +319,7 @@ def persisting(experiments: int) -> Iterator[str]:
     """The share of a gain that is left: its interval, and the words that are said of it."""
     rng = np.random.default_rng(9)
     experiments = min(experiments, 500)
-    words = ("yes", "in part", "no", "cannot tell", "no gain")
+    words = ("yes", "at least in part", "in part", "no", "cannot tell", "no gain")
     yield from table("documents", "gain", "left", "share covered", *words)
     for n, gain, left in product((300, 1319), (0.1, 0.3), (1.0, 0.5, 0.0)):
         plan, inside, said = design(n), 0, {word: 0 for word in words}
@@ -351,49 +339,30 @@ def persisting(experiments: int) -> Iterator[str]:
         )
 
 
-def beta(rng: np.random.Generator, mean: float, spread: float, size: int) -> Array:
-    """Skills of groups around a mean; ``spread`` is the correlation of two documents of one group."""
-    if not spread:
-        return np.full(size, mean)
-    strength = (1 - spread) / spread
-    return rng.beta(mean * strength, (1 - mean) * strength, size)
-
-
-def _differences(sizes: Array, gains: Array, losses: Array) -> Array:
-    """Differences by document, clusters one after the other."""
-    counts = np.stack([gains, losses, sizes - gains - losses], axis=-1)
-    return np.repeat(np.tile([1.0, -1.0, 0.0], len(sizes)), counts.ravel())
-
-
-def _crossed(
-    rng: np.random.Generator,
-    experiments: int,
-    k: int,
-    n: int,
-    discordance: float,
-    of_seed: float,
-    shared: float,
-) -> Array:
-    """Differences (experiments, k, n): seeds shift the balance by ``of_seed`` standard errors of a mean."""
-    latent = np.sqrt(shared) * rng.standard_normal((experiments, 1, n))
-    latent = latent + np.sqrt(1 - shared) * rng.standard_normal((experiments, k, n))
-    shift = rng.standard_normal((experiments, k, 1)) * of_seed * np.sqrt(discordance / n)
-    shift = np.clip(shift, -discordance, discordance) / 2
-    up = -ndtri(np.maximum(discordance / 2 + shift, 1e-12))
-    down = -ndtri(np.maximum(discordance / 2 - shift, 1e-12))
-    return (latent > up) * 1.0 - (latent < -down) * 1.0
-
-
 def _bootstrap_coverage(rng: np.random.Generator, x: Array, draws: int = 400) -> float:
     """The percentile interval of means over seeds and documents, both drawn again with replacement."""
     experiments, k, n = x.shape
-    by_seed = rng.multinomial(k, np.full(k, 1 / k), draws) / k
-    by_document = rng.multinomial(n, np.full(n, 1 / n), draws) / n
+    of_seeds = rng.multinomial(k, np.full(k, 1 / k), draws) / k
+    of_documents = rng.multinomial(n, np.full(n, 1 / n), draws) / n
     inside = 0
     for one in x:
-        means = np.einsum("bk,kb->b", by_seed, one @ by_document.T)
+        means = np.einsum("bk,kb->b", of_seeds, one @ of_documents.T)
         inside += np.quantile(means, 0.025) <= 0 <= np.quantile(means, 0.975)
     return inside / experiments
+
+
+def _family_coverage(rng: np.random.Generator, k: int, n: int, experiments: int = 300) -> list[float]:
+    """Coverage of `mean_score` by k families that differ in skill, on documents that differ in difficulty."""
+    plan, found = design(n), []
+    for level, of_family, shared in product((0.1, 0.5, 0.9), (0.0, 0.05, 0.3), (0.0, 0.5)):
+        threshold, inside = float(ndtri(level)) * np.sqrt(1 + of_family**2), 0
+        for _ in range(experiments):
+            latent = np.sqrt(shared) * rng.standard_normal(n) + of_family * rng.standard_normal((k, 1))
+            latent = latent + np.sqrt(1 - shared) * rng.standard_normal((k, n))
+            got = mean_score((latent < threshold) * 1.0, plan)
+            inside += got.low <= level <= got.high
+        found.append(inside / experiments)
+    return found
 
 
 # ---- Markdown ----
@@ -432,7 +401,7 @@ PARTS: dict[str, Callable[[int], Iterator[str]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage")
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (all)")
-    parser.add_argument("--experiments", type=int, default=2000, help="in each cell (2000)")
+    parser.add_argument("--experiments", type=int, default=3000, help="in each cell (3000)")
     given = parser.parse_args()
     if unknown := [name for name in given.parts if name not in PARTS]:
         parser.error(f"no part {', '.join(unknown)}; choose from {', '.join(PARTS)}")

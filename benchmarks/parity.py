@@ -36,7 +36,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.tasks import task_manager
 from pipeline.files import ROOT
-from pipeline.plan.grid import Task
+from pipeline.plan.grid import Benchmark
 from pipeline.records import read_record
 from pipeline.stages import prepare
 
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
     config = changed(config, benchmarks=config.benchmarks | benchmarks)
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.tasks, index, model, data, work, config.engine.dtype, asked)
+    theirs = stock_rows(plan.benchmarks, index, model, data, work, config.engine.dtype, asked)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
         assert record is not None
         ours: Rows = {}
         for sample in record.samples():
-            ours.setdefault(cell.task.config.task.format(subtask=sample["subtask"]), []).append(sample)
+            ours.setdefault(cell.benchmark.config.task.format(subtask=sample["subtask"]), []).append(sample)
         differing += sum(compare(task, rows, theirs[task]) for task, rows in ours.items())
     print("every prompt and score is equal" if differing == 0 else f"{differing} documents differ")
     return 1 if differing else 0
@@ -148,7 +148,7 @@ def stock_name(task: str) -> str:
 
 
 def stock_rows(
-    tasks: list[Task],
+    tasks: list[Benchmark],
     index: dict[str, Any],
     model: Path,
     data: Path,
@@ -212,7 +212,7 @@ def read_rows(folder: Path, name: str, metrics: list[str]) -> list[dict[str, Any
     return [rows[i] for i in sorted(rows)]
 
 
-def boxed(task: Task, data: Path, folder: Path) -> Path:
+def boxed(task: Benchmark, data: Path, folder: Path) -> Path:
     """A benchmark's documents in the shape that hendrycks_math500 reads: with the gold answer boxed in a solution."""
     split = load(vars(task.config.dataset), str(data))[task.config.dataset.split]
     rows = [{"problem": math.question(row), "solution": f"\\boxed{{{math.gold(row)}}}"} for row in split]
@@ -221,7 +221,7 @@ def boxed(task: Task, data: Path, folder: Path) -> Path:
     return path
 
 
-def local_task(task: Task, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:
+def local_task(task: Benchmark, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:
     """The stock task, taken by `include`, with its documents from `data`."""
     dataset = task.config.dataset
     files = {

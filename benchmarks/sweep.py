@@ -26,7 +26,7 @@ from pipeline.config.schema import EngineConfig
 from pipeline.engine.engine import prepare_environment
 from pipeline.evaluate.tasks import task_manager
 from pipeline.files import ROOT
-from pipeline.plan.grid import Task
+from pipeline.plan.grid import Benchmark
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Plan
 from pipeline.records import read_record
@@ -84,7 +84,7 @@ def our_scores(plan: Plan) -> Scores:
         assert record is not None
         rows: dict[str, list[float]] = {}
         for sample in record.samples():
-            rows.setdefault(cell.task.config.task.format(subtask=sample["subtask"]), []).append(
+            rows.setdefault(cell.benchmark.config.task.format(subtask=sample["subtask"]), []).append(
                 sample["score"]
             )
         for task, found in rows.items():
@@ -103,7 +103,7 @@ def stock_scores(plan: Plan, work: Path, options: dict[str, Any]) -> tuple[list[
     definitions, metrics = work / "tasks", {}
     definitions.mkdir(parents=True)
     index = task_manager().task_index
-    for task in plan.tasks:
+    for task in plan.benchmarks:
         for subtask in task.subtasks:
             name = task.config.task.format(subtask=subtask)
             metrics[name] = task.config.metric
@@ -135,9 +135,9 @@ def stock_scores(plan: Plan, work: Path, options: dict[str, Any]) -> tuple[list[
     return seconds, scores
 
 
-def definition(plan: Plan, task: Task, subtask: str | None, stock: Any) -> dict[str, Any]:
+def definition(plan: Plan, task: Benchmark, subtask: str | None, stock: Any) -> dict[str, Any]:
     """The task file for `lm_eval`: the stock task with the benchmark's changes, token limit and documents."""
-    folder = Path(str(plan.config.data.folder)).resolve()
+    folder = Path(str(task.folder)).resolve()
     own = local_task(task, subtask, stock.name, stock.yaml_path, folder) | task.config.changes
     limit = {"max_gen_toks": task.config.max_gen_toks} if task.config.max_gen_toks else {}
     kwargs = stock.cfg.get("generation_kwargs")

@@ -42,7 +42,7 @@ def measure(overrides: list[str]) -> dict[str, Any]:
         started = time.perf_counter()
         extract(plan, lambda line: None)
         extracted = time.perf_counter() - started
-        cells = [c for c in plan.cells if c.condition.name == "baseline" and c.task.perturbation is None]
+        cells = [c for c in plan.cells if c.condition.name == "baseline" and c.benchmark.perturbation is None]
         started = time.perf_counter()
         runner = Runner(plan)
         engine = runner._engine(cells[0].family)
@@ -114,7 +114,7 @@ def timed_bare(lm: Any, results: Path, cells: list[Cell]) -> float:
         assert record is not None
         prompts = [TokensPrompt(prompt_token_ids=lm.tok_encode(s["prompt"])) for s in record.samples()]
         stops = ["Question:", "</s>", "<|im_end|>", "Q:"]
-        limit = cell.task.config.max_gen_toks
+        limit = cell.benchmark.config.max_gen_toks
         batches.append((prompts, SamplingParams(temperature=0, max_tokens=limit, stop=stops)))
     lm.model.reset_prefix_cache()
     started = time.perf_counter()

@@ -4,31 +4,37 @@
     verdicts = run([program])
 
 Two processes share one sandbox for each program (`sandbox_child.py`). The *candidate* holds the program and
-serves calls over a pipe; the *checker* holds the tests and calls the program through that pipe. Only plain
-values come back. After the tests returned, the checker writes a token that this module drew for this one
-program: the token is the verdict, an exit status never is. Tests and token reach the checker after the
-candidate was forked off, so nothing in the candidate's memory, frames, environment or descriptors knows them,
-and an object that claims to equal everything never takes part in a comparison.
+serves calls over a pipe; the *checker* holds the tests and calls the program through that pipe. What comes
+back is rebuilt by the checker as plain data (`sandbox_protocol.py`), and compared by the checker's own code.
+After the tests returned, the checker writes a token that this module drew for this one program: the token is
+the verdict, an exit status never is. Tests and token reach the checker after the candidate was forked off, so
+nothing in the candidate's memory, frames, environment or descriptors knows them, and an object that claims to
+equal everything never takes part in a comparison.
 
 In force at the levels `bubblewrap` and `namespaces`:
 
 - own user, mount, pid, network, ipc and uts namespaces; no capabilities, no new privileges;
 - no network, not even the host's loopback;
 - a root that holds nothing but the system's libraries, the interpreter, numpy and the checker, read-only: no
-  home, no results, no /proc, no device but /dev/null; a private /tmp of limited size; four constants as
-  environment;
+  home, no results, no /proc, no device but /dev/null; a private /tmp for so many bytes and files; four
+  constants as environment;
 - limits on CPU time, wall time, memory, file size, open files and output; no core dumps;
+- a list of the system calls that a program may make (`sandbox_seccomp.py`): others do not exist for it, such as
+  those for keyrings, for memory that no limit counts and for the mode and owner of a file;
 - one process with one thread: a program that asks for another, for a socket, or to signal or trace a
-  process is killed on the spot (seccomp);
-- everything dies with its namespace: at the limit, at the verdict, and when the evaluating process dies.
+  process is killed on the spot;
+- everything dies with its namespace: at the limit, at the verdict, at an interrupt, and when the evaluating
+  process dies.
 
-Level `none` keeps the two processes, the limits and seccomp, but shares files with the user, whose files a
-program can then read and write (and root's program the token). It is refused unless explicitly allowed.
+Level `none` keeps the two processes, the limits on each process, the list of system calls and the loss of
+capabilities, but shares files with the user: what he can read and write, the memory of his other processes in
+/proc among it, a program can. It is refused unless explicitly allowed.
 
 Not covered: bugs of the kernel; side channels; machines without seccomp, or neither x86_64 nor aarch64 (they
-have no level at all). The token proves that the tests returned, not that the tests are good. Different from
-program and tests in one interpreter: the tests do not see changes made in place to an argument, cannot hand
-functions of their own to the program, and get no arrays from it (a numpy scalar is a number).
+have no level at all). Under bubblewrap the files in /tmp are counted twenty times a second, so that a program
+may make more of them before it is ended. The token proves that the tests returned, not that the tests are good.
+Different from program and tests in one interpreter: the tests do not see changes made in place to an argument,
+cannot hand functions of their own to the program, and get no arrays from it (a numpy scalar is a number).
 """
 
 import contextlib

@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -26,7 +27,7 @@ from evals import sandbox_seccomp
 from evals.sandbox_protocol import decode, encode, receive, send
 from evals.sandbox_seccomp import prctl
 
-sys.path.pop()  # of this project a program can import nothing more
+sys.path.pop()  # programs do not look there
 
 
 def limit(limits: dict[str, Any]) -> None:
@@ -107,6 +108,7 @@ class Checker:
 
     def __init__(self, pid: int, requests: int, answers: int, limits: dict[str, Any]) -> None:
         self.pid, self.requests, self.answers, self.limits = pid, requests, answers, limits
+        os.set_blocking(requests, False)
         self.verdict = os.dup(1)
         null = os.open("/dev/null", os.O_WRONLY)
         os.dup2(null, 1)  # what the tests print is no verdict
@@ -150,22 +152,22 @@ class Checker:
         }
         self.finish("failed", reasons.get(number, f"the program was ended by signal {number}"))
 
-    def wait(self) -> None:
-        """Until the candidate has sent something. No mount option of bubblewrap limits the files in /tmp."""
-        most = self.limits["files"]
-        while True:
-            if self.limits["own_tmp"] and files_in_tmp() > most:
+    def wait(self, reading: Sequence[int] = (), writing: Sequence[int] = ()) -> None:
+        """Until the candidate has sent or taken something. No option of bubblewrap limits the files in /tmp."""
+        ready = False
+        while not ready:
+            if self.limits["own_tmp"] and files_in_tmp() > self.limits["files"]:
                 os.kill(self.pid, signal.SIGKILL)
-                self.finish("failed", f"the program made more than {most} files")
-            if select.select([self.answers], [], [], 0.05)[0]:
-                return
+                self.finish("failed", f"the program made more than {self.limits['files']} files")
+            ready = any(select.select(reading, writing, (), 0.05))
 
     def ask(self, *question: Any) -> Any:
         """The candidate's answer; what it raised is raised here as the nearest built-in exception."""
         frame = encode(question, number_of)
         try:
-            send(self.requests, frame)
-            match decode(receive(self.answers, self.wait), lambda number: Remote(self, number)):
+            send(self.requests, frame, lambda: self.wait(writing=[self.requests]))
+            answer = receive(self.answers, lambda: self.wait(reading=[self.answers]))
+            match decode(answer, lambda number: Remote(self, number)):
                 case ("ok", value):
                     return value
                 case ("error", str(name), str(known), str(message)):

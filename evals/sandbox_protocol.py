@@ -27,10 +27,11 @@ BASES: tuple[Any, ...] = (int, float, complex, str, bytes, bytearray, list, tupl
 TYPES = {kind.__name__: kind for kind in (bool, range, *BASES)}
 
 
-def send(fd: int, frame: bytes) -> None:
-    """Write one frame. Raises BrokenPipeError if the other side has ended."""
+def send(fd: int, frame: bytes, wait: Callable[[], None] = lambda: None) -> None:
+    """Write one frame; `wait` is called before each write. Raises BrokenPipeError if the other side has ended."""
     data = memoryview(struct.pack("Q", len(frame)) + frame)
     while data:
+        wait()
         data = data[os.write(fd, data) :]
 
 

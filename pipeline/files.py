@@ -21,7 +21,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,8 +179,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(path) as scratch:
+    with _folder_of(path), _scratch(path) as scratch:
         write_synced(scratch / "new", data)
         os.replace(scratch / "new", path)
         sync(path.parent)
@@ -192,8 +191,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 
     If `final` has appeared in the meantime it stays, and the new folder is dropped.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(final) as scratch:
+    with _folder_of(final), _scratch(final) as scratch:
         new = scratch / "new"
         new.mkdir()
         yield new
@@ -224,7 +222,7 @@ def replacing(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     check(out)
     with contextlib.ExitStack() as stack:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_folder_of(out))
             remove_leftovers(out.parent, of=out.name)
             scratch = stack.enter_context(_scratch(out))
         except OSError as error:
@@ -275,7 +273,32 @@ def move_away(results: Path, damaged: Path) -> Path:
     return away / damaged.name
 
 
-# Scratch folders
+# Folders, and the scratch folders in them
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder where there is none, and return the folders that were made for it, the innermost first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, until one is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+@contextmanager
+def _folder_of(out: Path) -> Iterator[None]:
+    """Make the folder in which `out` is to be, and remove it again if the block fails."""
+    made = make_folder(out.parent)
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[s
         name: hub id.
         revision: branch, tag or commit; None is main.
         kind: "model" or "dataset".
-        patterns: files that are wanted; None is all.
+        patterns: which files; None is all.
 
     Raises:
         UserError: if the hub does not give it, with the remedy.

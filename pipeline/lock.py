@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.errors import UserError
-from pipeline.files import open_regular, remove_leftovers
+from pipeline.files import make_folder, open_regular, remove_empty, remove_leftovers
 
 POLL = 0.5  # seconds between two looks at a lock that another run holds
 
@@ -82,7 +82,7 @@ class _Lock:
         """Wait for the lock; whether the file system has locks at all."""
         told = None
         while True:
-            self._make_folder()
+            self.made = make_folder(self.folder) or self.made
             self._check_file()
             try:
                 self._lock.acquire()
@@ -115,14 +115,7 @@ class _Lock:
             if self._file is not None and os.path.samestat(self._file, os.lstat(self.path)):
                 self.path.unlink()
         self._lock.release()
-        with contextlib.suppress(OSError):
-            for folder in self.made:
-                folder.rmdir()  # a run that ended before it wrote anything leaves nothing
-
-    def _make_folder(self) -> None:
-        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.made = made or self.made
+        remove_empty(self.made)  # a run that ended before it wrote anything leaves nothing
 
     def _check_file(self) -> None:
         """Refuse what would be changed or removed in the belief that it is a lock file."""

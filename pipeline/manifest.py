@@ -72,6 +72,7 @@ class ConditionEntry:
     terms: tuple[TermEntry, ...]
     prompt: str
     role: str  # main, control or sweep
+    origin_label: str = ""  # of that condition of the configuration
 
     @property
     def kind(self) -> str:
@@ -188,13 +189,15 @@ def _upgraded(name: str, old: dict[str, Any]) -> dict[str, Any]:
     term = {"alpha": old["alpha"], "family": None, "part": part, "seed": old["seed"]}
     seeded = old["seed"] is not None
     row = name.removesuffix(f"-s{old['seed']}") if seeded else name
+    row_label = old["label"].removesuffix(f" (seed {old['seed']})") if seeded else old["label"]
     return {
         "label": old["label"],
         "origin": "alpha" if old["role"] == "sweep" else row,
         "row": row,
-        "row_label": old["label"].removesuffix(f" (seed {old['seed']})") if seeded else old["label"],
+        "row_label": row_label,
         "start": "target" if added else old["weights"],
         "terms": [term] if added else [],
         "prompt": old["prompt"],
         "role": old["role"],
+        "origin_label": "α" if old["role"] == "sweep" else row_label,
     }

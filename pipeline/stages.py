@@ -6,7 +6,6 @@ render    tables, figures and the report, from records alone    → paper_tables
 track     W&B runs, from records alone                          → the W&B server, or results/wandb/
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -76,7 +75,12 @@ def run(config: Config, report: Report = print) -> None:
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
         _check_machine(config)
-    only_reads = stages == [Stage.render] and manifest_path(Path(config.results), config.name).exists()
+    path = manifest_path(Path(config.results), config.name)
+    if not {Stage.extract, Stage.evaluate} & set(stages) and not path.exists():
+        raise UserError(
+            f"{path}: nothing has been run under this name; run `python -m pipeline experiment=…` first, or set name"
+        )
+    only_reads = stages == [Stage.render]
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         try:
             _run(config, stages, report)
@@ -102,7 +106,7 @@ def _check_machine(config: Config) -> None:
 
 def _run(config: Config, stages: list[Stage], report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
-    if Stage.extract in stages or Stage.evaluate in stages or not path.exists():
+    if Stage.extract in stages or Stage.evaluate in stages:
         if Stage.evaluate in stages and config.launcher.address is not None:
             from pipeline.evaluate.cluster import connect
 
@@ -172,7 +176,7 @@ def _as_planned(config: Config, manifest: Manifest, path: Path) -> str:
     grid = make_grid(config)
     asked: dict[str, Mapping[str, Any]] = {
         "families": dict.fromkeys(grid.families),
-        "benchmarks": {task.name: task.entry() for task in grid.tasks},
+        "benchmarks": {task.name: task.entry() for task in grid.benchmarks},
         "conditions": {c.name: c.entry() for c in grid.conditions},
     }
     differs = [
@@ -192,7 +196,7 @@ def summary(plan: Plan) -> str:
     cells, missing = len(plan.unique()), len(plan.missing())
     return (
         f"{plan.config.name}: {len(plan.grid.families)} target(s) × {len(plan.grid.conditions)} conditions ×"
-        f" {len(plan.tasks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
+        f" {len(plan.benchmarks)} benchmarks = {cells} cells, {cells - missing} done, {missing} to do"
     )
 
 
@@ -248,11 +252,12 @@ def _new_vector(
 def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list[str]) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already."""
     from pipeline.weights import geometry
+    from pipeline.weights.geometry_report import read_report
     from pipeline.weights.vector import Vector
 
     asked = set(alphas)
-    with suppress(OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
-        measured = {row["alpha"] for row in json.loads(path.read_text())["total"]["alphas"]}
+    with suppress(UserError):  # none yet, or damaged
+        measured = {at["alpha"] for at in read_report(path)["total"]["alphas"]}
         if asked <= measured:
             return
         asked |= measured
@@ -265,7 +270,7 @@ def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list
 def evaluate(plan: Plan, report: Report) -> None:
     for cell in plan.missing():
         if (away := set_aside(plan.results, cell.key)) is not None:
-            report(f"a damaged record of {cell.condition.label} · {cell.task.name} was moved to {away}")
+            report(f"a damaged record of {cell.condition.label} · {cell.benchmark.name} was moved to {away}")
     if plan.config.launcher.kind is Launcher.ray:
         from pipeline.evaluate.cluster import evaluate as evaluate_cells
     else:
@@ -293,6 +298,6 @@ def render(config: Config, manifest: Manifest, report: Report) -> None:
 
 
 def track(config: Config, manifest: Manifest, report: Report) -> None:
-    from pipeline.tracking.runs import track as log_to_wandb
+    from pipeline.tracking.track import track as log_to_wandb
 
     log_to_wandb(config, manifest, report)

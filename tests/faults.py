@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ class FaultyExtension(SteeringExtension):
     def plant(self, fault: str) -> None:
         self.fault = fault
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         model: Any = self.model_runner.get_model()
         stock = model.load_weights
         model.load_weights = lambda weights: stock(self._spoilt(weights))
         try:
-            return super().load(tensors)
+            return super().load(tensors, pool)
         finally:
             del model.load_weights
 
@@ -54,8 +55,10 @@ class DyingExtension(SteeringExtension):
     The file named by the variable DIED_ONCE remembers that.
     """
 
-    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> list[str]:
-        wrong, died = super().steer(target, terms), Path(os.environ["DIED_ONCE"])
+    def steer(
+        self, target: str, terms: list[tuple[str, float, int | None]], threads: int | None = None
+    ) -> list[str]:
+        wrong, died = super().steer(target, terms, threads), Path(os.environ["DIED_ONCE"])
         alphas = [alpha for _, alpha, _ in terms]
         if -1.0 in alphas:
             os._exit(1)

@@ -22,7 +22,8 @@ from pipeline.records import write_record
 
 def condition(label: str, row: str, *terms: TermEntry, **known: Any) -> ConditionEntry:
     """An entry of the manifest; `known` replaces what an ordinary row has."""
-    ordinary = {"origin": row, "row_label": label, "start": "target", "prompt": "plain", "role": "main"}
+    ordinary = {"origin": row, "origin_label": label, "row_label": label}
+    ordinary |= {"start": "target", "prompt": "plain", "role": "main"}
     return ConditionEntry(label=label, row=row, terms=terms, **ordinary | known)
 
 
@@ -34,8 +35,9 @@ def seeded(label: str, row: str, alpha: float, seed: int, **known: Any) -> Condi
 
 def swept(alpha: float, origin: str = "alpha", **term: Any) -> ConditionEntry:
     """One α of a sweep."""
-    label, row = f"α = {alpha:g}".replace("-", "−"), f"{origin}={alpha!r}"
-    return condition(label, row, TermEntry(alpha, **term), origin=origin, role="sweep")
+    name = "α" if origin == "alpha" else f"{origin}, α"
+    label, row = f"{name} = {alpha:g}".replace("-", "−"), f"{origin}={alpha!r}"
+    return condition(label, row, TermEntry(alpha, **term), origin=origin, origin_label=name, role="sweep")
 
 
 def benchmark(label: str, **known: Any) -> BenchmarkEntry:

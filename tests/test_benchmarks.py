@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.tasks import load_task, task_manager
 from pipeline.files import ROOT
 from pipeline.plan import keys
-from pipeline.plan.grid import Task, columns, rows
+from pipeline.plan.grid import Benchmark, columns, rows
 from pipeline.plan.sources import find_sources
 from pipeline.stages import prepare
 from tests import tiny
@@ -116,7 +116,7 @@ def configured(model: Path, folder: Path, *overrides: str) -> Config:
     )
 
 
-def task(config: Config, name: str) -> Task:
+def task(config: Config, name: str) -> Benchmark:
     found = next(t for t in columns(config) if t.name == name)
     return find_sources(config).task(found)
 
@@ -413,7 +413,7 @@ def test_the_benchmark_of_the_guide_runs_through_the_plan(model: Path, tmp_path:
     added = [f"hydra.searchpath=[{tmp_path}]", "+benchmark@benchmarks.arc=arc", "tasks=[arc]"]
     config = configured(model, tmp_path, *added)
     (cell,) = prepare(config).cells
-    assert cell.task.config.label == "ARC-Challenge"
+    assert cell.benchmark.config.label == "ARC-Challenge"
     prompt = built(config, "arc")
     assert "What is hard?" in prompt.text and prompt.target == "stone" and len(prompt.options) == 2
 

@@ -42,7 +42,7 @@ def cell(architecture: str, weights: str, name: str = "", key: str = "") -> Any:
     family = SimpleNamespace(name=architecture, architecture=architecture)
     named = SimpleNamespace(name=name, label=name, config=SimpleNamespace(runs_code=False))
     inputs = {"weights": weights}
-    return SimpleNamespace(family=family, condition=named, task=named, inputs=inputs, key=key or name)
+    return SimpleNamespace(family=family, condition=named, benchmark=named, inputs=inputs, key=key or name)
 
 
 def test_a_worker_keeps_its_weights_then_its_engine_then_takes_what_nobody_has() -> None:

@@ -1,8 +1,12 @@
 """The configuration: what is there composes, and what is not declared is refused by name."""
 
 import dataclasses
+import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -41,6 +45,33 @@ def test_every_option_says_what_it_is(group: str) -> None:
         assert comments, path
 
 
+def numbers(node: Any, path: str = "") -> Iterator[str]:
+    """The keys of a configuration that take one number; of a group with names, those of its first entry."""
+    kinds = get_type_hints(type(node))
+    for name in (f.name for f in dataclasses.fields(node)):
+        value, key = getattr(node, name), f"{path}{name}"
+        options = get_args(kinds[name]) if isinstance(kinds[name], UnionType) else [kinds[name]]
+        if {int, float} & set(options):
+            yield key
+        elif isinstance(value, dict) and value:
+            first, inner = next(iter(value.items()))
+            yield from numbers(inner, f"{key}.{first}.") if dataclasses.is_dataclass(inner) else ()
+        elif dataclasses.is_dataclass(value):
+            yield from numbers(value, f"{key}.")
+
+
+def test_no_number_of_the_configuration_may_be_negative() -> None:
+    """α alone may, and it is a list."""
+    keys = list(numbers(compose(["experiment=micro"])))
+    assert {"limit", "engine.threads", "benchmarks.gsm8k.chance", "families.micro.target.size_gb"} <= set(
+        keys
+    )
+    for key in keys:
+        with pytest.raises(UserError) as refused:
+            compose(["experiment=micro", f"{key}=-1"])
+        assert str(refused.value).startswith(f"{key}: expected ") and "found -1" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -65,6 +96,7 @@ def test_every_option_says_what_it_is(group: str) -> None:
         (["conditions.baseline.seeds=[1]"], "part and seeds say what α is multiplied with"),
         (["conditions.random.seeds=[]"], "expected a seed for each random vector, found none"),
         (["conditions.random.seeds=[-1]"], "expected whole numbers from 0"),
+        (["conditions.alpha.alpha=null"], "conditions.alpha.role: a sweep runs along its alpha"),
         (["conditions.vector.start=vectr"], "Invalid value 'vectr'"),
         (["conditions.vector.weights=vector"], "is of an earlier version; write start"),
         (["conditions.vector.variant.trim=0.1"], "is of an earlier version; write part"),
@@ -187,3 +219,27 @@ def test_another_id_leaves_the_revision_of_the_configured_one_behind() -> None:
         compose(["experiment=paper", "benchmarks.gsm8k.dataset.id=me/gsm8k"]).benchmarks["gsm8k"].dataset
     )
     assert (dataset.id, dataset.revision) == ("me/gsm8k", None)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: &a [*a]\n", "mine.yaml: an alias stands for what it is in"),
+        (f"name: {'[' * 3000}{']' * 3000}\n", "mine.yaml: nested"),
+        (BOMB, "mine.yaml: its aliases stand for 1"),
+        ("defaults: [{/experiment: mine}]\n", "nested too deep, or refers to itself"),
+        ("name: [\n", "mine.yaml: cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_stands_for_too_much_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
+    os.mkfifo(tmp_path / "experiment" / "pipe.yaml")
+    with pytest.raises(UserError) as caught:
+        compose(["experiment=mine", f"hydra.searchpath=[{tmp_path}]"])
+    assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -1,7 +1,6 @@
 """The W&B workspace: what would be sent to the server, and that its panels show what is logged."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ import pytest
 from PIL import Image
 
 from pipeline.__main__ import main
-from pipeline.config.compose import changed
 from pipeline.config.schema import Config
 from pipeline.tracking import dashboard, server
 from tests.test_tracking import config as config
-from tests.test_tracking import logged, track
+from tests.test_tracking import logged, track, tracked
 
 pytest.importorskip("wandb_workspaces")
 
@@ -107,24 +105,19 @@ def views(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
-def logged_to(config: Config, entity: str, project: str = "reasoning-vectors") -> Config:
-    return changed(config, tracking=replace(config.tracking, entity=entity, project=project))
-
-
 def test_the_same_view_is_made_once_and_each_project_has_its_own(
     config: Config, views: dict[str, Any]
 ) -> None:
-    config = logged_to(config, "me")
-    first = dashboard.show(config, {})
-    assert dashboard.show(config, {}) == first and list(views) == [first]
-    config = logged_to(config, "me", "other")
-    assert "/me/other?" in dashboard.show(config, {})
-    config = logged_to(config, "you", "other")
-    assert "/you/other?" in dashboard.show(config, {}) and len(views) == 3
+    mine = tracked(config, entity="me")
+    first = dashboard.show(mine, {})
+    assert dashboard.show(mine, {}) == first and list(views) == [first]
+    assert "/me/other?" in dashboard.show(tracked(config, entity="me", project="other"), {})
+    assert "/you/other?" in dashboard.show(tracked(config, entity="you", project="other"), {})
+    assert len(views) == 3
 
 
 def test_a_view_that_was_deleted_on_the_server_is_made_anew(config: Config, views: dict[str, Any]) -> None:
-    config = logged_to(config, "me")
-    dashboard.show(config, {})
+    mine = tracked(config, entity="me")
+    dashboard.show(mine, {})
     views.clear()
-    assert dashboard.show(config, {}) in views
+    assert dashboard.show(mine, {}) in views

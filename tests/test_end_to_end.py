@@ -57,7 +57,7 @@ def test_every_cell_has_a_record_that_says_what_it_is(demo: dict[str, Any]) -> N
                 "scored",
             )
             if sample["finish"] != "scored":
-                assert 0 < sample["tokens"] <= cell.task.config.max_gen_toks
+                assert 0 < sample["tokens"] <= cell.benchmark.config.max_gen_toks
 
 
 def test_the_prompt_condition_stands_in_the_prompt(demo: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def test_every_condition_has_weights_of_its_own_and_alpha_zero_the_target_s(demo
     plan = prepare(compose(demo["overrides"]))
     found = {}
     for cell in plan.cells:
-        if cell.task.name == "sciq" and cell.condition.prompt == "plain":
+        if cell.benchmark.name == "sciq" and cell.condition.prompt == "plain":
             record = read_record(plan.results, cell.key)
             assert record is not None
             found[cell.condition.name] = str([s["loglikelihoods"] for s in record.samples()])
@@ -125,7 +125,7 @@ def test_tables_are_the_same_bytes_when_rendered_again(demo: dict[str, Any]) -> 
 
 def test_a_cell_that_is_gone_is_computed_again_to_the_same_answers(demo: dict[str, Any]) -> None:
     plan = prepare(compose(demo["overrides"]))
-    cell = next(c for c in plan.cells if (c.condition.name, c.task.name) == ("alpha=0.5", "gsm8k"))
+    cell = next(c for c in plan.cells if (c.condition.name, c.benchmark.name) == ("alpha=0.5", "gsm8k"))
     folder = plan.results / "cells" / cell.key
     before = (folder / "samples.jsonl").read_bytes()
     for path in folder.iterdir():

@@ -50,8 +50,8 @@ def test_every_sweep_is_a_curve_of_its_own(tmp_path: Path) -> None:
         tmp_path, conditions=synthetic.CONDITIONS | of_mlp, benchmarks={"gsm8k": benchmark("G")}
     )
     for draw, names in (
-        (figures.alpha_sweep, ("alpha", "mlp")),
-        (figures.length, ("sweep of α, alpha", "sweep of α, mlp")),
+        (figures.alpha_sweep, ("α", "mlp, α")),
+        (figures.length, ("sweep: α", "sweep: mlp, α")),
     ):
         figure = draw(results)
         assert figure is not None
@@ -59,7 +59,8 @@ def test_every_sweep_is_a_curve_of_its_own(tmp_path: Path) -> None:
         whole, part = (curves[name] for name in names)
         assert len(np.asarray(whole.get_xdata())) == 9
         assert len(np.asarray(part.get_xdata())) == 3, "the target is its α = 0"
-        assert draw is figures.length or whole.get_marker() != part.get_marker()
+        looks = [(line.get_marker(), line.get_linestyle()) for line in (whole, part)]
+        assert looks[0] != looks[1], "they differ without their colours"
 
 
 def test_every_family_and_benchmark_has_its_panel(tmp_path: Path) -> None:

@@ -433,11 +433,19 @@ nodes = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+def moments(strategy: Any) -> Any:
+    """Without the mark of a repeated hour, which is no part of what they equal."""
+    return strategy.map(lambda moment: moment.replace(fold=0))
+
+
 plain_values = st.recursive(
     st.one_of(
         *(st.none(), st.booleans(), st.integers(), st.integers(-(2**70), 2**70), st.floats(), st.text()),
         *(st.complex_numbers(), st.binary(), st.binary().map(bytearray), st.fractions(), st.decimals()),
-        *(st.dates(), st.times(), st.datetimes(), st.timedeltas(), st.builds(range, st.integers())),
+        *(st.dates(), moments(st.times()), moments(st.datetimes()), st.timedeltas()),
+        st.builds(range, st.integers(), st.integers(), st.integers(1, 2**70)),
         st.sampled_from(list(TYPES.values())),
     ),
     lambda inner: st.one_of(
@@ -470,6 +478,19 @@ def is_plain(value: Any) -> bool:
     return type(value) in (*SCALARS, Thing) or (type(value) is type and value in TYPES.values())
 
 
+def is_same(a: Any, b: Any) -> bool:
+    """Equal in type and content; what is not a number, which equals nothing, by its form."""
+    if type(a) is not type(b):
+        return False
+    if type(a) in (set, frozenset):
+        return bool(a == b)
+    if type(a) is dict:
+        a, b = ([part for pair in value.items() for part in pair] for value in (a, b))
+    if isinstance(a, list | tuple | collections.deque):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return repr(a) == repr(b)
+
+
 def test_a_frame_is_plain_data_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = [kind for kind in (*RATIONAL, *TIMES, *CONTAINERS, Thing)]
     before = [dict(vars(kind)) for kind in kinds]
@@ -491,8 +512,7 @@ def test_a_plain_value_arrives_as_it_was_sent(capsys: pytest.CaptureFixture[str]
     @given(plain_values)
     def a_plain_value_arrives_as_it_was_sent(value: Any) -> None:
         arrived = decode(encode(value, no_number), lambda number: Thing())
-        assert repr(arrived) == repr(value) or arrived == value  # not a number equals nothing
-        assert type(arrived) is type(value)
+        assert is_same(arrived, value), (arrived, value)
 
     fuzz(a_plain_value_arrives_as_it_was_sent, capsys)
 

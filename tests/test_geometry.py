@@ -144,6 +144,22 @@ def test_a_vector_of_zeros_has_shares_of_nothing(tmp_path):
     assert "—" in geometry.table(found)
 
 
+@pytest.mark.parametrize("alpha", [1e8, -1e38])
+def test_an_alpha_at_which_the_sum_is_not_finite_is_refused(tmp_path, alpha):
+    family(tmp_path, torch.float16, rows=96)
+    with pytest.raises(UserError, match="θ \\+ αv is NaN or infinite in F16 at α = .*; use a smaller α"):
+        geometry.report(Vector.open(tmp_path / "v"), opened(tmp_path / "target"), [1.0, alpha])
+
+
+def test_norms_beyond_the_squares_of_fp32_are_measured(tmp_path):
+    states = family(tmp_path, torch.float32, rows=96)
+    huge = {name: tensor * 1e25 for name, tensor in states["target"].items()}
+    tiny.write(tmp_path / "huge", huge)
+    found = geometry.report(Vector.open(tmp_path / "v"), opened(tmp_path / "huge"), [1.0])
+    norm = math.sqrt(sum(float((tensor.double() ** 2).sum()) for tensor in huge.values()))
+    assert found["total"]["relative_norm"] == pytest.approx(found["total"]["norm"] / norm, rel=1e-9)
+
+
 def test_rows_of_padding_are_left_out(tmp_path):
     states = family(tmp_path, rows=96)
     embedding = "model.embed_tokens.weight"

@@ -77,7 +77,7 @@ def planned(own: Path, *overrides: str) -> Plan:
 
 def test_its_documents_are_asked_and_scored(own: Path) -> None:
     (cell,) = planned(own).cells
-    task = load_task(manager_of([cell.task]), cell.task, None, PromptConfig())
+    task = load_task(manager_of([cell.benchmark]), cell.benchmark, None, PromptConfig())
     document = task.eval_docs[0]
     assert task.doc_to_text(document) == "France:"
     assert task.process_results(document, [" It is Paris."]) == {"right": 1.0}

@@ -141,7 +141,7 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
             "donor": VECTOR | {"start": "sft"},
         },
     )
-    keys = [c.key for c in plan.cells if c.family.name == "micro" and c.task.perturbation is None]
+    keys = [c.key for c in plan.cells if c.family.name == "micro" and c.benchmark.perturbation is None]
     assert len(keys) == 13 == len(set(keys))
     sums = {name for name, c in plan.manifest().conditions.items() if c.kind == "sum"}
     assert sums == set(plan.manifest().conditions) - {"baseline", "whole"}

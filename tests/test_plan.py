@@ -49,7 +49,7 @@ def plan(models: Path, data: Path, *overrides: str) -> Plan:
 
 
 def key(plan: Plan, condition: str = "vector", task: str = "gsm8k") -> str:
-    (found,) = {c.key for c in plan.cells if (c.condition.name, c.task.name) == (condition, task)}
+    (found,) = {c.key for c in plan.cells if (c.condition.name, c.benchmark.name) == (condition, task)}
     return found
 
 

@@ -600,10 +600,9 @@ def f():
         victim.kill()
 
 
-def test_a_program_cannot_fill_the_memory_with_empty_files(level: Level) -> None:
-    source = """
+EMPTY_FILES = """
 import os
-def f():
+def fill():
     made = 0
     try:
         while made < 10**5:
@@ -612,11 +611,28 @@ def f():
     except OSError: pass
     return made
 """
-    verdict = judge(source, level, "assert f() < 10**4, f()", Limits(wall_seconds=LIMITS.wall_seconds))
-    if level is Level.bubblewrap:
-        assert verdict == Verdict("failed", "the program made more than 4096 files")
+
+
+def test_a_program_cannot_fill_the_memory_with_empty_files(level: Level) -> None:
+    limits = Limits(wall_seconds=LIMITS.wall_seconds)
+    while_asked = judge(EMPTY_FILES + "f = fill", level, "assert f() < 10**4, f()", limits)
+    while_it_does_not_listen = judge(
+        f"""{RAW}{EMPTY_FILES}
+raw(b'["tuple","ok",null]')
+raw(b'["tuple","ok",["dict","f",["object",0]]]')
+if fill() < 10**4: os._exit(0)
+while True: os.stat('/tmp')
+""",
+        level,
+        "f('x' * 10**7)",
+        limits,
+    )
+    if level is Level.bubblewrap:  # which has no option for it
+        assert while_asked == Verdict("failed", "the program made more than 4096 files")
+        assert while_it_does_not_listen == Verdict("failed", "the program made more than 4096 files")
     else:
-        assert verdict == Verdict("passed")
+        assert while_asked == Verdict("passed")
+        assert "exited with status 0" in while_it_does_not_listen.detail
 
 
 REFUSED = {

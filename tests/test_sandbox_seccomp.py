@@ -15,7 +15,6 @@ from evals.sandbox_seccomp import ALLOWED, ARCHITECTURES, ARGUMENTS, DEADLY, RES
 TABLES = {"allowed": ALLOWED, "restricted": RESTRICTED, "deadly": DEADLY}
 ALLOW, KILL, ABSENT = "allow", "kill", "absent"
 HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}
-FCNTL, IOCTL, PRLIMIT = (RESTRICTED[name] for name in ("fcntl", "ioctl", "prlimit64"))
 
 
 def answer(

@@ -34,7 +34,7 @@ def test_a_damaged_record_is_set_aside_before_its_cell_is_evaluated(
     key = write()
     (cell_folder(tmp_path, key) / "samples.jsonl").write_text("")
     named = SimpleNamespace(label="Baseline", name="gsm8k")
-    cell = SimpleNamespace(key=key, condition=named, task=named)
+    cell = SimpleNamespace(key=key, condition=named, benchmark=named)
     config = Config(launcher=LauncherConfig(kind=kind))
     plan: Any = SimpleNamespace(config=config, results=tmp_path, missing=lambda: [cell])
     lines: list[str] = []

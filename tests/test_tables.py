@@ -273,8 +273,8 @@ def test_each_sweep_is_a_block_with_the_rows_that_lie_on_its_line(tmp_path: Path
     }
     table = alpha_sweep.table(results)
     values = {title: [line.label for line in b if line.kind is Kind.value] for title, b in table.blocks}
-    assert values["micro 0.8M, of_mlp"] == ["α = 0", "α = 0.5", "α = 1", "α = 2"]
-    assert len(values["micro 0.8M, alpha"]) == 9
+    assert values["micro 0.8M, of_mlp, α"] == ["α = 0", "α = 0.5", "α = 1", "α = 2"]
+    assert len(values["micro 0.8M, α"]) == 9
     shown = next(r for r in table.data if (r["sweep"], r["alpha"]) == ("think", 2.0))
     against_its_own = results.difference(
         "micro", results.named("think=2.0"), results.named("baseline_think"), "gsm8k"
@@ -287,7 +287,7 @@ def test_the_only_sweep_is_named_unless_it_is_of_the_whole_vector(tmp_path: Path
     mlp = {f"mlp={a!r}": synthetic.swept(a, "mlp", part={"modules": ["mlp"]}) for a in (0.5, 1.0)}
     baseline = {"baseline": synthetic.CONDITIONS["baseline"]}
     results = evaluated(tmp_path, benchmarks=ONE, conditions=baseline | mlp)
-    assert [block.title for block in alpha_sweep.table(results).blocks] == ["micro 0.8M, mlp"]
+    assert [block.title for block in alpha_sweep.table(results).blocks] == ["micro 0.8M, mlp, α"]
 
 
 @pytest.mark.parametrize("label", ["paper", "Δ", "detectable (x)", "range over seeds", "v (seed 1)"])
@@ -486,10 +486,17 @@ def test_few_documents_cannot_test_the_claim(tmp_path: Path) -> None:
     assert verdict(tmp_path, 20, 0.5)[0] == claims.NOT_TESTABLE
 
 
-def test_a_claim_without_cells_is_not_testable_and_has_its_line(tmp_path: Path) -> None:
-    lines = terminal.verdict_lines(evaluated(tmp_path, conditions=MAIN, benchmarks=ONE))
-    assert len(lines) == len(claims.read_claims().claims)
-    assert next(line for line in lines if "HumanEval" in line).startswith("not testable")
+def test_claims_without_cells_are_not_testable_and_share_one_line(tmp_path: Path) -> None:
+    results = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE)
+    lines, judged = terminal.verdict_lines(results), claims.verdicts(results)
+    tested = [v for v in judged if v.reason != claims.NO_CELLS]
+    assert len(judged) == len(claims.read_claims().claims) and len(lines) == len(tested) + 1
+    assert (
+        lines[-1].startswith("not testable") and f"for {len(judged) - len(tested)} of the claims" in lines[-1]
+    )
+    for verdict_ in judged:
+        place = lines[:-1] if verdict_ in tested else lines[-1:]
+        assert any(verdict_.statement in line for line in place), verdict_.statement
 
 
 # ---- formats ----

@@ -18,7 +18,8 @@ from pipeline.config.compose import changed, compose
 from pipeline.config.schema import Config, Stage, Tracking
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.tracking import logger, runs, server
+from pipeline.tracking import logger, server
+from pipeline.tracking.track import track as log_to_wandb
 from tests import synthetic
 
 CONDITIONS = ("baseline", "vector", "random-s0", "alpha=-0.5", "alpha=0.0", "alpha=0.5")
@@ -54,9 +55,14 @@ def finished(root: Path) -> Config:
     return compose(["name=synthetic", f"results={results}", f"tables={root / 'tables'}"])
 
 
+def tracked(config: Config, **values: Any) -> Config:
+    """The configuration with other values of `tracking`."""
+    return changed(config, tracking=replace(config.tracking, **values))
+
+
 def track(config: Config) -> list[str]:
     lines: list[str] = []
-    runs.track(config, manifest(config), lines.append)
+    log_to_wandb(config, manifest(config), lines.append)
     return lines
 
 
@@ -222,19 +228,15 @@ def test_another_project_gets_all_runs_and_the_first_keeps_its_own(
     what: str, place: str, config: Config
 ) -> None:
     track(config)
-    setattr(config.tracking, what, "other")
-    track(config)
+    other = tracked(config, **{what: "other"})
+    track(other)
     assert len(logged(config)) == len(logged(config, place)) == len(CONDITIONS) + 1
-    assert track(config) == []
-
-
-def in_mode(config: Config, mode: Tracking) -> Config:
-    return changed(config, tracking=replace(config.tracking, mode=mode))
+    assert track(other) == []
 
 
 def test_disabled_writes_nothing(config: Config) -> None:
-    config = in_mode(config, Tracking.disabled)
-    assert track(config) == [] and not (Path(config.results) / "wandb").exists()
+    assert track(tracked(config, mode=Tracking.disabled)) == []
+    assert not (Path(config.results) / "wandb").exists()
 
 
 @pytest.mark.parametrize("name", ["disabled", "offline", "dryrun", "online", "", "garbage"])
@@ -245,8 +247,8 @@ def test_auto_is_what_the_environment_says(
     monkeypatch.setenv("WANDB_MODE", name)
     expected = {"disabled": "disabled", "online": "online", "": "online"}
     assert server.mode(config) == expected.get(name, "offline")
-    config = in_mode(config, Tracking.online)
-    assert server.mode(config) == "online", "what the configuration says comes first"
+    online = tracked(config, mode=Tracking.online)
+    assert server.mode(online) == "online", "what the configuration says comes first"
 
 
 def test_online_without_a_key_is_refused_before_anything_is_done(
@@ -254,11 +256,11 @@ def test_online_without_a_key_is_refused_before_anything_is_done(
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(stages, "_run", lambda *a: done.append(a))
-    config = in_mode(config, Tracking.online)
+    online = tracked(config, mode=Tracking.online)
     with pytest.raises(UserError, match="wandb login"):
-        stages.run(config)
+        stages.run(online)
     assert not done
-    stages.run(changed(config, stages=[Stage.render]))
+    stages.run(changed(online, stages=[Stage.extract]))
     assert done, "who does not log needs no key"
 
 

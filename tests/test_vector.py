@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
+from pipeline.files import ROOT
 from pipeline.weights import noise as noises
 from pipeline.weights import packed
 from pipeline.weights.checkpoint import Checkpoint
@@ -26,6 +28,7 @@ from pipeline.weights.compatibility import check_compatible
 from pipeline.weights.parts import Part, derive
 from pipeline.weights.safetensors import PIECE, read_header
 from pipeline.weights.steer import Term, apply, steered_tensors
+from pipeline.weights.tokenizer import Tokenizer
 from pipeline.weights.vector import Vector, extract
 from tests import tiny
 
@@ -186,6 +189,20 @@ def test_alpha_is_finite(tmp_path, alpha):
     family(tmp_path)
     with pytest.raises(UserError, match="expected a finite number"):
         applied(tmp_path, Term(extracted(tmp_path), alpha))
+
+
+@pytest.mark.parametrize("alpha", [1e39, -1e39, 3.5e38, 10**400])
+def test_alpha_is_a_number_that_fp32_can_hold(tmp_path, alpha):
+    with pytest.raises(UserError, match="expected a finite number of at most 3.4e"):
+        Term("v", alpha)
+
+
+@pytest.mark.parametrize("alpha", [3e38, -3e38])
+def test_the_largest_alphas_are_taken(tmp_path, alpha):
+    states = family(tmp_path)
+    for name, tensor in applied(tmp_path, Term(extracted(tmp_path), alpha)).items():
+        v = states["grpo"][name].float() - states["sft"][name].float()
+        assert torch.equal(tensor, (states["target"][name].float() + alpha * v).to(BF16))
 
 
 def test_a_sum_that_leaves_the_range_of_fp16_is_refused(tmp_path):
@@ -474,6 +491,127 @@ def test_another_context_length_is_noted(tmp_path):
 def test_another_vocabulary_is_refused(tmp_path):
     (line,) = refused(tmp_path, tokens=88)
     assert "token-to-id maps" in line and "90 tokens" in line and "88 tokens" in line
+
+
+def with_merges(path: Path, merges=("a b", "b c"), **rules) -> None:
+    """Gives a checkpoint a tokenizer of byte pairs, in the spelling of older versions."""
+    file = path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"] | {t: 90 + n for n, t in enumerate(("a", "b", "c", "ab", "bc"))}
+    empty = {"dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False}
+    tokenizer["model"] = {"type": "BPE", **empty, "vocab": vocabulary, "merges": list(merges)}
+    tokenizer["normalizer"] = {"type": "NFC"}
+    tokenizer["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    file.write_text(json.dumps(tokenizer | rules))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("merges", {"merges": ("b c", "a b")}),
+        ("merges", {"merges": ("a b",)}),
+        ("pre-tokenizer", {"pre_tokenizer": {"type": "WhitespaceSplit"}}),
+        ("pre-tokenizer", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}),
+        ("pre-tokenizer", {"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}),
+        ("pre-tokenizer", {"pre_tokenizer": None}),
+        ("normalizer", {"normalizer": {"type": "NFKC"}}),
+        ("normalizer", {"normalizer": None}),
+    ],
+)
+@pytest.mark.parametrize("role", ["sft", "grpo", "target"])
+def test_a_tokenizer_of_other_rules_is_refused_though_its_map_is_the_same(tmp_path, kind, change, role):
+    family(tmp_path)
+    for each in ("target", "sft", "grpo"):
+        with_merges(tmp_path / each, **(change if each == role else {}))
+    models = [opened(tmp_path / each) for each in ("target", "sft", "grpo")]
+    with pytest.raises(UserError, match=f"tokenizers of .* differ in their {kind}, .*; use models with one"):
+        check_compatible(*models)
+    if role != "target":
+        with pytest.raises(UserError, match=f"differ in their {kind}"):
+            extracted(tmp_path)
+        assert not (tmp_path / "v").exists()
+
+
+def test_rules_that_are_spelt_otherwise_are_the_same(tmp_path):
+    family(tmp_path)
+    for role in ("target", "sft", "grpo"):
+        with_merges(tmp_path / role)
+    file = tmp_path / "grpo" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    del tokenizer["model"]["byte_fallback"], tokenizer["model"]["dropout"]
+    tokenizer["model"] |= {"merges": [["a", "b"], ["b", "c"]], "continuing_subword_prefix": ""}
+    tokenizer["pre_tokenizer"] |= {"trim_offsets": False, "use_regex": True}
+    tokenizer |= {"truncation": {"max_length": 5}, "padding": None}
+    file.write_text(json.dumps(tokenizer))
+    assert check_compatible(*(opened(tmp_path / role) for role in ("target", "sft", "grpo"))) == []
+
+
+def test_a_tokenizer_that_transformers_saves_again_has_the_same_rules(tmp_path):
+    from transformers import AutoTokenizer
+
+    micro = ROOT / "models" / "micro" / "target"
+    AutoTokenizer.from_pretrained(micro).save_pretrained(tmp_path / "again")
+    rules = Tokenizer(micro).rules
+    assert Tokenizer(tmp_path / "again").rules == rules and rules.keys() >= {"merges", "pre-tokenizer"}
+
+
+def test_the_same_donor_twice_is_refused(tmp_path):
+    family(tmp_path)
+    shutil.copytree(tmp_path / "sft", tmp_path / "copy")
+    sft = opened(tmp_path / "sft")
+    for other in (sft, opened(tmp_path / "sft"), opened(tmp_path / "copy")):
+        with pytest.raises(UserError, match="have the same weights, so that v is 0; name two checkpoints"):
+            extract(other, sft, tmp_path / "v")
+    with pytest.raises(UserError, match="so that v is 0"):
+        check_compatible(opened(tmp_path / "target"), sft, opened(tmp_path / "copy"))
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_same_donor_in_two_dtypes_is_refused(tmp_path, compact):
+    family(tmp_path)
+    wide = {
+        name: tensor.float() for name, tensor in load_file(tmp_path / "target" / "model.safetensors").items()
+    }
+    tiny.write(tmp_path / "wide", wide)
+    with pytest.raises(UserError, match="have the same weights, so that v is 0; name two checkpoints"):
+        extract(opened(tmp_path / "wide"), opened(tmp_path / "target"), tmp_path / "v", compact)
+    assert not (tmp_path / "v").exists()
+
+
+def test_one_checkpoint_may_be_compared_with_a_target(tmp_path):
+    family(tmp_path)
+    grpo = opened(tmp_path / "grpo")
+    assert check_compatible(opened(tmp_path / "target"), grpo, grpo) == []
+
+
+def staged(tmp_path: Path, sft: str | None, grpo: str | None) -> None:
+    for role, stage in (("sft", sft), ("grpo", grpo)):
+        if stage is not None:
+            (tmp_path / role / "training.json").write_text(json.dumps({"stage": stage}))
+
+
+def test_exchanged_donors_are_refused(tmp_path):
+    family(tmp_path)
+    staged(tmp_path, "grpo", "sft")
+    for attempt in (
+        lambda: extracted(tmp_path),
+        lambda: check_compatible(*(opened(tmp_path / role) for role in ("target", "sft", "grpo"))),
+    ):
+        with pytest.raises(
+            UserError, match="was trained by GRPO and GRPO donor .* by SFT, .*; exchange them"
+        ):
+            attempt()
+    assert not (tmp_path / "v").exists()
+
+
+@pytest.mark.parametrize(
+    "stages", [("sft", "grpo"), (None, None), ("base", "sft"), ("grpo", "grpo"), ("sft", None)]
+)
+def test_donors_of_other_stages_are_extracted(tmp_path, stages):
+    family(tmp_path)
+    staged(tmp_path, *stages)
+    assert Vector.open(extracted(tmp_path))
 
 
 def test_tokens_beyond_the_rows_are_not_padding(tmp_path):

@@ -4,7 +4,7 @@
 
 Four forms: ``gsm8k`` (word problems), ``humaneval`` (small functions), ``sciq`` (four-way questions) and
 ``bbh`` (five subtasks). A document belongs to the test or to the training side by the hash of what is
-asked, so the two sides cannot meet whatever the seed or the size; within one file no document stands twice.
+asked, so the two sides cannot meet whatever the seed or the size; within one file no document occurs twice.
 The same seed gives the same bytes. The prompts of the training text are those of lm-eval's stock tasks
 under a chat template: gsm8k, sciq, bbh_cot_zeroshot and humaneval_instruct (lm_eval/tasks/). It covers
 nothing of the real benchmarks' knowledge. Of the five subtasks logical_deduction_three_objects is generated and

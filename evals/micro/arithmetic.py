@@ -3,7 +3,7 @@
 Each step of an answer is one line with the computation repeated as ``<<a+b=c>>``, and the last line is
 ``#### n``, so that the annotations can be replayed. Three kinds of story: a quantity that changes (order
 matters), amounts defined one by another (order does not), and shopping (two products or a remainder). All
-numbers are written as digits, all are positive integers, and no number stands twice in a question.
+numbers are written as digits, all are positive integers, and no number occurs twice in a question.
 """
 
 import random

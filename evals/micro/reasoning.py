@@ -66,15 +66,15 @@ def boolean_expressions(rng: random.Random) -> Sample:
 def object_counting(rng: random.Random) -> Sample:
     kinds = {"fruits": FRUITS, "musical instruments": INSTRUMENTS, "objects": FURNITURE}
     asked = rng.choice(list(kinds))
-    wanted = rng.sample(kinds[asked], rng.randint(2, 5))
+    present = rng.sample(kinds[asked], rng.randint(2, 5))
     others = [] if asked == "objects" else rng.sample(FURNITURE, rng.randint(0, 2))
-    things = rng.sample(wanted + others, len(wanted + others))
+    things = rng.sample(present + others, len(present + others))
     listed, lines, total = [], [], 0
     for thing in things:
         count = rng.choice(COUNTS)
         article = "an " if thing[0] in "aeiou" else "a "
         listed.append(f"{count or article}{_plural(thing) if count else thing}")
-        if thing in wanted:
+        if thing in present:
             total += {"": 1, "two ": 2, "three ": 3, "four ": 4}[count]
             lines.append(f"{listed[-1]}: {total}")
     text = f"I have {', '.join(listed[:-1])}, and {listed[-1]}. How many {asked} do I have?"

@@ -14,6 +14,7 @@ from pipeline.analysis.results import REFERENCE, Results, Row, in_order
 from pipeline.analysis.statistics import Difference, holm
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = ("reproduced", "not reproduced", "not testable")
+NO_CELLS = "the run has no cells for it"
 MEASURED = "measured"  # promised is what the run itself finds on the plain documents
 
 
@@ -144,7 +145,7 @@ def judge(comparisons: tuple[Comparison, ...]) -> tuple[str, str]:
     """The outcome of a claim from its comparisons, by the rule in claims.yaml, with a short reason."""
     based = [c for c in comparisons if c.promised is not None]
     if not comparisons or all(c.difference is None for c in comparisons):
-        return NOT_TESTABLE, "the run has no cells for it"
+        return NOT_TESTABLE, NO_CELLS
     if any(c.outcome == NOT_REPRODUCED for c in based):
         return NOT_REPRODUCED, "an interval falls short of the promise"
     if not based:

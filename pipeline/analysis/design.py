@@ -60,7 +60,7 @@ class Design:
     @cached_property
     def effective(self) -> float:
         """Documents that would say as much with equal weights, if all were independent (Kish 1965)."""
-        return 1.0 / float(self.weights @ self.weights)
+        return float(len(self.sizes) ** 2 / (1.0 / self.sizes).sum())
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -75,11 +75,11 @@ class Design:
         return float((total(self.parts, x) / self.sizes).mean())
 
     def sums(self, x: Floats) -> Floats:
-        """Weighted sums of ``x`` by unit (units,); together they give the mean."""
+        """Weighted sums of `x` by unit (units,); together they give the mean."""
         return total(self.units, self.weights * x)
 
     def variance(self, x: Floats) -> tuple[float, float]:
-        """Variance of the mean of ``x``, and its degrees of freedom; NaN and 0 where there is one unit."""
+        """Variance of the mean of `x`, and its degrees of freedom; NaN and 0 where there is one unit."""
         variance, freedom = robust_variance(self.sums(x), self.blocks)
         return float(variance), float(freedom)
 
@@ -119,7 +119,7 @@ def sample_of(groups: ArrayLike) -> Design:
 
 
 def total(groups: Codes, x: ArrayLike) -> Floats:
-    """Sums of ``x`` (n,) by group."""
+    """Sums of `x` (n,) by group."""
     return np.asarray(np.bincount(groups, weights=x), dtype=float)
 
 

@@ -15,8 +15,8 @@ from pipeline.analysis.design import codes
 class Guessing:
     """Scores without knowledge, as fractions, averaged over strata.
 
-    ``chance``: of guessing each answer as often as it is right (0 where every document has an answer of its own);
-    ``majority``: of giving each stratum its most frequent answer.
+    `chance`: of guessing each answer as often as it is right (0 where every document has an answer of its own);
+    `majority`: of giving each stratum its most frequent answer.
     """
 
     chance: float

@@ -54,11 +54,16 @@ def effective_size(
     return np.where(np.isnan(inflated), np.nan, size)
 
 
-def wilson(share: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
-    """Wilson 1927; for clustered samples with the effective size: Dean and Pagano 2015."""
-    p, size, z2 = np.asarray(share, dtype=float), np.asarray(n, dtype=float), normal_quantile(confidence) ** 2
-    centre = (p * size + z2 / 2) / (size + z2)
-    half = np.sqrt(z2 * (p * (1 - p) * size + z2 / 4)) / (size + z2)
+def share(p: ArrayLike, n: ArrayLike, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
+    """Interval of a share, within [0, 1]: Agresti and Coull 1998.
+
+    Wilson's interval with the width that is safe where the share is near 0 or 1 (Brown, Cai and DasGupta 2001);
+    with the effective size also for clustered samples (Dean and Pagano 2015).
+    """
+    z2 = normal_quantile(confidence) ** 2
+    size = np.asarray(n, dtype=float) + z2
+    centre = (np.asarray(p) * np.asarray(n) + z2 / 2) / size
+    half = np.sqrt(z2 * centre * (1 - centre) / size)
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 

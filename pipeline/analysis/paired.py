@@ -27,9 +27,9 @@ from pipeline.analysis.statistics import Difference, Estimate
 class PairedDifference(Difference):
     """A paired difference with what its interval rests on.
 
-    ``units`` independent units; ``freedom`` of the variance between them (infinite where documents are
-    independent); ``effective`` size, the independent documents that would say as much; ``assumed`` is what
-    ``detectable`` takes for the share of documents that change.
+    `units` independent units; `freedom` of the variance between them (infinite where documents are
+    independent); `effective` size, the independent documents that would say as much; `assumed` is what
+    `detectable` takes for the share of documents that change.
     """
 
     units: int
@@ -39,7 +39,7 @@ class PairedDifference(Difference):
 
 
 def score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean of scores (n,), each in [0, 1], with Wilson's interval at the effective size.
+    """Mean of scores (n,), each in [0, 1], with Agresti and Coull's interval at the effective size.
 
     Strata count with their own spread alone. A single unit of several documents gives no interval (NaN).
     """
@@ -51,7 +51,7 @@ def score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> 
         largest = design.count if _all_alike(x) else size
         size = float(intervals.effective_size(spread, [(between, freedom)], largest, confidence))
         variance = max(between, within) if freedom else math.nan
-    low, high = intervals.wilson(value, size, confidence)
+    low, high = intervals.share(value, size, confidence)
     return Estimate(value, math.sqrt(variance), float(low), float(high), len(x))
 
 
@@ -73,7 +73,7 @@ def difference(
     """Mean of new - reference (both (n,), scores in [0, 1] of the same documents in the same order).
 
     Args:
-        level: at which ``detectable`` is computed: 0.05 over the number of tests, for the first step of Holm's.
+        level: at which `detectable` is computed: 0.05 over the number of tests, for the first step of Holm's.
     """
     d = np.asarray(new, dtype=float) - np.asarray(reference, dtype=float)
     return change(d, design, level=level, confidence=confidence)
@@ -95,7 +95,7 @@ def change(
     x = np.asarray(d, dtype=float) / scale
     mean, square = design.mean(x), design.mean(x**2)
     spread, size, freedom = square - mean**2, design.effective, math.inf
-    variance, strict = spread / size, size
+    variance, strict = _with_two(mean, square, size), size
     if design.clustered:
         between, freedom = design.variance(x)
         largest = design.count if mean and _all_alike(x) else size
@@ -123,6 +123,11 @@ def change(
         effective=size,
         assumed=smallest.discordance,
     )
+
+
+def _with_two(mean: float, square: float, size: float) -> float:
+    """Variance of the mean of independent documents with one more gain and one more loss, so never zero."""
+    return ((square * size + 2) / (size + 2) - (mean * size / (size + 2)) ** 2) / (size + 2)
 
 
 def _smoothed(x: Floats, design: Design) -> tuple[float, float]:

@@ -24,7 +24,8 @@ from pipeline.analysis.power import LEVEL
 from pipeline.analysis.statistics import Estimate, holm
 
 NEAR_CHANCE = 0.05  # a baseline less than this above chance has nothing that a perturbation could take
-YES, IN_PART, NO, REVERSED = ("yes", "in part", "no", "reversed")
+KEPT = 0.5  # "yes" needs that more than this share of the gain is left, by the share's interval
+YES, AT_LEAST_IN_PART, IN_PART, NO, REVERSED = ("yes", "at least in part", "in part", "no", "reversed")
 FLOOR, NO_GAIN, LOSS, OPEN = ("floor", "no gain", "a loss", "cannot tell")
 
 
@@ -41,8 +42,8 @@ class Share:
 class Persistence:
     """One condition on a perturbed benchmark against the reference, over documents and their sources.
 
-    ``gain_plain`` and ``gain`` are condition - reference on plain and on perturbed documents, ``change`` is gain -
-    gain_plain, ``share`` is gain / gain_plain; ``reference`` is the reference's perturbed score.
+    `gain_plain` and `gain` are condition - reference on plain and on perturbed documents, `change` is gain -
+    gain_plain, `share` is gain / gain_plain; `reference` is the reference's perturbed score.
     """
 
     gain_plain: PairedDifference
@@ -96,8 +97,10 @@ def decide(cases: Sequence[Persistence], level: float = LEVEL) -> list[Decision]
     """The outcome of each case, after Holm's correction over all of them.
 
     - a loss, no gain: on the plain documents already; nothing could persist.
-    - yes: a gain on the perturbed documents, and no sign that it is smaller than on the plain ones.
-    - in part: a gain, and smaller (``share`` says by how much).
+    - yes: a gain on the perturbed documents, most of the plain one by the interval of `share`, and no sign that
+      it is smaller.
+    - at least in part: a gain, and no sign that it is smaller, but less than most of it may be left.
+    - in part: a gain, and smaller (`share` says by how much).
     - no: smaller, and no gain is shown. reversed: a loss.
     - floor: no gain is shown, and the reference is near chance, so that nothing could be.
     - cannot tell: neither a gain nor a change is shown.
@@ -113,7 +116,7 @@ def decide(cases: Sequence[Persistence], level: float = LEVEL) -> list[Decision]
 def share_left(
     plain: ArrayLike, perturbed: ArrayLike, design: Design, confidence: float = CONFIDENCE
 ) -> Share:
-    """Mean of ``perturbed`` over mean of ``plain`` (gains by document, both (n,)), with Fieller's interval."""
+    """Mean of `perturbed` over mean of `plain` (gains by document, both (n,)), with Fieller's interval."""
     a, b = np.asarray(plain, dtype=float), np.asarray(perturbed, dtype=float)
     mean_a, mean_b = design.mean(a), design.mean(b)
     if mean_a == 0:
@@ -122,7 +125,8 @@ def share_left(
     if not freedom:
         return Share(mean_b / mean_a, math.nan, math.nan)
     quantile = float(intervals.student_quantile(freedom, confidence))
-    return Share(mean_b / mean_a, *intervals.fieller(mean_b, mean_a, covariance, quantile))
+    low, high = intervals.fieller(mean_b, mean_a, covariance, quantile)
+    return Share(mean_b / mean_a, float(low), float(high))
 
 
 def _covariance(a: Floats, b: Floats, design: Design) -> tuple[Floats, float]:
@@ -149,8 +153,11 @@ def _outcome(case: Persistence, plain: bool, gain: bool, change: bool) -> str:
     if not (plain and case.gain_plain.value > 0):
         return LOSS if plain else NO_GAIN
     if gain:
-        less = change and case.change.value < 0
-        return REVERSED if case.gain.value < 0 else IN_PART if less else YES
+        if case.gain.value < 0:
+            return REVERSED
+        if change and case.change.value < 0:
+            return IN_PART
+        return YES if case.share.low > KEPT else AT_LEAST_IN_PART
     if case.reference.value < case.chance + NEAR_CHANCE:
         return FLOOR
     return NO if change and case.change.value < 0 else OPEN

@@ -19,12 +19,12 @@ from pipeline.analysis.signflip import smallest_p
 
 LEVEL = 0.05
 POWER = 0.8
-_STEPS = 30  # of bisection: to a billionth
+_STEPS = 20  # of bisection: to a millionth
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """The smallest true difference that is found; NaN where none can be. ``discordance`` is the share of
+    """The smallest true difference that is found; NaN where none can be. `discordance` is the share of
     documents that is taken to change, one way or the other, beneath it."""
 
     effect: float
@@ -34,7 +34,7 @@ class Detectable:
 def detectable(
     n: float, discordance: float, level: float | None = LEVEL, power: float = POWER, units: float = math.inf
 ) -> Detectable:
-    """The smallest difference that a test of ``n`` documents at ``level`` finds with this power.
+    """The smallest difference that a test of `n` documents at `level` finds with this power.
 
     Args:
         n: documents, or the effective size.
@@ -43,7 +43,7 @@ def detectable(
         level: None for a caller that does not ask (NaN).
         units: independent units; where they are too few for the level, nothing is detectable.
     """
-    if level is None or math.isnan(n) or n < 1:
+    if level is None or not n >= 1:
         return Detectable(math.nan, discordance)
     share = discordance if discordance > 0 else 1.0 - ((1.0 - CONFIDENCE) / 2) ** (1.0 / n)
     test = _test(int(n), level)
@@ -57,7 +57,7 @@ def detectable(
 
 
 def mcnemar_power(n: float, effect: float, discordance: float, level: float = LEVEL) -> float:
-    """Chance that the exact McNemar test of ``n`` documents finds a difference.
+    """Chance that the exact McNemar test of `n` documents finds a difference.
 
     Args:
         effect: true share of gains less that of losses.
@@ -85,7 +85,7 @@ class _Test:
 
     def power(self, effect: float, discordance: float) -> float:
         share = min(discordance, 1.0)
-        spread = 10 * math.sqrt(self.n * share * (1 - share)) + 10
+        spread = 8 * math.sqrt(self.n * share * (1 - share)) + 10
         first, last = max(0, int(self.n * share - spread)), min(self.n, int(self.n * share + spread))
         changed = np.arange(first, last + 1)
         ways, critical = self.ways[first : last + 1], self.critical[first : last + 1]

@@ -32,9 +32,9 @@ _STEPS = 50  # of bisection for a p value
 
 @dataclass(frozen=True)
 class Place:
-    """Where one value stands among a sample of others: ``as_far`` of ``of`` are at least as far from zero.
+    """Where one value stands among a sample of others: `as_far` of `of` are at least as far from zero.
 
-    ``p`` is the chance of that place if the value were one more of the sample: never below 1 / (of + 1).
+    `p` is the chance of that place if the value were one more of the sample: never below 1 / (of + 1).
     """
 
     as_far: int
@@ -63,7 +63,7 @@ def mean_difference(
 ) -> PairedDifference:
     """Mean of differences (k, n) over repetitions and documents, against zero.
 
-    ``p`` is the smallest level at which the interval of `change` with this variance leaves zero out.
+    `p` is the smallest level at which the interval of `change` with this variance leaves zero out.
     """
     x = np.asarray(differences, dtype=float)
     alone = change(x.mean(axis=0), design, scale, None if len(x) > 1 else level, confidence)
@@ -91,14 +91,16 @@ def mean_difference(
 
 
 def mean_score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean of scores (k, n), each in [0, 1], over repetitions and documents, with Wilson's interval."""
+    """Mean of scores (k, n), each in [0, 1], over repetitions and documents, with Agresti and Coull's interval."""
     x = np.asarray(scores, dtype=float)
     alone = score(x.mean(axis=0), design, confidence)
     if len(x) < 2:
         return alone
     parts = crossed(x, design)
     size = intervals.effective_size(alone.value * (1.0 - alone.value), parts, math.inf, confidence)
-    low, high = (float(end) for end in intervals.wilson(alone.value, size, confidence))
+    if np.isinf(size):
+        return alone  # the repetitions do not differ
+    low, high = (float(end) for end in intervals.share(alone.value, size, confidence))
     se = max(math.sqrt(sum(float(variance) for variance, _ in parts)), alone.se)
     return replace(alone, se=se, low=min(low, alone.low), high=max(high, alone.high))
 

@@ -58,6 +58,7 @@ class Sweep:
     """A condition at several α, with those other rows of the run that lie on the same line."""
 
     name: str  # the condition of the configuration; empty where the run has one sweep, of the whole vector
+    label: str  # of that condition; empty likewise
     points: tuple[tuple[float, Row], ...]  # (α, row), ascending
 
     def at(self, alpha: float) -> Row | None:
@@ -170,8 +171,9 @@ class Results:
             points: dict[float, Row] = {}
             for row in swept + others:
                 points.setdefault(row.entry.alpha or 0.0, row)
-            name = "" if is_only_one and swept[0].entry.kind == "vector" else origin
-            found.append(Sweep(name, tuple(sorted(points.items(), key=lambda point: point[0]))))
+            label = swept[0].entry.origin_label or origin
+            names = ("", "") if is_only_one and swept[0].entry.kind == "vector" else (origin, label)
+            found.append(Sweep(*names, tuple(sorted(points.items(), key=lambda point: point[0]))))
         return found
 
     def _is_on_line(self, row: Row, swept: Row) -> bool:

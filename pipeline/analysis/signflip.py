@@ -62,10 +62,23 @@ def _tail(steps: NDArray[np.int64]) -> float:
     sizes, counts = np.unique(np.abs(steps[steps != 0]), return_counts=True)
     total, found = int((sizes * counts).sum()), abs(int(steps.sum()))
     points = 1 << total.bit_length()
-    angle = np.pi * np.arange(points // 2 + 1) / points
-    transform = np.ones(len(angle))
+    turns = np.arange(points // 2 + 1)
+    angle = np.pi * np.arange(2 * points) / points  # looked up: cosines of large angles are slow
+    cosine, sine = np.cos(angle), np.sin(angle)
+    transform = np.ones(len(turns))
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        transform *= np.cos(angle * size) ** count
-    chances = np.fft.irfft(transform * np.exp(-1j * angle * total), n=points)[: total + 1]
+        transform *= _power(cosine[turns * size % (2 * points)], count)
+    shift = turns * total % (2 * points)
+    chances = np.fft.irfft(transform * (cosine[shift] - 1j * sine[shift]), n=points)[: total + 1]
     upper = float(chances[(total + found + 1) // 2 :].sum())
     return float(min(1.0, max(2.0 * upper, smallest_p(float(counts.sum())), SMALLEST)))
+
+
+def _power(x: NDArray[np.float64], exponent: int) -> NDArray[np.float64]:
+    """By squaring: several times faster than numpy's power of floats."""
+    result = np.ones_like(x)
+    while exponent:
+        if exponent & 1:
+            result = result * x
+        x, exponent = x * x, exponent >> 1
+    return result

@@ -9,8 +9,8 @@ Everything is in the units of the scores (fractions; the tables multiply by 100)
   (clusters - 1) degrees of freedom.
 
 Not covered: intervals for very few clusters (below about ten the t interval is wide but only roughly right),
-and models that share strength between benchmarks. Only ``scipy.special`` is imported, because ``scipy.stats``
-and ``statsmodels`` take two seconds to import; the tests compare every function here with both.
+and models that share strength between benchmarks. Only `scipy.special` is imported, because `scipy.stats`
+and `statsmodels` take two seconds to import; the tests compare every function here with both.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _Z_POWER = _Z + float(ndtri(POWER))
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error and 95 % interval; ``n`` is the number of documents (or of seeds).
+    """A mean with its standard error and 95 % interval; `n` is the number of documents (or of seeds).
 
-    ``se``, ``low`` and ``high`` are NaN where one cluster or one seed gives no measure of spread.
+    `se`, `low` and `high` are NaN where one cluster or one seed gives no measure of spread.
     """
 
     value: float
@@ -46,8 +46,8 @@ class Estimate:
 class Difference(Estimate):
     """A paired difference, new minus reference.
 
-    ``p`` is two-sided and not adjusted, by ``test`` ("McNemar" or "t"); ``gained`` and ``lost`` count the
-    documents whose score rose and fell; ``detectable`` is the smallest true difference that a test at 5 %
+    `p` is two-sided and not adjusted, by `test` ("McNemar" or "t"); `gained` and `lost` count the
+    documents whose score rose and fell; `detectable` is the smallest true difference that a test at 5 %
     would find with 80 % power in documents like these (NaN when no document differs).
     """
 
@@ -59,7 +59,7 @@ class Difference(Estimate):
 
 
 def mean_interval(scores: ArrayLike, clusters: ArrayLike | None = None) -> Estimate:
-    """Mean of ``scores`` (n,) and its 95 % interval; ``clusters`` (n,) labels dependent documents."""
+    """Mean of `scores` (n,) and its 95 % interval; `clusters` (n,) labels dependent documents."""
     x = np.asarray(scores, dtype=float)
     codes = _clusters(x, clusters)
     if codes is None and _binary(x):

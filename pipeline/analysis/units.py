@@ -73,7 +73,7 @@ def templates(texts: Sequence[str]) -> Codes:
 
 
 def skeletons(answers: Sequence[str]) -> Codes:
-    """Codes (n,) that are equal for solutions with the same operators in the same order (GSM8K's ``<<2*3=6>>``).
+    """Codes (n,) that are equal for solutions with the same operators in the same order (GSM8K's `<<2*3=6>>`).
 
     A solution without annotations stands alone.
     """

@@ -1,18 +1,17 @@
 """The geometry report of a family's vector, found by what the manifest says."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from pipeline.analysis.results import Results
 from pipeline.errors import UserError
+from pipeline.weights.geometry_report import GeometryReport, read_report
 
 
-def geometry_of(results: Results, family: str) -> dict[str, Any]:
+def geometry_of(results: Results, family: str) -> GeometryReport:
     """The geometry report that the manifest names for a family.
 
     Raises:
-        UserError: when it is not named, missing or unreadable.
+        UserError: if none is named, or it is missing or damaged.
     """
     entry = results.families[family]
     if entry.geometry is None:
@@ -22,9 +21,6 @@ def geometry_of(results: Results, family: str) -> dict[str, Any]:
     # vectors/<key>/geometry-<12 hex>.json, wherever the folder is now
     path = results.folder.joinpath(*Path(entry.geometry).parts[-3:])
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{entry.label}: geometry report {path} cannot be read ({error}); run the extract stage again"
-        ) from None
-    return report
+        return read_report(path)
+    except UserError as error:
+        raise UserError(f"{entry.label}: geometry report {error}") from None

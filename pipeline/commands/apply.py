@@ -43,6 +43,7 @@ from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.weights import geometry
 from pipeline.weights.card import card
 from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.geometry_report import read_report
 from pipeline.weights.steer import STEERING, Term, apply, steering
 from pipeline.weights.vector import Vector
 
@@ -55,7 +56,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     """Do what `options` (see above) say, and return a text that tells what was done.
 
     Raises:
-        UserError: for an unknown family, an α that is no number, a target that the vector does not fit, or a hub that
+        UserError: for an unknown family, an α that is not a number, a target that the vector does not fit, or a hub that
             refuses; what was written stays.
     """
     known = list(config.chosen_families())
@@ -178,8 +179,8 @@ def vector_card(plan: Plan, family: Family) -> str:
         ]
     path = plan.geometry_file(family)
     try:
-        lines.append(geometry.table(json.loads(path.read_text())))
-    except (OSError, ValueError):
+        lines.append(geometry.table(read_report(path)))
+    except UserError:
         raise UserError(f"{path}: no whole geometry of this target there; run the stage 'extract'") from None
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Condition, Task, columns, rows, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, columns, rows, takes_chat_template
 from pipeline.plan.sources import Sources, find_sources
 
 OPTIONS = ("task", "condition", "document")
@@ -42,17 +42,17 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     """The prompt that `options` (see above) name, as text to print.
 
     Raises:
-        UserError: for a task, condition or document that does not exist.
+        UserError: for a benchmark, condition or document that does not exist.
     """
     sources = find_sources(config)
-    task = sources.task(_named("task", options, {t.name: t for t in columns(config)}))
+    benchmark = sources.benchmark(_named("task", options, {t.name: t for t in columns(config)}))
     condition = _named("condition", options, {c.name: c for c in rows(config)})
     number = options.get("document", "0")
     if not number.isdigit():
         raise UserError(f"document={number}: expected a number from 0")
-    prompt = build(config, sources, task, condition, int(number))
+    prompt = build(config, sources, benchmark, condition, int(number))
     template = f"chat template {prompt.chat_template_sha}" if prompt.chat_template_sha else "no chat template"
-    lines = [f"{task.name} · {condition.label} · document {number} · {template}"]
+    lines = [f"{benchmark.name} · {condition.label} · document {number} · {template}"]
     lines += ["─── prompt", prompt.text, "─── target", prompt.target]
     if prompt.generation is None:
         lines += ["─── options, the likeliest is the answer", *map(repr, prompt.options)]
@@ -64,7 +64,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         lines += [
             f"─── at most {settings['max_gen_toks']} tokens, to the end of text or {stops or 'nothing else'}"
         ]
-        if (b := task.config).temperature:
+        if (b := benchmark.config).temperature:
             lines += [f"─── {b.samples} answers, sampled at temperature {b.temperature:g}, top-p {b.top_p:g}"]
     if (plain := prompt.original) is not None:
         lines += ["─── original prompt", plain.text, "─── original target", plain.target]
@@ -72,7 +72,9 @@ def show(config: Config, options: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def build(config: Config, sources: Sources, task: Task, condition: Condition, document: int) -> Prompt:
+def build(
+    config: Config, sources: Sources, benchmark: Benchmark, condition: Condition, document: int
+) -> Prompt:
     """The prompt of one document.
 
     Raises:
@@ -81,20 +83,20 @@ def build(config: Config, sources: Sources, task: Task, condition: Condition, do
     family = next(iter(config.chosen_families().values()))
     tokenizer = load_tokenizer(locate(family.target), sources.revision(family.target))
     chat = takes_chat_template(family, condition.start)
-    manager, prompt, start = manager_of([task]), config.prompts[condition.prompt], 0
-    for subtask in task.subtasks:
-        loaded = load_task(manager, task, subtask, prompt)
-        size = min(len(loaded.eval_docs), task.limit or len(loaded.eval_docs))
+    manager, prompt, start = manager_of([benchmark]), config.prompts[condition.prompt], 0
+    for subtask in benchmark.subtasks:
+        loaded = load_task(manager, benchmark, subtask, prompt)
+        size = min(len(loaded.eval_docs), benchmark.limit or len(loaded.eval_docs))
         if document < start + size:
             index, used = document - start, tokenizer if chat else None
             asked = _prompt(loaded, index, prompt.system, used)
-            if task.perturbation is None:
+            if benchmark.perturbation is None:
                 return asked
-            plain = load_task(manager, replace(task, perturbation=None), subtask, prompt)
+            plain = load_task(manager, replace(benchmark, perturbation=None), subtask, prompt)
             source = loaded.eval_docs[index]["source_doc"]
             return replace(asked, original=_prompt(plain, source, prompt.system, used))
         start += size
-    raise UserError(f"document={document}: {task.name} has {start} documents, counted from 0")
+    raise UserError(f"document={document}: {benchmark.name} has {start} documents, counted from 0")
 
 
 def _prompt(task: Any, index: int, system: str | None, tokenizer: Any) -> Prompt:

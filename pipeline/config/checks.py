@@ -15,6 +15,7 @@ from pipeline.config.schema import (
     Config,
     Launcher,
     PartConfig,
+    Role,
     Stage,
 )
 from pipeline.errors import UserError
@@ -99,6 +100,10 @@ def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
         raise UserError(
             f"{where}: alpha, part and seeds are the short form of one term; write them in terms, or leave terms out"
         )
+    if c.role is Role.sweep and c.alpha is None:
+        raise UserError(
+            f"{where}.role: a sweep runs along its alpha, and there is none; set alpha to a list, or role to main"
+        )
     if c.alpha is None and (c.part is not None or c.seeds is not None):
         raise UserError(
             f"{where}: part and seeds say what α is multiplied with, and there is no alpha; set it"
@@ -172,6 +177,7 @@ def _check_numbers(config: Config) -> None:
         counts[f"benchmarks.{name}.max_gen_toks"] = (b.max_gen_toks, 1, 2**24)
         counts[f"benchmarks.{name}.num_fewshot"] = (b.num_fewshot, 0, 10_000)
         counts[f"benchmarks.{name}.samples"] = (b.samples, 1, 2**16)
+        counts[f"benchmarks.{name}.dataset.documents"] = (b.dataset.documents, 1, 2**31)
         if not 0 <= b.chance < 1:
             raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
     for where, (value, least, most) in counts.items():
@@ -187,8 +193,15 @@ def _check_numbers(config: Config) -> None:
             "engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found"
             f" {engine.gpu_memory_utilization}"
         )
-    if engine.kv_cache_gb is not None and not 0 < engine.kv_cache_gb < 1e6:
-        raise UserError(f"engine.kv_cache_gb: expected a size above 0, found {engine.kv_cache_gb}")
+    sizes = {"engine.kv_cache_gb": engine.kv_cache_gb}
+    for name, family in config.families.items():
+        sizes[f"families.{name}.tokens_per_second"] = family.tokens_per_second
+        for part, source in family.sources().items():
+            sizes[f"families.{name}.{part}.size_gb"] = source.size_gb
+    for where, size in sizes.items():
+        if size is not None and not 0 < size < 1e6:
+            expected = "a speed" if where.endswith("per_second") else "a size"
+            raise UserError(f"{where}: expected {expected} above 0, found {size}")
 
 
 def _check_sampling(where: str, b: BenchmarkConfig) -> None:

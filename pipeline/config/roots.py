@@ -3,19 +3,18 @@
 A mistake in either becomes one line.
 """
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.explain import CONF, GROUPS, explain
+from pipeline.config.own_files import check_own_files, unreadable
 from pipeline.errors import UserError
 
 ROOTS = {"config": [group for group in GROUPS if group != "recipe"], "donors": ["recipe"]}
@@ -32,39 +31,21 @@ def composed(
     Raises:
         UserError: for an unknown key, group option or value, naming the nearest that exists.
     """
-    for folder in _config_folders(overrides):
-        if not folder.is_dir():
-            raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
+    check_own_files(overrides)
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
             return typed(hydra_compose(root, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as e:
         raise UserError(explain(e, schema, ROOTS[root])) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        where = _unreadable(_config_folders(overrides))
-        raise UserError(f"{where}: cannot be read as YAML ({' '.join(str(e).split())}); fix it") from None
+        raise UserError(
+            f"{unreadable(overrides)}: cannot be read as YAML ({' '.join(str(e).split())}); fix it"
+        ) from None
     except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
         raise UserError(
             f"override not understood: a key below a value that is null ({e}); set the value itself, or leave null out"
         ) from None
     except RecursionError:
         raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
-    except ValueError as e:  # Hydra's, for a group that is no name
+    except ValueError as e:  # Hydra's, for a group that is not a name
         raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
-
-
-def _config_folders(overrides: list[str]) -> list[Path]:
-    """The folders that configuration is read from: conf/ and those of hydra.searchpath."""
-    added = ",".join(re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))).split(",")
-    named = [folder.strip().strip("'\"") for folder in added]
-    return [CONF, *(Path(f.removeprefix("file://")) for f in named if f and not f.startswith("pkg://"))]
-
-
-def _unreadable(folders: list[Path]) -> str:
-    """The first file that is no YAML, which Hydra does not name."""
-    for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
-        try:
-            OmegaConf.load(path)
-        except (yaml.YAMLError, UnicodeDecodeError):
-            return str(path)
-    return "an override"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from pipeline.config.explain import CONF
 from pipeline.donors.compose import compose_recipe
 from pipeline.donors.train import make_donors
 from pipeline.errors import UserError
@@ -36,12 +37,23 @@ def run(arguments: list[str], report: Callable[[str], None]) -> None:
     out = Path(options["out"]) if "out" in options else FOLDER / recipe.name
     reuse = Path(options["reuse"]) if "reuse" in options else None
     try:
-        make_donors(recipe, out, report, reuse)
+        made = make_donors(recipe, out, report, reuse)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         line = _explained(error)
         if line is None:
             raise
         raise UserError(line) from error
+    report(f"donors of {recipe.name} are in {out}: {', '.join(made)}")
+    report(_next_step(recipe.name, out))
+
+
+def _next_step(name: str, out: Path) -> str:
+    """What to type to use the donors: the experiment of the recipe's name where it looks there, else where they are."""
+    if (CONF / "experiment" / f"{name}.yaml").is_file() and out == FOLDER / name and name != "micro":
+        return f"next: python -m pipeline experiment={name}"
+    family = "micro" if name == "micro" else "NAME"
+    parts = " ".join(f"families.{family}.{part}.id={out / part}" for part in ("sft", "grpo"))
+    return f"next: python -m pipeline experiment={name if name == 'micro' else '…'} {parts}"
 
 
 def _is_option(argument: str) -> bool:

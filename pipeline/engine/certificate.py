@@ -1,24 +1,30 @@
-"""Proof that a live vLLM model holds the weights that were streamed to it, bit for bit.
+"""Proof that a live vLLM model holds the weights that were streamed to it, bit for bit, where it held weights before.
 
-    certificate = Certificate(model)
+    certificate = Certificate(model, pool)
     model.load_weights(certificate.watch(tensors))   # remembers a checksum of every row that goes by
-    certificate.differences()                        # names of live parameters that are something else
+    certificate.differences()                        # names of what is something else
 
-The checksum of a row is Σ_j bits(W_ij)·k_j modulo 2⁶⁴ with a pseudo-random odd k_j for each column. It is taken of what
-the kernels use: of a plain parameter directly; of a matrix that vLLM's CPU build has packed away, of the matrix that the
-layer's own kernel gives back for one-hot inputs, which is exact in any dtype. So a stale packed head, a tensor that did
-not come, rows in the wrong place of a fused matrix and a wrong shard of a tensor-parallel worker all show.
+The checksums (pipeline/engine/checksums.py) are taken of what the kernels use: of a plain parameter directly; of a matrix
+that vLLM's CPU build has packed away, of the matrix that the layer's own kernel gives back for one-hot inputs, which is
+exact in any dtype. So a stale packed head, a tensor that did not come, rows in the wrong place of a fused matrix and a
+wrong shard of a tensor-parallel worker all show. Compiled code and CUDA graphs hold addresses: every parameter and buffer
+must lie where it lay before, and buffers, which no checkpoint has, must hold what they held.
 
 Covers models whose loader fuses q/k/v and gate/up and shards by rows or columns as Llama and Qwen2 do in vLLM 0.24 to
 0.33; quantised weights are not covered. Memory: one 64-bit number a row.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple
 
 import torch
 
-PIECE = 1 << 20  # entries that are expanded to 64 bits at a time
+from pipeline.engine.checksums import row_checksums
+from pipeline.files import sha256
+
+ONE_HOT_ROWS = 256  # columns of a packed matrix that are asked for at a time
+CONVERTED = 1 << 20  # entries that are converted at a time
 FUSED = {  # part of a Hugging Face name → (vLLM's fused layer, position in it)
     "q_proj": ("qkv_proj", 0),
     "k_proj": ("qkv_proj", 1),
@@ -30,15 +36,42 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Slice = tuple[slice, slice]
 
 
-class Certificate:
-    """What the weights of one model should be, and whether they are."""
+class Place(NamedTuple):
+    """Where a tensor lies, and how."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Place":
+        return cls(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+class Certificate:
+    """What the weights of one model should be after a swap, and whether they are.
+
+    Args:
+        model: the live model, before the swap.
+        pool: threads that take the checksums.
+    """
+
+    def __init__(self, model: Any, pool: Executor) -> None:
+        self.model, self.pool = model, pool
         self.modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         self.tied = bool(getattr(model.config, "tie_word_embeddings", False))
         self.dtype: torch.dtype = next(model.parameters()).dtype
-        self.expected: dict[str, dict[int, torch.Tensor]] = {}
+        # a tied embedding is looked up in the weight itself, whatever the head's kernel uses
+        packed = {f"{path}.weight" for path, module in self.modules.items() if _is_packed(module)}
+        self.packed = packed - {EMBEDDING}
+        self.expected: dict[str, dict[int, Future[torch.Tensor]]] = {}
+        self.places, self.buffers = self._places(), self._buffers()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the kernels use every parameter as it is loaded, so that new weights can be written over it."""
+        return not self.packed
 
     def watch(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Pass `tensors` (Hugging Face names) on, remembering this worker's share of each."""
@@ -47,7 +80,7 @@ class Certificate:
             yield name, tensor
 
     def expect(self, name: str, tensor: torch.Tensor) -> None:
-        """The model should hold this tensor under its Hugging Face name."""
+        """The model should hold this tensor under its Hugging Face name; nothing may change it until `differences`."""
         if self.tied and name == HEAD:
             return  # vLLM takes the embedding in its place
         live, part = name, 0
@@ -55,53 +88,68 @@ class Certificate:
             if piece in FUSED:
                 fused, part = FUSED[piece]
                 live = name.replace(f".{piece}.", f".{fused}.")
+        self._expect(live, part, tensor)
+        if self.tied and name == EMBEDDING and HEAD.rpartition(".")[0] in self.modules:
+            self._expect(HEAD, 0, tensor)
+
+    def _expect(self, live: str, part: int, tensor: torch.Tensor) -> None:
         rows, columns = self._share(live.rpartition(".")[0], part, tensor.shape)
-        value = tensor.to(self.dtype) if tensor.dim() > 1 else tensor[:, None].to(self.dtype)
-        self.expected.setdefault(live, {})[part] = row_checksums(value[rows, columns])
+        value = (tensor if tensor.dim() > 1 else tensor[:, None])[rows, columns]
+        sums = self.pool.submit(_checksums, value, self.dtype, live in self.packed)
+        self.expected.setdefault(live, {})[part] = sums
 
     def differences(self) -> list[str]:
-        """Names of the live parameters that are not what was expected, or of which nothing came."""
-        wanted = {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in self.expected.items()}
-        if self.tied and EMBEDDING in wanted and HEAD.rpartition(".")[0] in self.modules:
-            wanted[HEAD] = wanted[EMBEDDING]
-        names = {name for name, _ in self.model.named_parameters()}
-        wrong = sorted(names - wanted.keys())
-        for name, checksums in wanted.items():
-            found = self._live(name)
+        """Names of the live parameters and buffers that are not what was expected, or of which nothing came."""
+        expected = {
+            name: torch.cat([parts[i].result() for i in sorted(parts)])
+            for name, parts in self.expected.items()
+        }
+        places, buffers = self._places(), self._buffers()
+        wrong = {name for name, _ in self.model.named_parameters()} - expected.keys()
+        wrong |= {f"{name} (moved)" for name in places if places[name] != self.places.get(name)}
+        wrong |= {name for name in buffers if buffers[name] != self.buffers.get(name)}
+        plain = {name: self._plain(name) for name in expected if name not in self.packed}
+        for name, checksums in expected.items():
+            sums = self._probed(name) if name in self.packed else plain[name]
+            found = sums.result() if isinstance(sums, Future) else sums
             # a vocabulary is padded at its end; those rows belong to no token
             padded = name in (EMBEDDING, HEAD) and found is not None and len(found) > len(checksums)
             if found is None or not torch.equal(found[: len(checksums)] if padded else found, checksums):
-                wrong.append(name)
-        return sorted(set(wrong))
+                wrong.add(name)
+        return sorted(wrong)
 
-    def _live(self, name: str) -> torch.Tensor | None:
-        """Row checksums of what the kernels use for this parameter."""
+    def _places(self) -> dict[str, Place]:
+        """Where every parameter and buffer lies."""
+        held = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: Place.of(tensor) for name, tensor in held}
+
+    def _buffers(self) -> dict[str, str]:
+        """A digest of what every buffer holds."""
+        return {
+            name: sha256(buffer.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy().tobytes())
+            for name, buffer in self.model.named_buffers()
+        }
+
+    def _plain(self, name: str) -> "Future[torch.Tensor] | None":
+        """Row checksums of a parameter that the kernels use as it is; None if the model has none of that name."""
         path, _, kind = name.rpartition(".")
-        module = self.modules.get(path)
-        if module is None:
-            return None
-        value = getattr(module, kind, None)
-        if (
-            kind == "weight"
-            and hasattr(module, "cpu_linear")
-            and (value is None or not value.numel() or path == "lm_head")
-        ):
-            return self._probed(module)
+        value = getattr(self.modules.get(path), kind, None)
         if value is None:
             return None
-        value = value.data.to(self.dtype)  # CPU kernels keep some biases in float32
-        return row_checksums(value if value.dim() > 1 else value[:, None])
+        matrix = value.data if value.dim() > 1 else value.data[:, None]
+        return self.pool.submit(_checksums, matrix, self.dtype, False)
 
-    def _probed(self, module: Any) -> torch.Tensor:
+    def _probed(self, name: str) -> torch.Tensor:
         """Row checksums of a packed matrix, column by column through the layer's own kernel."""
+        module = self.modules[name.rpartition(".")[0]]
         width = getattr(module, "input_size_per_partition", None) or module.embedding_dim
         total = torch.zeros(0, dtype=torch.int64)
-        for start in range(0, width, 256):
-            count = min(256, width - start)
+        for start in range(0, width, ONE_HOT_ROWS):
+            count = min(ONE_HOT_ROWS, width - start)
             one_hot = torch.zeros(count, width, dtype=self.dtype)
             one_hot[torch.arange(count), torch.arange(start, start + count)] = 1
             columns = module.quant_method.apply(module, one_hot, bias=None)
-            part = row_checksums(columns.t().contiguous(), first=start)
+            part = row_checksums(columns.t() + 0.0, first=start)
             total = part if start == 0 else total + part
         return total
 
@@ -126,16 +174,22 @@ class Certificate:
         return slice(rank * height, (rank + 1) * height), every
 
 
-def row_checksums(matrix: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Σ_j bits(W_ij)·k_(first+j) modulo 2⁶⁴ for each row i: int64, on the CPU. −0 counts as 0, as kernels return it."""
-    rows, width = matrix.shape
-    index = torch.arange(first, first + width, dtype=torch.int64, device=matrix.device)
-    factors = (index * 0x5851F42D4C957F2D + 0x14057B7EF767814F) | 1
-    factors ^= factors >> 29
-    bits = torch.int32 if matrix.element_size() == 4 else torch.int16
-    step = max(1, PIECE // max(1, width))
-    sums = [
-        (((matrix[i : i + step] + 0.0).contiguous().view(bits)).to(torch.int64) * factors).sum(dim=1)
-        for i in range(0, rows, step)
-    ]
-    return torch.cat(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)
+def _is_packed(module: Any) -> bool:
+    """Whether vLLM's CPU build holds the module's matrix apart, in its kernel's own layout.
+
+    Its kernels are functions: one that closes over something does not use the weight that it is handed.
+    """
+    weight, kernel = getattr(module, "weight", None), getattr(module, "cpu_linear", None)
+    if kernel is None or weight is None:
+        return False
+    return not weight.numel() or bool(getattr(kernel, "__closure__", None))
+
+
+def _checksums(matrix: torch.Tensor, dtype: torch.dtype, packed: bool) -> torch.Tensor:
+    """Row checksums in the model's dtype; of a matrix that will be packed with −0 as 0, as its kernel gives it back."""
+    if matrix.dtype == dtype and not packed:
+        return row_checksums(matrix)
+    step = max(1, CONVERTED // max(1, matrix.shape[1]))
+    blocks = (matrix[start : start + step].to(dtype) for start in range(0, len(matrix), step))
+    parts = [row_checksums(block + 0.0 if packed else block) for block in blocks]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

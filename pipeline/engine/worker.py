@@ -5,8 +5,8 @@ through `collective_rpc` with plain arguments. Every worker of a tensor-parallel
 tensors from the same files; vLLM's own loaders fuse and shard them.
 
 vLLM only warns about a tensor that does not come, and its CPU build leaves a tied head, which it packs apart from the
-embedding, as it was. So the head is packed again, and `pipeline.engine.certificate` compares every live parameter with what was
-streamed. The prefix cache is not touched here: the engine empties it.
+embedding, as it was. So the head is packed again, and `pipeline.engine.certificate` compares every live parameter with
+what was streamed. The prefix cache is not touched here: the engine empties it.
 """
 
 import contextlib
@@ -15,11 +15,14 @@ import select
 import signal
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.engine.certificate import Certificate
+from pipeline.weights.memory import Memory
+from pipeline.weights.threads import thread_pool
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -46,32 +49,45 @@ def _end_with_the_run() -> None:
 
 _end_with_the_run()  # vLLM imports this module first thing in its worker
 
+MEMORY = Memory()  # kept from swap to swap: as much as the largest tensor, and what is made ahead of it
+
 
 class SteeringExtension:
     """Mixed into vLLM's worker class (vLLM 0.24 to 0.33)."""
 
     model_runner: "GPUModelRunner"
 
-    def steer(self, target: str, terms: list[tuple[str, float, int | None]]) -> list[str]:
+    def steer(
+        self, target: str, terms: list[tuple[str, float, int | None]], threads: int | None = None
+    ) -> list[str]:
         """Make the live weights `target` + Σ α·v, as `pipeline.weights.steer.steered_tensors` computes them.
 
         Args:
             target: folder of the checkpoint that is added to.
             terms: (vector file, α, seed of the random control or None) for each vector.
+            threads: that read, add and sum; None is one for each core.
 
         Returns:
             Names of live parameters that are not what was asked for: none, if all is well.
         """
         from pipeline.weights.steer import Term, steered_tensors
 
-        return self.load(steered_tensors(target, [Term(*term) for term in terms]))
+        with thread_pool(threads) as pool:
+            return self.load(steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY), pool)
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-        """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns."""
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
+        """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns.
+
+        Where kernels use parameters as they are loaded, they are written in place, as trainers do. vLLM's reload, which
+        makes each layer anew and copies it over, is for those that are processed after loading.
+        """
         model: Any = self.model_runner.get_model()
-        certificate = Certificate(model)
-        self.model_runner.reload_weights(weights_iterator=certificate.watch(tensors))
-        self._pack_tied_head(model)
+        certificate = Certificate(model, pool)
+        if certificate.is_plain:
+            model.load_weights(certificate.watch(tensors))
+        else:
+            self.model_runner.reload_weights(weights_iterator=certificate.watch(tensors))
+            self._pack_tied_head(model)
         return certificate.differences()
 
     @staticmethod

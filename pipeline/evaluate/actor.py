@@ -74,7 +74,7 @@ class Actor:
                 f"{platform.node()}: no {manifest} in {os.getcwd()}; the working directory and results must lie on a"
                 " file system that all nodes share"
             )
-        if any(task.config.runs_code for task in plan.tasks):
+        if any(task.config.runs_code for task in plan.benchmarks):
             sandbox.require(plan.config.allow_unsandboxed)
         if plan.config.engine.tensor_parallel_size == 1:  # a killed worker leaves no engine behind
             engine = replace(plan.config.engine, in_process=True)

@@ -39,15 +39,15 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
     for family in {c.family.name: c.family for c in missing}.values():
         _check_model(family.target, plan.config.engine)
         _check_tokenizer(family)
-    manager, room = manager_of(plan.tasks), plan.config.engine.max_model_len
-    for task in {c.task.name: c.task for c in missing}.values():
-        for subtask in task.subtasks:
-            loaded = load_task(manager, task, subtask, PromptConfig())
-            check_task(loaded, task)
+    manager, room = manager_of(plan.benchmarks), plan.config.engine.max_model_len
+    for benchmark in {c.benchmark.name: c.benchmark for c in missing}.values():
+        for subtask in benchmark.subtasks:
+            loaded = load_task(manager, benchmark, subtask, PromptConfig())
+            check_task(loaded, benchmark)
             if most_new_tokens(loaded) >= room:
                 raise UserError(
                     f"engine.max_model_len={room}: '{loaded.config.task}' lets an answer have {most_new_tokens(loaded)}"
-                    f" tokens, and its prompt needs room too; raise it, or lower benchmarks.{task.benchmark}.max_gen_toks"
+                    f" tokens, and its prompt needs room too; raise it, or lower benchmarks.{benchmark.origin}.max_gen_toks"
                 )
 
 

@@ -9,7 +9,7 @@ from pipeline.records import Metrics
 
 def name_of(cell: Cell) -> str:
     """A cell as people read it."""
-    return f"{cell.family.name} · {cell.condition.label} · {cell.task.name}"
+    return f"{cell.family.name} · {cell.condition.label} · {cell.benchmark.name}"
 
 
 class Progress:

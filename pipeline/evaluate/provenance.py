@@ -42,7 +42,7 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
         "chat_template_sha": chat_template_sha,
-        "sandbox": str(sandbox.probe()) if cell.task.config.runs_code else None,
+        "sandbox": str(sandbox.probe()) if cell.benchmark.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},
         "host": platform.node(),
         "started": started.isoformat(timespec="seconds"),

@@ -21,7 +21,7 @@ from pipeline.evaluate.provenance import chat_template_sha, provenance_of
 from pipeline.evaluate.samples import merge, summarise
 from pipeline.evaluate.tasks import load_task, manager_of
 from pipeline.plan.family import Family
-from pipeline.plan.grid import Condition, Task, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
 from pipeline.plan.plan import Cell, Plan
 from pipeline.records import Cost, Metrics, Sample, is_done, write_record
 
@@ -92,7 +92,7 @@ class Runner:
 
     def check(self, cells: list[Cell]) -> None:
         """Try the sandbox and open the vectors, so that a mistake shows before an engine starts."""
-        if any(cell.task.config.runs_code for cell in cells):
+        if any(cell.benchmark.config.runs_code for cell in cells):
             level = sandbox.require(self.plan.config.allow_unsandboxed)
             self.report(f"candidate programs run in: {level}")
         for cell in {(c.family.name, c.condition): c for c in cells}.values():
@@ -142,7 +142,7 @@ class Runner:
             prompt_tokens=engine.lm.prompt_tokens,
             requests=engine.lm.requests,
         )
-        metrics = summarise(samples, cell.task.config.metric)
+        metrics = summarise(samples, cell.benchmark.config.metric)
         chat = takes_chat_template(cell.family.config, cell.condition.start)
         template = chat_template_sha(engine.lm.tokenizer) if chat else None
         provenance = provenance_of(self.plan.config, cell, started, template)
@@ -171,11 +171,11 @@ class Runner:
         from lm_eval.evaluator import evaluate as lm_evaluate
 
         prompt = self.plan.config.prompts[cell.condition.prompt]
-        tasks = self._tasks(cell.task, prompt)
+        tasks = self._tasks(cell.benchmark, prompt)
         results = lm_evaluate(
             lm=engine.lm,
             task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
-            limit=cell.task.limit,
+            limit=cell.benchmark.limit,
             system_instruction=prompt.system,
             apply_chat_template=takes_chat_template(cell.family.config, cell.condition.start),
             fewshot_as_multiturn=True,
@@ -188,7 +188,7 @@ class Runner:
             samples += merge(rows, subtask, task, engine, cell, start=len(samples))
         return samples
 
-    def _tasks(self, task: Task, prompt: PromptConfig) -> dict[str | None, Any]:
+    def _tasks(self, benchmark: Benchmark, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""
-        manager = manager_of(self.plan.tasks)
-        return {s: load_task(manager, task, s, prompt) for s in task.subtasks}
+        manager = manager_of(self.plan.benchmarks)
+        return {s: load_task(manager, benchmark, s, prompt) for s in benchmark.subtasks}

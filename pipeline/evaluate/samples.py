@@ -31,11 +31,11 @@ def merge(
     Raises:
         UserError: if the benchmark's metric is none of the task's, or a score or log-likelihood is not finite.
     """
-    if cell.task.config.samples == 1:
+    if cell.benchmark.config.samples == 1:
         return _merge(rows, subtask, task, engine, cell, start)
     answers = [
         _merge(of_answer(rows, task, number), subtask, task, engine, cell, start, number)
-        for number in range(cell.task.config.samples)
+        for number in range(cell.benchmark.config.samples)
     ]
     return [joined(of_document) for of_document in zip(*answers, strict=True)]
 
@@ -50,7 +50,7 @@ def _merge(
     number: int = 0,
 ) -> list[Sample]:
     """One answer to each document, the first or the one of that number."""
-    benchmark, where = cell.task.config, f"benchmarks.{cell.task.benchmark}"
+    benchmark, where = cell.benchmark.config, f"benchmarks.{cell.benchmark.origin}"
     merged: dict[int, Sample] = {}
     for row in rows:
         sample = merged.get(row["doc_id"])

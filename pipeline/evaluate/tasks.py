@@ -1,7 +1,7 @@
 """lm-eval tasks with our documents, changes, examples and prompt conditions.
 
-    manager = manager_of(plan.tasks)
-    task = load_task(manager, plan.tasks[0], subtask=None, prompt=config.prompts["plain"])
+    manager = manager_of(plan.benchmarks)
+    task = load_task(manager, plan.benchmarks[0], subtask=None, prompt=config.prompts["plain"])
 
 Stock tasks are taken as lm-eval has them; what a benchmark changes in one is said in its file under conf/benchmark/.
 """
@@ -19,7 +19,7 @@ from evals import code
 from pipeline import documents as data
 from pipeline.config.schema import BenchmarkConfig, PromptConfig, plain
 from pipeline.errors import UserError
-from pipeline.plan.grid import Task
+from pipeline.plan.grid import Benchmark
 from pipeline.plan.keys import TASKS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def load_tokenizer(where: str, revision: str | None = None) -> Any:
         raise UserError(f"{where}: its tokenizer cannot be read ({reason}); fetch it again") from e
 
 
-def check_task(loaded: Any, task: Task) -> None:
+def check_task(loaded: Any, benchmark: Benchmark) -> None:
     """Answers must be greedy or sampled as the benchmark says, filters exist, and documents have what they are asked with.
 
     Args:
@@ -56,9 +56,9 @@ def check_task(loaded: Any, task: Task) -> None:
     """
     from jinja2 import TemplateError
 
-    where, name = f"benchmarks.{task.benchmark}", loaded.config.task
+    where, name = f"benchmarks.{benchmark.origin}", loaded.config.task
     kwargs = loaded.config.generation_kwargs or {}
-    if kwargs.get("do_sample", bool(kwargs.get("temperature"))) and not task.config.temperature:
+    if kwargs.get("do_sample", bool(kwargs.get("temperature"))) and not benchmark.config.temperature:
         raise UserError(
             f"{where}: '{name}' samples; set {where}.temperature, or do_sample: false in the generation_kwargs of its"
             " changes"
@@ -69,13 +69,13 @@ def check_task(loaded: Any, task: Task) -> None:
                 make()
     except (re.error, TypeError, ValueError) as e:
         raise UserError(f"{where}: a filter of '{name}' cannot be made ({e}); fix it") from e
-    for number, doc in enumerate(islice(loaded.eval_docs, task.limit)):
+    for number, doc in enumerate(islice(loaded.eval_docs, benchmark.limit)):
         given = {key: value for key, value in doc.items() if value is not None}  # it would be asked as "None"
         try:
             loaded.doc_to_text(given), loaded.doc_to_target(given)
             if loaded.OUTPUT_TYPE == "multiple_choice":
                 loaded.doc_to_choice(given)
-            if task.config.runs_code:
+            if benchmark.config.runs_code:
                 code.check(given)
         except (TemplateError, LookupError, TypeError, ValueError, AttributeError, UserError) as e:
             raise UserError(
@@ -94,12 +94,16 @@ def most_new_tokens(loaded: Any) -> int:
     return most
 
 
-def manager_of(tasks: Iterable[Task]) -> "TaskManager":
-    """lm-eval's index of these tasks, or of all that there are where one is in no folder of its name."""
-    tasks = list(tasks)
-    names = {task.config.task.format(subtask=subtask) for task in tasks for subtask in task.subtasks}
+def manager_of(benchmarks: Iterable[Benchmark]) -> "TaskManager":
+    """lm-eval's index of the tasks of these benchmarks, or of all that there are where one is in no folder of its name."""
+    benchmarks = list(benchmarks)
+    names = {
+        benchmark.config.task.format(subtask=subtask)
+        for benchmark in benchmarks
+        for subtask in benchmark.subtasks
+    }
     return task_manager(
-        frozenset(names), tuple(dict.fromkeys(f for task in tasks for f in task.task_folders))
+        frozenset(names), tuple(dict.fromkeys(f for benchmark in benchmarks for f in benchmark.task_folders))
     )
 
 
@@ -116,8 +120,7 @@ def task_manager(names: frozenset[str] = frozenset(), own: tuple[str, ...] = ())
         folders = [path for path in Path(tasks.__file__).parent.iterdir() if path.is_dir()]
         named = [str(path) for path in folders if any(name.startswith(path.name) for name in names)]
         manager = tasks.TaskManager(include_path=[*named, str(TASKS), *own], include_defaults=False)
-        if names <= set(manager.all_subtasks):
-            return manager
+        return manager if names <= set(manager.all_subtasks) else task_manager(own=own)
     return tasks.TaskManager(include_path=[str(TASKS), *own])
 
 
@@ -130,7 +133,7 @@ def _prepare_lm_eval() -> None:
     utils.env.from_string = lru_cache(utils.env.from_string)
 
 
-def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: PromptConfig) -> Any:
+def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None, prompt: PromptConfig) -> Any:
     """An lm-eval task with our documents, changes, examples and prompt condition.
 
     Raises:
@@ -140,7 +143,7 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
     from jinja2 import TemplateError
     from lm_eval.config.task import TaskConfig
 
-    b, where = task.config, f"benchmarks.{task.benchmark}"
+    b, where = benchmark.config, f"benchmarks.{benchmark.origin}"
     name = b.task.format(subtask=subtask)
     if name not in manager.all_subtasks:
         raise UserError(f"{where}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
@@ -155,7 +158,9 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
     asked = settings.get("test_split") or settings.get("validation_split")
     if asked != b.dataset.split:
         raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
-    documents = data.load(asdict(b.dataset), task.folder, subtask, b.form, task.perturbation, task.seed)
+    documents = data.load(
+        asdict(b.dataset), benchmark.folder, subtask, b.form, benchmark.perturbation, benchmark.seed
+    )
     spec = {"task": name, **changes, "custom_dataset": lambda **_: documents}
     if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
         spec |= {
@@ -166,7 +171,7 @@ def load_task(manager: "TaskManager", task: Task, subtask: str | None, prompt: P
         }
         spec["test_split"] = asked
     else:
-        _check_split_of_examples(settings, task, list(documents), task.folder)
+        _check_split_of_examples(settings, benchmark, list(documents), benchmark.folder)
     try:  # an inline group is lm-eval's way to take a stock task with overrides
         loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
         first = loaded.eval_docs[0]
@@ -230,10 +235,10 @@ def _sample(loaded: Any, b: BenchmarkConfig, where: str) -> None:
 
 
 def _check_split_of_examples(
-    settings: dict[str, Any], task: Task, splits: list[str], folder: str | None
+    settings: dict[str, Any], benchmark: Benchmark, splits: list[str], folder: str | None
 ) -> None:
     """Refuse few-shot examples where lm-eval would find no split, or would fall back to the documents asked."""
-    b, where = task.config, f"benchmarks.{task.benchmark}"
+    b, where = benchmark.config, f"benchmarks.{benchmark.origin}"
     examples = settings.get("fewshot_config") or {}
     split = examples.get("split") or settings.get("fewshot_split")
     if split is None and "samples" in examples:

@@ -19,7 +19,7 @@ from pipeline import hub
 from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device
 from pipeline.errors import UserError
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Grid, Task, make_grid
+from pipeline.plan.grid import Benchmark, Grid, make_grid
 from pipeline.plan.revisions import pinned
 from pipeline.weights.checkpoint import DOWNLOADED
 
@@ -55,16 +55,16 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
     cells = {name: _cells(grid, name) for name in grid.families}
-    every = [task for of_family in cells.values() for task in of_family]
+    every = [benchmark for of_family in cells.values() for benchmark in of_family]
     lines = [
-        f"{config.name}: {len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.tasks)} benchmarks ="
+        f"{config.name}: {len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.benchmarks)} benchmarks ="
         f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
     ]
-    if any(task.config.samples > 1 for task in every):
+    if any(benchmark.config.samples > 1 for benchmark in every):
         lines[0] += f", {sum(map(_answers, every)):,} answers"
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
-    uncounted = sorted({task.benchmark for task in grid.tasks if not _documents(task)})
+    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not _documents(benchmark)})
     if uncounted:
         lines[0] += (
             f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
@@ -146,24 +146,25 @@ def _source(source: CheckpointConfig, ask: bool) -> Source:
     return Source(source.id, "to download", source.size_gb, source.size_gb, known)
 
 
-def _cells(grid: Grid, family: str) -> list[Task]:
+def _cells(grid: Grid, family: str) -> list[Benchmark]:
     """The task of each cell of one family; conditions that come to the same thing count once."""
     own = [cell for cell in grid.cells if cell.family == family]
     return list(
         {
-            (c.condition.start, c.condition.added(), c.condition.prompt, c.task.name): c.task for c in own
+            (c.condition.start, c.condition.added(), c.condition.prompt, c.benchmark.name): c.benchmark
+            for c in own
         }.values()
     )
 
 
-def _documents(task: Task) -> int:
+def _documents(benchmark: Benchmark) -> int:
     """How many documents a cell asks; 0 where conf/benchmark does not say how many there are."""
-    limit = task.limit * len(task.subtasks) if task.limit else None
-    return min((n for n in (task.config.dataset.documents, limit) if n is not None), default=0)
+    limit = benchmark.limit * len(benchmark.subtasks) if benchmark.limit else None
+    return min((n for n in (benchmark.config.dataset.documents, limit) if n is not None), default=0)
 
 
-def _answers(task: Task) -> int:
-    return _documents(task) * task.config.samples
+def _answers(benchmark: Benchmark) -> int:
+    return _documents(benchmark) * benchmark.config.samples
 
 
 def _tokens(benchmark: BenchmarkConfig) -> int:
@@ -183,8 +184,10 @@ def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
     )
 
 
-def _gpu_hours(config: Config, cells: dict[str, list[Task]]) -> str:
-    tokens = {f: sum(_answers(task) * _tokens(task.config) for task in c) for f, c in cells.items()}
+def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
+    tokens = {
+        f: sum(_answers(benchmark) * _tokens(benchmark.config) for benchmark in c) for f, c in cells.items()
+    }
     speeds = {name: config.families[name].tokens_per_second for name in cells}
     hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
     unknown = [name for name, speed in speeds.items() if not speed]

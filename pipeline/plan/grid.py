@@ -1,7 +1,7 @@
 """The grid of an experiment: families × conditions × benchmarks, enumerated once, from the configuration alone.
 
     grid = make_grid(compose(["experiment=paper"]))      # opens nothing: no checkpoint, no document
-    grid.conditions, grid.tasks, grid.cells, grid.left_out
+    grid.conditions, grid.benchmarks, grid.cells, grid.left_out
 
 The estimate, the plan and the manifest take this object. A row that a family cannot have (its donors are yet to be
 trained) is not in `cells`, and `left_out` says so.
@@ -48,6 +48,7 @@ class Condition:
     name: str
     label: str
     origin: str  # the condition of the configuration that it comes from
+    origin_label: str
     row: str  # rows that differ in their seed alone are one row of a table
     row_label: str
     start: Start
@@ -63,19 +64,25 @@ class Condition:
 
     def entry(self) -> ConditionEntry:
         """The condition as the manifest names it."""
-        terms = tuple(term.entry() for term in self.terms)
-        start, role = self.start.value, self.role.value
         return ConditionEntry(
-            self.label, self.origin, self.row, self.row_label, start, terms, self.prompt, role
+            label=self.label,
+            origin=self.origin,
+            origin_label=self.origin_label,
+            row=self.row,
+            row_label=self.row_label,
+            start=self.start.value,
+            terms=tuple(term.entry() for term in self.terms),
+            prompt=self.prompt,
+            role=self.role.value,
         )
 
 
 @dataclass(frozen=True)
-class Task:
+class Benchmark:
     """A column of the grid: a benchmark, plain or under one perturbation."""
 
     name: str
-    benchmark: str
+    origin: str  # the benchmark of the configuration that it is, or is a variant of
     config: BenchmarkConfig
     perturbation: str | None
     limit: int | None
@@ -92,7 +99,7 @@ class Task:
         fitting = [s for s in self.config.subtasks if chosen is None or s not in chosen.without]
         if not fitting:
             raise UserError(
-                f"benchmarks.{self.benchmark}.variants: '{self.perturbation}' fits none of the subtasks"
+                f"benchmarks.{self.origin}.variants: '{self.perturbation}' fits none of the subtasks"
                 f" {', '.join(self.config.subtasks)}; remove it, or add a subtask"
             )
         return list(fitting)
@@ -104,7 +111,7 @@ class Task:
         return BenchmarkEntry(
             label=self.config.label if perturbed is None else perturbed.name.replace("_", " "),
             published=self.config.published if perturbed is None else None,
-            variant_of=self.benchmark if perturbed else None,
+            variant_of=self.origin if perturbed else None,
             perturbation=perturbed.id if perturbed else None,
             cluster="subtask" if self.config.subtasks else "source_doc" if has_sources else None,
             chance=self.config.chance,
@@ -118,7 +125,7 @@ class GridCell:
 
     family: str
     condition: Condition
-    task: Task
+    benchmark: Benchmark
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Grid:
 
     families: dict[str, FamilyConfig]  # those that have rows
     conditions: tuple[Condition, ...]
-    tasks: tuple[Task, ...]
+    benchmarks: tuple[Benchmark, ...]
     cells: tuple[GridCell, ...]
     left_out: tuple[str, ...]  # a line for each family that cannot have all rows
 
@@ -136,12 +143,12 @@ class Grid:
         lines = []
         width = max(len(c.label) for c in self.conditions)
         for name, family in self.families.items():
-            cells = {(c.condition.name, c.task.name): c for c in self.cells if c.family == name}
+            cells = {(c.condition.name, c.benchmark.name): c for c in self.cells if c.family == name}
             lines.append(f"{name} ({family.label}): {family.target.id}")
-            lines += [f"  {column(i)}  {task.name}" for i, task in enumerate(self.tasks)]
-            lines.append(" " * (width + 4) + " ".join(column(i) for i in range(len(self.tasks))))
+            lines += [f"  {column(i)}  {benchmark.name}" for i, benchmark in enumerate(self.benchmarks)]
+            lines.append(" " * (width + 4) + " ".join(column(i) for i in range(len(self.benchmarks))))
             for condition in self.conditions:
-                found = [cells.get((condition.name, task.name)) for task in self.tasks]
+                found = [cells.get((condition.name, benchmark.name)) for benchmark in self.benchmarks]
                 marks = [f"{mark(cell) if cell else '':<{len(column(i))}}" for i, cell in enumerate(found)]
                 lines.append(f"  {condition.label:<{width}}  {' '.join(marks)}".rstrip())
         return "\n".join(lines)
@@ -160,24 +167,24 @@ def make_grid(config: Config) -> Grid:
             configuration does not have.
     """
     families = config.chosen_families()
-    conditions, tasks = rows(config), columns(config)
-    if not families or not conditions or not tasks:
+    conditions, benchmarks = rows(config), columns(config)
+    if not families or not conditions or not benchmarks:
         raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
     cells, left_out = [], []
     for name, family in families.items():
         waiting = {c.name: _waits_for(config, name, c) for c in conditions}
         cells += [
-            GridCell(name, condition, task)
+            GridCell(name, condition, benchmark)
             for condition in conditions
-            for task in tasks
+            for benchmark in benchmarks
             if not waiting[condition.name]
-            and _is_asked(condition, task)
+            and _is_asked(condition, benchmark)
             and not _adds_itself(name, condition)
         ]
         for folder in sorted({family.donors for c in waiting.values() for family in c if family.donors}):
             count = sum(any(f.donors == folder for f in c) for c in waiting.values())
             left_out.append(_untrained(name, folder, count, len(conditions)))
-    return Grid(families, conditions, tasks, tuple(cells), tuple(left_out))
+    return Grid(families, conditions, benchmarks, tuple(cells), tuple(left_out))
 
 
 def rows(config: Config) -> tuple[Condition, ...]:
@@ -210,6 +217,7 @@ def _row(
         name=row if seed is None else f"{row}-s{seed}",
         label=label if seed is None else f"{label} (seed {seed})",
         origin=origin,
+        origin_label=given.label,
         row=row,
         row_label=label,
         start=given.start,
@@ -233,37 +241,37 @@ def _part(given: PartConfig | None) -> Part | None:
     )
 
 
-def columns(config: Config) -> tuple[Task, ...]:
+def columns(config: Config) -> tuple[Benchmark, ...]:
     """The columns of the grid: each chosen benchmark, and its variants after it.
 
     Raises:
         UserError: for a form or perturbation that does not exist.
     """
-    tasks = []
+    benchmarks = []
     for name, benchmark in config.chosen_benchmarks().items():
         limit = _least(config.limit, benchmark.limit)
         folder = benchmark.dataset.folder or config.data.folder
         seed, own = config.perturbation_seed, tuple(config.evals_path)
-        plain = Task(name, name, benchmark, None, limit, seed, folder, own)
+        plain = Benchmark(name, name, benchmark, None, limit, seed, folder, own)
         if benchmark.form not in ("none", *FIELDS):
             near = nearest(benchmark.form, ["none", *FIELDS])
             raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")
-        tasks.append(plain)
+        benchmarks.append(plain)
         for variant in benchmark.variants:
             perturbations.get(benchmark.form, variant)  # refuse an unknown one now
             least = _least(limit, config.variant_limit)
-            tasks.append(replace(plain, name=f"{name}@{variant}", perturbation=variant, limit=least))
-    return tuple(tasks)
+            benchmarks.append(replace(plain, name=f"{name}@{variant}", perturbation=variant, limit=least))
+    return tuple(benchmarks)
 
 
 def _least(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _is_asked(condition: Condition, task: Task) -> bool:
+def _is_asked(condition: Condition, benchmark: Benchmark) -> bool:
     """Whether the condition is asked this column: some leave the perturbed documents out, or other benchmarks."""
-    chosen = condition.benchmarks is None or task.benchmark in condition.benchmarks
-    return chosen and (task.perturbation is None or condition.variants)
+    chosen = condition.benchmarks is None or benchmark.origin in condition.benchmarks
+    return chosen and (benchmark.perturbation is None or condition.variants)
 
 
 def _adds_itself(family: str, condition: Condition) -> bool:

@@ -17,7 +17,7 @@ from pipeline.config.schema import BenchmarkConfig, Config
 from pipeline.errors import UserError
 from pipeline.files import ROOT, code_fingerprint, digest
 from pipeline.plan.family import Family, model_config, vector_key_of
-from pipeline.plan.grid import Condition, Task, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
 from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
@@ -31,12 +31,12 @@ TASKS = ROOT / "evals" / "tasks"
 
 
 def inputs_of(
-    config: Config, families: Mapping[str, Family], family: Family, condition: Condition, task: Task
+    config: Config, families: Mapping[str, Family], family: Family, condition: Condition, benchmark: Benchmark
 ) -> dict[str, Any]:
     """Everything that can change an answer or a score of this cell."""
-    b, chat = task.config, takes_chat_template(family.config, condition.start)
+    b, chat = benchmark.config, takes_chat_template(family.config, condition.start)
     dataset = asdict(b.dataset)
-    names = [b.task.format(subtask=s) for s in task.subtasks]
+    names = [b.task.format(subtask=s) for s in benchmark.subtasks]
     return {
         "protocol": PROTOCOL,
         "weights": _weights(families, family, condition),
@@ -45,17 +45,19 @@ def inputs_of(
         "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
         "task": {
             "names": names,
-            "definition": _task_definition(tuple(names), b.runs_code, task.task_folders),
+            "definition": _task_definition(tuple(names), b.runs_code, benchmark.task_folders),
             "changes": b.changes,
             "metric": b.metric,
             "also": b.also,
             "num_fewshot": b.num_fewshot,
             "max_gen_toks": b.max_gen_toks,
-            "limit": task.limit,
+            "limit": benchmark.limit,
         },
-        "documents": [data.fingerprint(dataset, task.folder, s, b.num_fewshot > 0) for s in task.subtasks],
+        "documents": [
+            data.fingerprint(dataset, benchmark.folder, s, b.num_fewshot > 0) for s in benchmark.subtasks
+        ],
         "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
-        "perturbation": _perturbation(b.form, task.perturbation, task.seed),
+        "perturbation": _perturbation(b.form, benchmark.perturbation, benchmark.seed),
         "decoding": _decoding(b, config.engine.seed),
         "engine": _numerics(config),
         "versions": versions(),
@@ -117,7 +119,7 @@ def _version(name: str, *other_names: str) -> str:
 
 @lru_cache
 def _task_definition(names: tuple[str, ...], runs_code: bool, folders: tuple[str, ...] = ()) -> Any:
-    """Task files and scorers that are not lm-eval's, by content (comments aside); its own are known by its version."""
+    """Benchmark files and scorers that are not lm-eval's, by content (comments aside); its own are known by its version."""
     own = {
         path: _read_task(path)
         for folder in (TASKS, *map(Path, folders))

@@ -21,7 +21,7 @@ from pipeline.files import digest
 from pipeline.manifest import FamilyEntry, Manifest, PlannedCell
 from pipeline.plan import revisions
 from pipeline.plan.family import Family, open_family, vector_key_of
-from pipeline.plan.grid import Condition, Grid, GridCell, Task
+from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell
 from pipeline.plan.keys import inputs_of
 from pipeline.plan.sources import Sources
 from pipeline.records import is_done
@@ -34,7 +34,7 @@ from pipeline.weights.vector import Vector
 class Cell:
     family: Family
     condition: Condition
-    task: Task
+    benchmark: Benchmark
     inputs: dict[str, Any]
     key: str
 
@@ -46,7 +46,7 @@ class Plan:
     config: Config
     grid: Grid
     families: Mapping[str, Family]  # those that have rows, and those whose vectors are added to them
-    tasks: tuple[Task, ...]  # those of the grid, with their documents found
+    benchmarks: tuple[Benchmark, ...]  # those of the grid, with their documents found
     cells: tuple[Cell, ...]
 
     @property
@@ -122,9 +122,9 @@ class Plan:
         return Manifest(
             self.config.name,
             {name: self._family_entry(self.families[name]) for name in self.grid.families},
-            {task.name: task.entry() for task in self.tasks},
+            {benchmark.name: benchmark.entry() for benchmark in self.benchmarks},
             {c.name: c.entry() for c in self.grid.conditions},
-            tuple(PlannedCell(c.family.name, c.condition.name, c.task.name, c.key) for c in self.cells),
+            tuple(PlannedCell(c.family.name, c.condition.name, c.benchmark.name, c.key) for c in self.cells),
         )
 
     def _family_entry(self, family: Family) -> FamilyEntry:
@@ -139,20 +139,20 @@ class Plan:
             for part, source in family.config.sources().items()
             if source.revision is None and (commit := getattr(family, part).revision) is not None
         }
-        asked = {task.name: task.config.dataset for task in self.grid.tasks}
-        for task in self.tasks:
-            dataset = task.config.dataset
-            if asked[task.name].revision is None and dataset.revision is not None:
+        asked = {benchmark.name: benchmark.config.dataset for benchmark in self.grid.benchmarks}
+        for benchmark in self.benchmarks:
+            dataset = benchmark.config.dataset
+            if asked[benchmark.name].revision is None and dataset.revision is not None:
                 found[revisions.name_of(dataset)] = dataset.revision
         return found
 
     def describe(self) -> str:
         """The grid as text: for each family, condition and benchmark whether the cell is done (x) or to do (.)."""
         missing = {cell.key for cell in self.missing()}
-        keys = {(c.family.name, c.condition.name, c.task.name): c.key for c in self.cells}
+        keys = {(c.family.name, c.condition.name, c.benchmark.name): c.key for c in self.cells}
 
         def mark(cell: GridCell) -> str:
-            return "." if keys[cell.family, cell.condition.name, cell.task.name] in missing else "x"
+            return "." if keys[cell.family, cell.condition.name, cell.benchmark.name] in missing else "x"
 
         unique = len(self.unique())
         return (
@@ -175,22 +175,24 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
                     f"conditions.{condition.name}.terms: '{term.family}' has no donors to make a vector of; set"
                     f" families.{term.family}.sft.id and families.{term.family}.grpo.id"
                 )
-    tasks = {task.name: sources.task(task) for task in grid.tasks}
+    benchmarks = {benchmark.name: sources.benchmark(benchmark) for benchmark in grid.benchmarks}
     cells = []
     for cell in grid.cells:
-        family, task = families[cell.family], tasks[cell.task.name]
-        inputs = inputs_of(config, families, family, cell.condition, task)
-        cells.append(Cell(family, cell.condition, task, inputs, digest(inputs)))
+        family, benchmark = families[cell.family], benchmarks[cell.benchmark.name]
+        inputs = inputs_of(config, families, family, cell.condition, benchmark)
+        cells.append(Cell(family, cell.condition, benchmark, inputs, digest(inputs)))
     if not cells:
         raise UserError("; ".join(["nothing to run", *grid.left_out]))
-    pinned = {cell.task.name: _at_commit(cell.task, cell.inputs["documents"][0]) for cell in cells}
-    cells = [replace(cell, task=pinned[cell.task.name]) for cell in cells]
-    return Plan(config, grid, families, tuple(pinned.get(name, t) for name, t in tasks.items()), tuple(cells))
+    pinned = {cell.benchmark.name: _at_commit(cell.benchmark, cell.inputs["documents"][0]) for cell in cells}
+    cells = [replace(cell, benchmark=pinned[cell.benchmark.name]) for cell in cells]
+    return Plan(
+        config, grid, families, tuple(pinned.get(name, t) for name, t in benchmarks.items()), tuple(cells)
+    )
 
 
-def _at_commit(task: Task, documents: dict[str, Any]) -> Task:
+def _at_commit(benchmark: Benchmark, documents: dict[str, Any]) -> Benchmark:
     """The task with the commit that its documents were found at, which every worker then takes."""
     if "hub" not in documents:
-        return task
-    dataset = replace(task.config.dataset, revision=documents["revision"])
-    return replace(task, config=replace(task.config, dataset=dataset))
+        return benchmark
+    dataset = replace(benchmark.config.dataset, revision=documents["revision"])
+    return replace(benchmark, config=replace(benchmark.config, dataset=dataset))

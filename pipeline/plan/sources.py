@@ -14,7 +14,7 @@ from pipeline.config.schema import CheckpointConfig, Config, DataConfig
 from pipeline.errors import UserError
 from pipeline.files import ROOT, code_fingerprint, digest, new_folder
 from pipeline.plan import revisions
-from pipeline.plan.grid import Task
+from pipeline.plan.grid import Benchmark
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Sources:
         """The revision of a checkpoint: as configured, else as pinned; None is what main is now."""
         return source.revision or self.pinned.get(source.id)
 
-    def task(self, task: Task) -> Task:
+    def benchmark(self, benchmark: Benchmark) -> Benchmark:
         """A column of the grid with its documents found."""
-        dataset = task.config.dataset
+        dataset = benchmark.config.dataset
         folder = dataset.folder or self.folder
         if folder is None and not dataset.id:
             raise UserError(
-                f"benchmarks.{task.benchmark}: its documents are in no folder and not on the hub; set"
-                f" benchmarks.{task.benchmark}.dataset.folder, or data.folder"
+                f"benchmarks.{benchmark.origin}: its documents are in no folder and not on the hub; set"
+                f" benchmarks.{benchmark.origin}.dataset.folder, or data.folder"
             )
         if folder is None and dataset.revision is None:
             dataset = replace(dataset, revision=self.pinned.get(revisions.name_of(dataset)))
-        return replace(task, folder=folder, config=replace(task.config, dataset=dataset))
+        return replace(benchmark, folder=folder, config=replace(benchmark.config, dataset=dataset))
 
 
 def find_sources(config: Config) -> Sources:

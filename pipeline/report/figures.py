@@ -131,7 +131,7 @@ def _draw_curve(ax: "Axes", sweep: Sweep, curve: Curve, colour: str, light: str,
     alphas, values = [alpha for alpha, _ in curve], [100 * e.value for _, e in curve]
     low, high = [100 * e.low for _, e in curve], [100 * e.high for _, e in curve]
     ax.fill_between(alphas, low, high, color=light, alpha=0.35, linewidth=0, label="95 % interval")
-    label = sweep.name or "target + α·v"
+    label = sweep.label or "target + α·v"
     ax.plot(alphas, values, color=colour, marker=marker, markersize=4, label=label)
 
 
@@ -183,8 +183,8 @@ def length(results: Results) -> "Figure | None":
         return None
     figure, axes = panels(len(places), height=2.6)
     for ax, (family, benchmark) in zip(axes, places, strict=True):
-        for sweep in results.sweeps():
-            _draw_lengths(ax, results, sweep, family, benchmark)
+        for sweep, line in zip(results.sweeps(), cycle(("-", "--", ":", "-.")), strict=False):
+            _draw_lengths(ax, results, sweep, line, family, benchmark)
         colours = (BLACK, BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
         for row, colour, marker in zip(rows, cycle(colours), cycle(MARKERS), strict=False):
             cell = results.cell(family, row, benchmark)
@@ -201,14 +201,14 @@ def length(results: Results) -> "Figure | None":
     return figure
 
 
-def _draw_lengths(ax: "Axes", results: Results, sweep: Sweep, family: str, benchmark: str) -> None:
+def _draw_lengths(ax: "Axes", results: Results, sweep: Sweep, line: str, family: str, benchmark: str) -> None:
     """Length and accuracy along a sweep, with the ends, 0 and 1 named."""
     swept = [(a, c) for a, row in sweep.points if (c := results.cell(family, row, benchmark)) is not None]
     if not swept:
         return
     x, y = [c.tokens.mean() for _, c in swept], [100 * c.score.mean() for _, c in swept]
-    label = ", ".join(filter(None, ["sweep of α", sweep.name]))
-    ax.plot(x, y, color="#888888", linewidth=1, marker=".", zorder=1, label=label)
+    label = f"sweep: {sweep.label}" if sweep.label else "sweep of α"
+    ax.plot(x, y, line, color="#888888", linewidth=1, marker=".", zorder=1, label=label)
     named = {swept[0][0], 0.0, 1.0, swept[-1][0]}
     for (alpha, _), at_x, at_y in zip(swept, x, y, strict=True):
         text = f"α = {alpha_text(alpha)}" if alpha in named else ""

@@ -1,6 +1,6 @@
 """What a run says in the terminal: a compact table, and a line for each claim of the abstract."""
 
-from pipeline.analysis.claims import Verdict, verdicts
+from pipeline.analysis.claims import NO_CELLS, NOT_TESTABLE, Verdict, verdicts
 from pipeline.analysis.comparisons import (
     Pairing,
     against,
@@ -62,9 +62,16 @@ def _beside(value: str, change: str, marks: str = "") -> Text:
 
 def verdict_lines(results: Results) -> list[str]:
     """One line for each claim of the abstract (and family): the verdict, what it was judged on, and why."""
-    return [
-        f"{v.outcome:<14}  {results.families[v.family].label}: {v.statement}: {verdict_reason(v)}"
-        for v in verdicts(results)
+    lines, untested = [], dict[str, list[str]]()
+    for v in verdicts(results):
+        label = results.families[v.family].label
+        if v.reason == NO_CELLS:
+            untested.setdefault(label, []).append(v.statement)
+        else:
+            lines.append(f"{v.outcome:<14}  {label}: {v.statement}: {verdict_reason(v)}")
+    return lines + [
+        f"{NOT_TESTABLE:<14}  {label}: {NO_CELLS.removesuffix(' for it')} for {len(claims)} of the claims: {'; '.join(claims)}"
+        for label, claims in untested.items()
     ]
 
 

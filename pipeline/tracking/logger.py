@@ -5,27 +5,27 @@ an artifact that refers to the file, with its geometry. Scores are fractions the
 """
 
 import html
-import json
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import wandb
 
 from pipeline.analysis.results import Results
 from pipeline.config.schema import Config
+from pipeline.errors import UserError
 from pipeline.records import Record
+from pipeline.tracking.runs import Run
 from pipeline.tracking.summary import comparisons, figures, rendered, sweep_rows, sweep_steps
-
-if TYPE_CHECKING:
-    from pipeline.tracking.runs import Run
+from pipeline.weights.geometry_report import Facts, GeometryReport, read_report
 
 SAMPLES = 25  # rows of each benchmark's sample table
 TEXTS = ("prompt", "target", "output")
 METRICS = ("score", "stderr", "n", "share_truncated", "share_not_extracted", "mean_tokens")
+FACTS = ("norm", "relative_norm", "sparsity")  # of a vector
 COSTS = ("seconds", "generated_tokens", "prompt_tokens", "requests")
 
 
@@ -34,10 +34,10 @@ class Logger:
 
     def __init__(self, config: Config, results: Results) -> None:
         self.config, self.results = config, results
-        self.geometries: dict[tuple[str, str], dict[str, Any]] = {}  # by a vector's key and the files' name
+        self.geometries: dict[tuple[str, str], GeometryReport | None] = {}  # by a vector's key and a pattern
         self.entries: dict[str, Any] = {}  # references to vectors' files, whose checksums are known
 
-    def log(self, run: "Run", keep: Collection[str]) -> Path:
+    def log(self, run: Run, keep: Collection[str]) -> Path:
         """Write a run in the place of its last version, if there is one; returns its folder.
 
         Args:
@@ -100,7 +100,7 @@ class Logger:
 
     # ---- a condition ----
 
-    def _config(self, run: "Run") -> dict[str, Any]:
+    def _config(self, run: Run) -> dict[str, Any]:
         """What the run was made from."""
         if run.condition is None:
             return {}
@@ -121,12 +121,12 @@ class Logger:
             "keys": {cell.benchmark: cell.key for cell in run.cells},
         }
 
-    def _records(self, run: "Run") -> list[Record]:
+    def _records(self, run: Run) -> list[Record]:
         """The records of a condition's run, in the order of its benchmarks."""
         found = (self.results.cells[cell.place].record for cell in run.cells)
         return [record for record in found if record is not None]
 
-    def _metrics(self, run: "Run") -> dict[str, Any]:
+    def _metrics(self, run: Run) -> dict[str, Any]:
         """Scores, lengths, cost and throughput by benchmark, and a table of samples."""
         data: dict[str, Any] = {}
         for cell, record in zip(run.cells, self._records(run), strict=True):
@@ -143,47 +143,57 @@ class Logger:
             data[f"{name}/samples"] = wandb.Table(columns=["document", *TEXTS, "score", "tokens"], data=rows)
         return data
 
-    def _vectors(self, run: "Run") -> list[str]:
+    def _vectors(self, run: Run) -> list[str]:
         """Keys of the vectors that a condition's weights are made with, as its records name them."""
         weights = self._records(run)[0].inputs["weights"]
         alone, several = weights.get("vector"), weights.get("terms", [])
         return [alone] if alone else [term["vector"] for term in several]
 
-    def _geometry(self, run: "Run") -> dict[str, Any]:
+    def _geometry(self, run: Run) -> dict[str, Any]:
         """Norms and sparsity of the condition's vector beside its target: in all, and as tables by module and by layer."""
         vectors, named = self._vectors(run), self.results.families[run.family].geometry
-        geometry = self._geometry_of(vectors[0], Path(named).name) if vectors and named else {}
-        if not geometry:
+        geometry = self._geometry_of(vectors[0], Path(named).name) if vectors and named else None
+        if geometry is None:
             return {}
-        facts = ("norm", "relative_norm", "sparsity")
-        data: dict[str, Any] = {f"geometry/{fact}": geometry["total"][fact] for fact in facts}
-        for level, place in (("modules", "module"), ("layers", "layer")):
-            rows: list[Any] = [[row[k] for k in (place, "entries", *facts)] for row in geometry[level]]
-            data[f"geometry/{level}"] = wandb.Table(columns=[place, "entries", *facts], data=rows)
+        total = geometry["total"]
+        data: dict[str, Any] = {
+            f"geometry/{fact}": number for fact, number in zip(FACTS, _facts(total), strict=True)
+        }
+        modules = [[row["module"], row["entries"], *_facts(row)] for row in geometry["modules"]]
+        layers = [[row["layer"], row["entries"], *_facts(row)] for row in geometry["layers"]]
+        data["geometry/modules"] = wandb.Table(columns=["module", "entries", *FACTS], data=modules)
+        data["geometry/layers"] = wandb.Table(columns=["layer", "entries", *FACTS], data=layers)
         return data
 
-    def _geometry_of(self, key: str, name: str) -> dict[str, Any]:
-        """The first geometry file of that name (or pattern) beside a vector; nothing where none is beside the records."""
-        if (key, name) not in self.geometries:
-            self.geometries[key, name] = {}
-            with suppress(OSError, ValueError):
-                for path in sorted((self.results.folder / "vectors" / key).glob(name))[:1]:
-                    self.geometries[key, name] = json.loads(path.read_text())
-        return self.geometries[key, name]
+    def _geometry_of(self, key: str, pattern: str) -> GeometryReport | None:
+        """The first geometry file of that name beside a vector; None where none is beside the records."""
+        if (key, pattern) not in self.geometries:
+            self.geometries[key, pattern] = None
+            with suppress(UserError):
+                for path in sorted((self.results.folder / "vectors" / key).glob(pattern))[:1]:
+                    self.geometries[key, pattern] = read_report(path)
+        return self.geometries[key, pattern]
 
-    def _refer_to_vectors(self, logged: wandb.Run, run: "Run") -> None:
+    def _refer_to_vectors(self, logged: wandb.Run, run: Run) -> None:
         """Log each vector as an artifact that refers to its file, by checksum; nothing is uploaded."""
         for key in self._vectors(run):
             file = self.results.folder / "vectors" / key / "vector.safetensors"
             if not file.is_file():
                 continue
             geometry = self._geometry_of(key, "geometry-*.json")  # any target's: these facts are v's alone
-            total = geometry.get("total", {})
-            about = {"key": key, "fingerprint": geometry.get("vector")}
-            about |= {fact: total.get(fact) for fact in ("entries", "norm", "sparsity")}
+            about: dict[str, Any] = {"key": key}
+            if geometry is not None:
+                total = geometry["total"]
+                about |= {"fingerprint": geometry["vector"], "entries": total["entries"]}
+                about |= {"norm": total["norm"], "sparsity": total["sparsity"]}
             artifact = wandb.Artifact(f"vector-{key[:16]}", type="vector", metadata=about)
             if key in self.entries:  # one pass over the file is enough for all conditions
                 artifact.manifest.add_entry(self.entries[key])
             else:
                 (self.entries[key],) = artifact.add_reference(file.resolve().as_uri())
             logged.log_artifact(artifact)
+
+
+def _facts(facts: Facts) -> list[float | None]:
+    """FACTS of a group of tensors."""
+    return [facts["norm"], facts["relative_norm"], facts["sparsity"]]

@@ -96,15 +96,20 @@ def contradictions(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     """
     if problems := _heads(config):
         return problems
-    problems = []
-    layers = _layers(shapes)
-    count = config.get("num_hidden_layers")
-    if config["model_type"] in _PLAIN and count and layers and layers != list(range(count)):
-        problems.append(f"its num_hidden_layers is {count}, its weights have {len(layers)} layers")
+    layers, count, width = _layers(shapes), config.get("num_hidden_layers"), config.get("hidden_size")
+    if EMBEDDING in shapes and width and shapes[EMBEDDING][1:] != (width,):
+        return [_differ("hidden_size", width, EMBEDDING, shapes)]
+    found: dict[str, str] = {}  # one problem for each key, however many tensors show it
     for name, (key, rows) in _rows(config, layers).items():
         if name in shapes and rows and shapes[name][:1] != (rows,):
-            problems.append(f"its {key} is {config[key]}, but {name} has the shape {list(shapes[name])}")
-    return problems
+            found.setdefault(key, _differ(key, config[key], name, shapes))
+    if config["model_type"] in _PLAIN and count and layers and layers != list(range(count)):
+        found["layers"] = f"its num_hidden_layers is {count}, its weights have {len(layers)} layers"
+    return list(found.values())
+
+
+def _differ(key: str, value: int, name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"its {key} is {value}, but {name} has the shape {list(shapes[name])}"
 
 
 def _heads(config: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
     data = report(Vector.open("v"), target, alphas=[0.5, 1.0])
     write_json(path, data)
-    print(table(read_report(path)))
+    print(table(read_report(path)))      # pipeline/weights/geometry_report.py says what it holds
 
 Everything is measured in pieces, with sums in fp64, over the entries that all models have (rows of padding are
 left out). What is reported follows arXiv 2505.11711 (sparsity) and 2605.00610 (norms and sign conflicts). An α at which
@@ -11,109 +11,25 @@ the sum leaves the target's dtype is refused here, before an engine starts.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import NotRequired, cast
+from typing import cast
 
 import torch
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from pipeline.errors import UserError
-from pipeline.files import DamagedFile, read_json
 from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.geometry_report import (
+    SCHEMA,
+    CellFacts,
+    Facts,
+    GeometryReport,
+)
 from pipeline.weights.parts import layer_of
 from pipeline.weights.safetensors import TensorInfo, all_finite, pieces
 from pipeline.weights.threads import one_thread
 from pipeline.weights.vector import Vector
 
-SCHEMA = 1
-
 Sums = dict[str, float]
-Share = FiniteFloat | None  # None is a share of nothing
-
-
-class Rounding(TypedDict):
-    """What the target's dtype makes of θ + αv."""
-
-    alpha: FiniteFloat
-    swallowed: Share  # of the entries of v that are not 0: those that rounding leaves at the target's value
-    rounding: Share  # ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖
-
-
-class Direction(TypedDict):
-    """v beside another difference of models."""
-
-    cosine: Share
-    sign_agreement: Share  # equal signs among the entries that are 0 in neither
-
-
-class Facts(TypedDict):
-    """What is measured of a group of tensors."""
-
-    entries: int
-    norm: FiniteFloat  # ‖v‖
-    relative_norm: Share  # ‖v‖ / ‖θ_target‖
-    sparsity: Share  # entries of v that are exactly 0
-    alphas: list[Rounding]  # for each α but 0
-    directions: dict[str, Direction]  # target-base when a base is given, sft-base when both are
-
-
-class ModuleFacts(Facts):
-    """Facts of a kind of module: q_proj, down_proj, embed_tokens, …"""
-
-    module: str
-
-
-class LayerFacts(Facts):
-    """Facts of a layer."""
-
-    layer: int
-
-
-class CellFacts(Facts):
-    """Facts of a kind of module in a layer, or outside of layers."""
-
-    module: str
-    layer: NotRequired[int]
-
-
-class GeometryReport(TypedDict):
-    """The content of a geometry file."""
-
-    schema: int
-    vector: str  # fingerprints
-    target: str
-    total: Facts
-    modules: list[ModuleFacts]
-    layers: list[LayerFacts]
-    cells: list[CellFacts]
-    notes: NotRequired[list[str]]  # on tolerated differences of the checkpoints
-
-
-_REPORT = TypeAdapter(GeometryReport)
-
-
-def read_report(path: Path) -> GeometryReport:
-    """A geometry file as `report` made it.
-
-    Raises:
-        DamagedFile: if it is not there, or is anything else.
-    """
-    remedy = "run the stage 'extract' again"
-    found = read_json(path, remedy)
-    try:
-        _REPORT.validate_python(found, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "its content"
-        raise DamagedFile(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None
-    if found["schema"] != SCHEMA:
-        raise DamagedFile(
-            f"{path}: written in format {found['schema']}, this version reads {SCHEMA}; {remedy}"
-        )
-    data: GeometryReport = found
-    return data
 
 
 def report(

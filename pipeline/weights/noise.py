@@ -9,11 +9,13 @@ or on the form of the vector's file.
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 
 from pipeline.files import ascii_digest
+from pipeline.weights.packed import Changes
 from pipeline.weights.safetensors import PIECE
 from pipeline.weights.vector import Vector
 
@@ -26,19 +28,47 @@ def generator(purpose: str, seed: int, name: str, piece: int) -> np.random.Gener
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
+class Noise:
+    """The noise of one tensor in the place of a vector's entries (pipeline/weights/sums.py, `Deltas`).
+
+    Args:
+        vector: whose norm it has.
+        name: the tensor, under its name in the vector.
+        seed: tells one random control from another.
+    """
+
+    def __init__(self, vector: Vector, name: str, seed: int) -> None:
+        self.vector, self.name, self.seed = vector, name, seed
+        self.numel = math.prod(vector.shapes[name])
+
+    def open(self, stack: ExitStack) -> None:
+        self.square = norm_square(self.vector, self.name)
+
+    def piece(self, index: int) -> Changes:
+        """Scaled to the piece's share of the norm, so that pieces are independent of each other.
+
+        The share is sqrt(entries of the piece / entries): uniform on the sphere for a tensor of one piece; for larger
+        ones the share would vary by 0.1 %.
+        """
+        count = min(PIECE, self.numel - index * PIECE)
+        draws = generator("noise", self.seed, self.name, index).standard_normal(count, np.float32)
+        scale = math.sqrt(self.square * count / self.numel / _square(torch.from_numpy(draws)))
+        return Changes(None, np.multiply(draws, np.float32(scale), out=draws))
+
+
 def _square(piece: torch.Tensor) -> float:
     return float((piece * piece).sum(dtype=torch.float64))
 
 
-def noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
-    """Gaussian noise in the vector's shape and with its norm.
+def norm_square(vector: Vector, name: str) -> float:
+    """The sum of the squares of a tensor's entries."""
+    return sum(_square(piece) for piece in vector.pieces(name))
 
-    Each piece is scaled to its share of the norm, sqrt(entries of the piece / entries), so that one pass is
-    enough: uniform on the sphere for a tensor of one piece; for larger ones the share would vary by 0.1 %.
-    """
-    numel = math.prod(vector.shapes[name])
-    square = sum(_square(piece) for piece in vector.pieces(name))
-    for index, first in enumerate(range(0, numel, PIECE)):
-        count = min(PIECE, numel - first)
-        noise = torch.from_numpy(generator("noise", seed, name, index).standard_normal(count, np.float32))
-        yield noise.mul_(math.sqrt(square * count / numel / _square(noise)))
+
+def noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
+    """The whole noise of a tensor, in pieces."""
+    drawn = Noise(vector, name, seed)
+    with ExitStack() as stack:
+        drawn.open(stack)
+        for index in range(-(-drawn.numel // PIECE)):
+            yield torch.from_numpy(drawn.piece(index).values)

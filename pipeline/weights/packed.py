@@ -3,6 +3,9 @@
     write_at(path, offset, (pack(piece) for piece in pieces))
     for piece in unpacked(tensors["model.norm.weight"], entries):
         ...
+    with open_unchanged(info) as descriptor:
+        packed = Packed(info, entries, descriptor)
+        changes = packed.changes(7)               # of the eighth piece alone, in any order, by any thread
 
 A difference of two bf16 models is 0 in most entries and has 16 zero bits in most others. Each piece of `PIECE` entries
 is packed by itself: two counts (changed entries; those whose lower half is not zero, both uint32), the upper halves of
@@ -14,15 +17,31 @@ error where counts, masks and lengths do not fit each other.
 import math
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged, raw_bytes
+from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged
 
 DENSE = 0xFFFFFFFF  # in place of the count: the piece is stored as it is
+
+
+class Changes(NamedTuple):
+    """What a piece adds: fp32 values, and the positions of their entries; None where all entries have one, in order."""
+
+    positions: NDArray[np.intp] | None
+    values: NDArray[np.float32]
+
+    def dense(self, count: int) -> NDArray[np.float32]:
+        """All `count` entries of the piece."""
+        if self.positions is None:
+            return self.values
+        entries = np.zeros(count, np.float32)
+        entries[self.positions] = self.values
+        return entries
 
 
 def packed_limit(numel: int) -> int:
@@ -51,6 +70,88 @@ def pack(piece: torch.Tensor) -> bytes:
     return np.array([len(values), np.count_nonzero(needed)], np.uint32).tobytes() + body
 
 
+class _Layout(NamedTuple):
+    """Where the parts of a packed piece end, in bytes behind its two counts; `size` is that of all, padded."""
+
+    upper: int
+    lower: int
+    changed: int
+    needed: int
+    size: int
+
+
+def _layout(changed: int, needed: int, count: int) -> _Layout:
+    if changed == DENSE:
+        return _Layout(0, 0, 0, 0, 4 * count)
+    upper, lower = 2 * changed, 2 * (changed + needed)
+    mask = lower + -(-count // 8)
+    end = mask + -(-changed // 8)
+    return _Layout(upper, lower, mask, end, -(-end // 8) * 8)
+
+
+class Packed:
+    """The pieces of a packed tensor, in any order.
+
+    Args:
+        info: where the tensor lies.
+        numel: its entries.
+        descriptor: of its file.
+
+    Raises:
+        UserError: if the pieces do not fit the tensor's bytes.
+    """
+
+    def __init__(self, info: TensorInfo, numel: int, descriptor: int) -> None:
+        self.info, self.numel, self.descriptor = info, numel, descriptor
+        self.starts: list[int] = []
+        offset = info.start
+        for index in range(-(-numel // PIECE)):
+            self.starts.append(offset)
+            changed, needed = self._counts(offset)
+            count = self._count(index)
+            size = _layout(changed, needed, count).size
+            offset += 8 + size
+            if offset > info.end or (changed != DENSE and size >= 4 * count):
+                raise self._damaged()
+        if offset != info.end:
+            raise self._damaged()
+
+    def changes(self, index: int) -> Changes:
+        """A piece's entries that are not zero.
+
+        Raises:
+            UserError: if its bytes are not what `pack` makes.
+        """
+        start, count = self.starts[index], self._count(index)
+        changed, needed = self._counts(start)
+        layout = _layout(changed, needed, count)
+        raw = np.empty(layout.size, np.uint8)
+        os.preadv(self.descriptor, [raw.data], start + 8)
+        if changed == DENSE:
+            return Changes(None, raw.view(np.float32))
+        bits = raw[: layout.upper].view(np.uint16).astype(np.uint32)
+        bits <<= 16
+        positions = _set_bits(raw[layout.lower : layout.changed], count)
+        longer = _set_bits(raw[layout.changed : layout.needed], changed)
+        if len(positions) != changed or len(longer) != needed:
+            raise self._damaged()
+        if needed:
+            bits[longer] |= raw[layout.upper : layout.lower].view(np.uint16)
+        return Changes(positions, bits.view(np.float32))
+
+    def _counts(self, offset: int) -> tuple[int, int]:
+        counts = np.frombuffer(os.pread(self.descriptor, 8, offset), np.uint32)
+        if len(counts) < 2:
+            raise self._damaged()
+        return int(counts[0]), int(counts[1])
+
+    def _count(self, index: int) -> int:
+        return min(PIECE, self.numel - index * PIECE)
+
+    def _damaged(self) -> UserError:
+        return UserError(f"{self.info.file}: its entries cannot be unpacked; extract it again")
+
+
 def _set_bits(mask: NDArray[np.uint8], count: int) -> NDArray[np.intp]:
     """The positions of the bits that are set among the first `count`."""
     # As positions: numpy takes several times longer to index with a mask, or to search one that is not boolean.
@@ -58,44 +159,12 @@ def _set_bits(mask: NDArray[np.uint8], count: int) -> NDArray[np.intp]:
 
 
 def unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
-    """The entries of a packed tensor, flat, fp32, `PIECE` at a time, in one reused buffer.
+    """The entries of a packed tensor, flat, fp32, `PIECE` at a time; the caller may change them.
 
     Raises:
         UserError: if the bytes are not what `pack` makes of so many entries, or the file changed.
     """
-    offset = info.start
-    buffer = torch.empty(min(PIECE, numel))
-    memory = bytearray(packed_limit(len(buffer)))
-    raw, view = np.frombuffer(memory, np.uint8), memoryview(memory)
-    damaged = UserError(f"{info.file}: its entries cannot be unpacked; extract it again")
     with open_unchanged(info) as descriptor:
-        for first in range(0, numel, PIECE):
-            piece = buffer[: min(PIECE, numel - first)]
-            bits = piece.numpy().view(np.uint32)
-            os.preadv(descriptor, [view[:8]], offset)
-            changed, needed = (int(count) for count in raw[:8].view(np.uint32))
-            if changed == DENSE:
-                os.preadv(descriptor, [raw_bytes(piece)], offset + 8)
-                offset += 8 + bits.nbytes
-                if offset > info.end:
-                    raise damaged
-                yield piece
-                continue
-            ends = np.cumsum([2 * changed, 2 * needed, -(-len(bits) // 8), -(-changed // 8)])
-            size = -(-int(ends[-1]) // 8) * 8
-            if size >= bits.nbytes or offset + 8 + size > info.end:
-                raise damaged
-            os.preadv(descriptor, [view[:size]], offset + 8)
-            offset += 8 + size
-            values = raw[: ends[0]].view(np.uint16).astype(np.uint32) << 16
-            entries = _set_bits(raw[ends[1] : ends[2]], len(bits))
-            longer = _set_bits(raw[ends[2] : ends[3]], changed)
-            if len(entries) != changed or len(longer) != needed:
-                raise damaged
-            if needed:
-                values[longer] |= raw[ends[0] : ends[1]].view(np.uint16)
-            bits[:] = 0
-            bits[entries] = values
-            yield piece
-        if offset != info.end:
-            raise damaged
+        packed = Packed(info, numel, descriptor)
+        for index in range(len(packed.starts)):
+            yield torch.from_numpy(packed.changes(index).dense(min(PIECE, numel - index * PIECE)))

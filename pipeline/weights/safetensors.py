@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from pipeline.errors import UserError
@@ -198,15 +199,15 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 def all_finite(piece: torch.Tensor) -> bool:
     """Whether no entry is NaN or infinite, by its bits: several times faster than isfinite for bf16."""
-    bits, exponent = {
-        torch.bfloat16: (torch.int16, 0x7F80),
-        torch.float16: (torch.int16, 0x7C00),
-        torch.float32: (torch.int32, 0x7F800000),
+    bits, mask, exponent = {
+        torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80),
+        torch.float16: (torch.int16, 0x7FFF, 0x7C00),
+        torch.float32: (torch.int32, 0x7FFFFFFF, 0x7F800000),
     }[piece.dtype]
     if not piece.numel():
         return True
-    magnitude = piece.view(bits) & (0x7FFF if bits is torch.int16 else 0x7FFFFFFF)
-    return int(magnitude.max()) < exponent
+    # by numpy, which starts no threads
+    return int(np.bitwise_and(piece.view(bits).numpy(), mask).max()) < exponent
 
 
 def encode_header(

@@ -12,7 +12,9 @@ their signs; a random control is a term with a seed. A sum that is not finite in
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +27,16 @@ from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.card import Steering, card
 from pipeline.weights.checkpoint import Checkpoint, layer_order
 from pipeline.weights.compatibility import Differences, Model
-from pipeline.weights.noise import noise
-from pipeline.weights.safetensors import DTYPES, PIECE, TensorInfo, all_finite, gather, pieces, write_at
-from pipeline.weights.threads import in_parallel, one_thread
+from pipeline.weights.memory import Memory
+from pipeline.weights.noise import Noise
+from pipeline.weights.safetensors import PIECE, TensorInfo, write_at
+from pipeline.weights.sums import Deltas, TensorSum
+from pipeline.weights.threads import in_parallel, one_thread, thread_pool
 from pipeline.weights.vector import Vector, provenance
 
 STEERING = "steering.json"
+AHEAD = 1 << 29  # bytes of tensors that are made before they are taken
+TOGETHER = 8  # pieces of a tensor that a thread makes in one go
 _LARGEST_ALPHA = torch.finfo(torch.float32).max
 
 
@@ -59,10 +65,17 @@ def check_alpha(alpha: float) -> None:
         raise UserError(f"α is {alpha}; expected a finite number of at most {_LARGEST_ALPHA:.1e}")
 
 
-def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, torch.Tensor]]:
+def steered_tensors(
+    target: str, terms: Sequence[Term], pool: Executor | None = None, memory: Memory | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
     Names and shapes are checked here; whether the models compute the same function is asked by `check_compatible`.
+    Tensors are made some ahead of those that are taken; each is the caller's for as long as a view of it lives.
+
+    Args:
+        pool: threads that read and add; None is one thread.
+        memory: what the tensors are made in; None is memory of their own.
 
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
@@ -70,9 +83,71 @@ def steered_tensors(target: str, terms: Sequence[Term]) -> Iterator[tuple[str, t
     checkpoint = Checkpoint.open(target)
     active = _active(terms)
     _check_names(checkpoint, [vector for _, vector in active])
-    for name in sorted(checkpoint.tensors, key=layer_order):
-        info = checkpoint.tensors[name]
-        yield name, gather(_steered(info, name, active), info.shape, DTYPES[info.dtype])
+    sums = (
+        _sum(checkpoint.tensors[name], name, active) for name in sorted(checkpoint.tensors, key=layer_order)
+    )
+    memory = memory or Memory()
+    if pool is not None:
+        yield from _ahead(sums, pool, memory)
+        return
+    with thread_pool(1) as own:
+        yield from _ahead(sums, own, memory)
+
+
+@dataclass
+class _Making:
+    """A tensor that threads are making."""
+
+    total: TensorSum
+    tensor: torch.Tensor
+    jobs: list[Future[None]]
+
+    def result(self) -> tuple[str, torch.Tensor]:
+        """The finished tensor, once its files have been found as they were."""
+        with self.total:
+            for job in self.jobs:
+                job.result()
+        return self.total.name, self.tensor.view(self.total.info.shape)
+
+
+def _ahead(sums: Iterable[TensorSum], pool: Executor, memory: Memory) -> Iterator[tuple[str, torch.Tensor]]:
+    """Make tensors by threads, in order, up to `AHEAD` bytes before they are taken."""
+    making: deque[_Making] = deque()
+    try:
+        for total in sums:
+            total.open()
+            tensor = memory.tensor(total.info.numel, total.dtype)
+            jobs = [
+                pool.submit(_write, total, tensor, range(first, min(first + TOGETHER, total.pieces)))
+                for first in range(0, total.pieces, TOGETHER)
+            ]
+            making.append(_Making(total, tensor, jobs))
+            while len(making) > 1 and sum(m.tensor.nbytes for m in list(making)[1:]) > AHEAD:
+                yield making.popleft().result()
+        while making:
+            yield making.popleft().result()
+    finally:
+        for left in making:
+            for job in left.jobs:
+                job.cancel()
+            wait(left.jobs)
+            left.total.close()
+
+
+def _write(total: TensorSum, tensor: torch.Tensor, pieces: range) -> None:
+    for index in pieces:
+        total.write(index, tensor[index * PIECE : (index + 1) * PIECE])
+
+
+def _in_pieces(total: TensorSum) -> Iterator[torch.Tensor]:
+    """The sum piece by piece, in one reused buffer."""
+    buffer = torch.empty(min(PIECE, total.info.numel), dtype=total.dtype)
+    with total:
+        total.open()
+        for index in range(total.pieces):
+            piece = buffer[: min(PIECE, total.info.numel - index * PIECE)]
+            total.write(index, piece)
+            yield piece
 
 
 def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = "") -> Path:
@@ -147,7 +222,7 @@ def _write_shards(out: Path, target: Checkpoint, active: list[tuple[Term, Vector
 
     def write(name: str) -> None:
         info = target.tensors[name]
-        write_at(out / info.file.name, info.start, _steered(info, name, active))
+        write_at(out / info.file.name, info.start, _in_pieces(_sum(info, name, active)))
 
     for shard in {info.file for info in target.tensors.values()}:
         with open(open_regular(shard), "rb") as source:
@@ -176,33 +251,11 @@ def _check_names(target: Checkpoint, vectors: Iterable[Vector]) -> None:
             )
 
 
-def _steered(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> Iterator[torch.Tensor]:
-    """The target's tensor in pieces with the terms added; rows of padding that a vector lacks stay."""
-    sources = []
+def _sum(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> TensorSum:
+    """The target's tensor with the terms added; a head of its own takes the embedding's where a vector has none."""
+    terms: list[tuple[float, Deltas]] = []
     for term, vector in active:
         own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
-        delta = vector.pieces(own) if term.random_seed is None else noise(vector, own, term.random_seed)
-        sources.append((term.alpha, delta))
-    if not sources:
-        yield from pieces(info)
-        return
-    total, wide = torch.empty(2, min(PIECE, info.numel))
-    for piece in pieces(info):
-        total.zero_()
-        reach = 0
-        for alpha, delta in sources:
-            if (part := next(delta, None)) is not None:
-                part = part[: len(piece)]
-                # Product and sum apart: a fused multiply-add would round differently at the ends of pieces.
-                total[: len(part)].add_(part.mul_(alpha))
-                reach = max(reach, len(part))
-        if reach:
-            result = wide[:reach].copy_(piece[:reach]).add_(total[:reach])
-            piece[:reach].copy_(result)
-            if not all_finite(piece):
-                raise UserError(
-                    f"{name} is NaN or infinite in {info.dtype} after the sum; use a smaller α or finite inputs"
-                )
-        yield piece
-    for _, delta in sources:
-        next(delta, None)  # past the last piece, where the vector's file is checked once more
+        seed = term.random_seed
+        terms.append((term.alpha, vector.stored(own) if seed is None else Noise(vector, own, seed)))
+    return TensorSum(info, name, terms)

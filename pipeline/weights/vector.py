@@ -45,6 +45,7 @@ from pipeline.weights.safetensors import (
     read_header,
     write_at,
 )
+from pipeline.weights.sums import Stored
 from pipeline.weights.threads import in_parallel, one_thread
 
 FILE = "vector.safetensors"
@@ -88,6 +89,11 @@ class Vector:
         if self.description["form"] == "dense":
             return pieces(self.tensors[name])
         return unpacked(self.tensors[name], math.prod(self.shapes[name]))
+
+    def stored(self, name: str) -> Stored:
+        """The entries of a tensor, piece by piece in any order."""
+        compact = self.description["form"] == "compact"
+        return Stored(self.tensors[name], math.prod(self.shapes[name]), compact)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor in fp32."""

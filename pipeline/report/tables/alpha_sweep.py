@@ -14,6 +14,7 @@ class _Curve(NamedTuple):
     """A sweep with its rows named by their α."""
 
     name: str
+    label: str
     alphas: list[float]
     rows: list[Row]
     reference: Row
@@ -21,7 +22,7 @@ class _Curve(NamedTuple):
 
 def table(results: Results) -> Table:
     """Accuracy by α, each against that at α = 0; a block for each sweep where there are several."""
-    curves = [_curve(results, sweep) for sweep in results.sweeps() or [Sweep("", ())]]
+    curves = [_curve(results, sweep) for sweep in results.sweeps() or [Sweep("", "", ())]]
     benchmarks = _benchmarks(results)
     contrasts = [contrast for curve in curves for contrast in against(curve.rows, curve.reference)]
     compared = compare(results, contrasts, benchmarks)
@@ -35,9 +36,9 @@ def table(results: Results) -> Table:
                 lines += accuracies.lines(family, row, curve.reference)
                 named: Facts = {"alpha": alpha} | ({"sweep": curve.name} if curve.name else {})
                 made.data += [facts | named for facts in accuracies.facts(family, row, curve.reference)]
-            made.blocks.append(Block(", ".join(filter(None, [entry.label, curve.name])), lines))
+            made.blocks.append(Block(", ".join(filter(None, [entry.label, curve.label])), lines))
     for curve in curves:
-        accuracies.add_means(curve.rows, curve.reference, of=curve.name)
+        accuracies.add_means(curve.rows, curve.reference, of=curve.label)
     if not results.sweeps():
         made.notes.append("The run has no sweep.")
     made.notes += footnotes(results, made, compared)
@@ -46,7 +47,8 @@ def table(results: Results) -> Table:
 
 def _curve(results: Results, sweep: Sweep) -> _Curve:
     rows = [replace(row, label=f"α = {alpha_text(alpha)}") for alpha, row in sweep.points]
-    return _Curve(sweep.name, [alpha for alpha, _ in sweep.points], rows, sweep.at(0.0) or results.reference)
+    alphas = [alpha for alpha, _ in sweep.points]
+    return _Curve(sweep.name, sweep.label, alphas, rows, sweep.at(0.0) or results.reference)
 
 
 def _benchmarks(results: Results) -> list[str]:

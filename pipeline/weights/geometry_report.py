@@ -1,0 +1,102 @@
+"""The content of a geometry file, and how it is read; `pipeline.weights.geometry` measures it.
+
+    report = read_report(Path("results/vectors/<key>/geometry-<digest>.json"))
+    report["total"]["relative_norm"]
+
+Without torch, so that what only reads reports starts at once.
+"""
+
+from pathlib import Path
+from typing import NotRequired
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from pipeline.files import DamagedFile, read_json
+
+SCHEMA = 1
+
+Share = FiniteFloat | None  # None is a share of nothing
+
+
+class Rounding(TypedDict):
+    """What the target's dtype makes of θ + αv."""
+
+    alpha: FiniteFloat
+    swallowed: Share  # of the entries of v that are not 0: those that rounding leaves at the target's value
+    rounding: Share  # ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖
+
+
+class Direction(TypedDict):
+    """v beside another difference of models."""
+
+    cosine: Share
+    sign_agreement: Share  # equal signs among the entries that are 0 in neither
+
+
+class Facts(TypedDict):
+    """What is measured of a group of tensors."""
+
+    entries: int
+    norm: FiniteFloat  # ‖v‖
+    relative_norm: Share  # ‖v‖ / ‖θ_target‖
+    sparsity: Share  # entries of v that are exactly 0
+    alphas: list[Rounding]  # for each α but 0
+    directions: dict[str, Direction]  # target-base when a base is given, sft-base when both are
+
+
+class ModuleFacts(Facts):
+    """Facts of a kind of module: q_proj, down_proj, embed_tokens, …"""
+
+    module: str
+
+
+class LayerFacts(Facts):
+    """Facts of a layer."""
+
+    layer: int
+
+
+class CellFacts(Facts):
+    """Facts of a kind of module in a layer, or outside of layers."""
+
+    module: str
+    layer: NotRequired[int]
+
+
+class GeometryReport(TypedDict):
+    """The content of a geometry file."""
+
+    schema: int
+    vector: str  # fingerprints
+    target: str
+    total: Facts
+    modules: list[ModuleFacts]
+    layers: list[LayerFacts]
+    cells: list[CellFacts]
+    notes: NotRequired[list[str]]  # on tolerated differences of the checkpoints
+
+
+_REPORT = TypeAdapter(GeometryReport)
+
+
+def read_report(path: Path) -> GeometryReport:
+    """A geometry file as `report` made it.
+
+    Raises:
+        DamagedFile: if it is not there, or is anything else.
+    """
+    remedy = "run the stage 'extract' again"
+    found = read_json(path, remedy)
+    try:
+        _REPORT.validate_python(found, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise DamagedFile(f"{path}: {where}: {first['msg'].lower()}; {remedy}") from None
+    if found["schema"] != SCHEMA:
+        raise DamagedFile(
+            f"{path}: written in format {found['schema']}, this version reads {SCHEMA}; {remedy}"
+        )
+    data: GeometryReport = found
+    return data

@@ -1,0 +1,171 @@
+"""θ + Σ α·v of one tensor, piece by piece, in any order and by any thread.
+
+    with TensorSum(info, name, [(0.5, vector.stored(name))]) as total:
+        total.open()
+        total.write(7, buffer)             # reads the eighth piece of θ into the buffer, and adds to it there
+
+The sum is taken in fp32 and rounded once, to the tensor's dtype: products first, then their sum, then θ. Where a single
+vector changes some entries of a piece, only those are read out and written back. Rows that a vector lacks, the padding
+of a vocabulary, stay as they are.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.weights.packed import Changes, Packed
+from pipeline.weights.safetensors import DTYPES, PIECE, TensorInfo, all_finite, open_unchanged, raw_bytes
+
+CONVERTED = 30 << 10  # entries at a time: torch would put its own threads on more than 2¹⁵
+
+
+class Deltas(Protocol):
+    """What α multiplies in one tensor."""
+
+    numel: int
+
+    def open(self, stack: ExitStack) -> None:
+        """Open what is read; the stack closes it."""
+
+    def piece(self, index: int) -> Changes:
+        """The entries from `PIECE` · index; the caller may change them."""
+
+
+class Stored:
+    """The entries of a vector's tensor.
+
+    Args:
+        info: where it lies.
+        numel: its entries.
+        compact: whether it is packed.
+    """
+
+    def __init__(self, info: TensorInfo, numel: int, compact: bool) -> None:
+        self.info, self.numel, self.compact = info, numel, compact
+
+    def open(self, stack: ExitStack) -> None:
+        self.descriptor = stack.enter_context(open_unchanged(self.info))
+        self.packed = Packed(self.info, self.numel, self.descriptor) if self.compact else None
+
+    def piece(self, index: int) -> Changes:
+        if self.packed is not None:
+            return self.packed.changes(index)
+        first = index * PIECE
+        values = np.empty(min(PIECE, self.numel - first), np.float32)
+        os.preadv(self.descriptor, [values.data], self.info.start + 4 * first)
+        return Changes(None, values)
+
+
+class TensorSum:
+    """One tensor of a target with Σ α·v added: opened, written piece by piece, and closed by the end of its block.
+
+    Args:
+        info: where the target's tensor lies.
+        name: for messages.
+        terms: (α, what it multiplies).
+    """
+
+    def __init__(self, info: TensorInfo, name: str, terms: Sequence[tuple[float, Deltas]]) -> None:
+        self.info, self.name, self.terms = info, name, terms
+        self.dtype = DTYPES[info.dtype]
+        self.pieces = -(-info.numel // PIECE)
+        self.stack = ExitStack()
+
+    def open(self) -> None:
+        """Open what is read.
+
+        Raises:
+            UserError: if a file is not what it was when its header was read, or a vector's pieces do not fit it.
+        """
+        with ExitStack() as stack:
+            self.descriptor = stack.enter_context(open_unchanged(self.info))
+            for _, deltas in self.terms:
+                deltas.open(stack)
+            self.stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close what was read, in the end or after a failure."""
+        with suppress(UserError):
+            self.stack.close()
+
+    def __enter__(self) -> "TensorSum":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.stack.__exit__(*exception)  # asks whether the files are what they were
+
+    def write(self, index: int, out: torch.Tensor) -> None:
+        """A piece of the sum.
+
+        Args:
+            out: [entries of the piece] in the target's dtype, on the CPU.
+
+        Raises:
+            UserError: if an entry of it is not finite.
+        """
+        first = index * PIECE
+        os.preadv(self.descriptor, [raw_bytes(out)], self.info.start + first * out.element_size())
+        reaching = [(alpha, deltas) for alpha, deltas in self.terms if first < deltas.numel]
+        if not reaching:
+            return
+        found = [(alpha, deltas.piece(index), min(PIECE, deltas.numel - first)) for alpha, deltas in reaching]
+        (alpha, changes, _), *more = found
+        if changes.positions is not None and not more:
+            _add_at(
+                out, changes.positions, np.multiply(changes.values, np.float32(alpha), out=changes.values)
+            )
+        else:
+            _add(out, [(alpha, changes.dense(count)) for alpha, changes, count in found])
+        if not all_finite(out):
+            raise UserError(
+                f"{self.name} is NaN or infinite in {self.info.dtype} after the sum; use a smaller α or finite inputs"
+            )
+
+
+def _add_at(out: torch.Tensor, positions: NDArray[np.intp], products: NDArray[np.float32]) -> None:
+    """Add to some entries; positions ascend, and those past the end of `out` are left out."""
+    if len(positions) and positions[-1] >= len(out):
+        kept = int(np.searchsorted(positions, len(out)))
+        positions, products = positions[:kept], products[:kept]
+    bits = _bits(out)
+    before = torch.from_numpy(bits[positions]).view(out.dtype)
+    bits[positions] = _bits(_rounded(_widened(before) + products, out.dtype))
+
+
+def _add(out: torch.Tensor, terms: Sequence[tuple[float, NDArray[np.float32]]]) -> None:
+    """Add Σ α·δ to the first entries, as many as the longest δ has."""
+    total = np.zeros(min(len(out), max(len(entries) for _, entries in terms)), np.float32)
+    for alpha, entries in terms:
+        part = entries[: len(total)]
+        # Product and sum apart: a fused multiply-add would round differently.
+        total[: len(part)] += np.multiply(part, np.float32(alpha), out=part)
+    total += _widened(out[: len(total)])
+    out[: len(total)] = _rounded(total, out.dtype)
+
+
+def _bits(tensor: torch.Tensor) -> NDArray[Any]:
+    """The memory of a tensor as integers of its entries' size."""
+    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).numpy()
+
+
+def _widened(tensor: torch.Tensor) -> NDArray[np.float32]:
+    wide = torch.empty(len(tensor))
+    _convert(tensor, wide)
+    return wide.numpy()
+
+
+def _rounded(entries: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
+    narrow = torch.empty(len(entries), dtype=dtype)
+    _convert(torch.from_numpy(entries), narrow)
+    return narrow
+
+
+def _convert(source: torch.Tensor, out: torch.Tensor) -> None:
+    for start in range(0, len(source), CONVERTED):
+        out[start : start + CONVERTED] = source[start : start + CONVERTED]
