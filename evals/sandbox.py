@@ -27,8 +27,8 @@ In force at the levels `bubblewrap` and `namespaces`:
   process dies.
 
 Level `none` keeps the two processes, the limits on each process, the list of system calls and the loss of
-capabilities, but shares files with the user: what he can read and write, the memory of his other processes in
-/proc among it, a program can. It is refused unless explicitly allowed.
+capabilities, but the program has the file access of the user, the memory of the user's other processes in
+/proc among it. It is refused unless explicitly allowed.
 
 Not covered: bugs of the kernel; side channels; machines without seccomp, or neither x86_64 nor aarch64 (they
 have no level at all). Under bubblewrap the files in /tmp are counted twenty times a second, so that a program

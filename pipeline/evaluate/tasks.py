@@ -95,7 +95,7 @@ def most_new_tokens(loaded: Any) -> int:
 
 
 def manager_of(benchmarks: Iterable[Benchmark]) -> "TaskManager":
-    """lm-eval's index of the tasks of these benchmarks, or of all that there are where one is in no folder of its name."""
+    """lm-eval's index of the tasks of these benchmarks, or of all tasks where one is in no folder that its name begins with."""
     benchmarks = list(benchmarks)
     names = {
         benchmark.config.task.format(subtask=subtask)

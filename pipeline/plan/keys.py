@@ -119,7 +119,7 @@ def _version(name: str, *other_names: str) -> str:
 
 @lru_cache
 def _task_definition(names: tuple[str, ...], runs_code: bool, folders: tuple[str, ...] = ()) -> Any:
-    """Benchmark files and scorers that are not lm-eval's, by content (comments aside); its own are known by its version."""
+    """Task files and scorers that are not lm-eval's, by content (comments aside); those are known by the version of lm-eval."""
     own = {
         path: _read_task(path)
         for folder in (TASKS, *map(Path, folders))
