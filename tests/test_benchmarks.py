@@ -118,7 +118,7 @@ def configured(model: Path, folder: Path, *overrides: str) -> Config:
 
 def task(config: Config, name: str) -> Benchmark:
     found = next(t for t in columns(config) if t.name == name)
-    return find_sources(config).task(found)
+    return find_sources(config).benchmark(found)
 
 
 def built(config: Config, name: str, document: int = 0, condition: str = "baseline") -> prompts.Prompt:

@@ -216,7 +216,7 @@ ANSWERS = ["It is $\\boxed{2}$.", "$x = 4$", "6", "I cannot say."]
 @pytest.mark.parametrize("name", FILES)
 def test_both_measures_stand_side_by_side_on_the_same_answers(name: str, config: Config) -> None:
     task = next(task for task in columns(config) if task.name == name)
-    loaded = load_task(task_manager(), find_sources(config).task(task), None, config.prompts["plain"])
+    loaded = load_task(task_manager(), find_sources(config).benchmark(task), None, config.prompts["plain"])
     loaded.build_all_requests(rank=0, world_size=1)
     for request, answer in zip(loaded.instances, ANSWERS, strict=True):
         request.resps = [answer]
@@ -251,7 +251,7 @@ def test_the_key_moves_with_the_scorer_and_what_it_is_made_of(
 ) -> None:
     def key() -> str:
         keys._task_definition.cache_clear()
-        return next(cell.key for cell in prepare(config).cells if cell.task.name == "amc23")
+        return next(cell.key for cell in prepare(config).cells if cell.benchmark.name == "amc23")
 
     before = key()
     plain = keys.code_fingerprint, keys._version

@@ -162,7 +162,7 @@ def loaded(tmp_path: Path, *overrides: str) -> Any:
     config = compose(
         ["experiment=micro", "data.generator=null", f"data.folder={tmp_path}", "tasks=[gsm8k]", *overrides]
     )
-    task = find_sources(config).task(columns(config)[0])
+    task = find_sources(config).benchmark(columns(config)[0])
     made = load_task(task_manager(), task, None, PromptConfig())
     check_task(made, task)
     return made
