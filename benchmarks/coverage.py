@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from benchmarks.draws import Array, beta, by_document, crossed_differences, draw
+from benchmarks.draws import Array, beta, by_document, crossed_differences, draw, draw_bursts
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, design, robust_variance
 from pipeline.analysis.paired import change, score
@@ -31,6 +31,7 @@ CLUSTERS, SIZES = (3, 4, 6, 11, 27), (8, 40, 240)
 DISCORDANCE, CORRELATION = (0.005, 0.02, 0.1, 0.3), (0.0, 0.05, 0.2)
 LEANING = {"no effect": 0.0, "3 gains to 1 loss": 0.5, "gains alone": 1.0}
 LEVEL, HOLM_TESTS = 0.05, 40
+Drawing = Callable[[np.random.Generator, int, Array, float, float, float], Array]
 
 
 def shares(discordance: float, leaning: float) -> tuple[float, float]:
@@ -134,6 +135,7 @@ def clusters(experiments: int) -> Iterator[str]:
     heads = [f"{100 * d:g} %: {what}" for d in DISCORDANCE for what in ("coverage", "gains alone", "stars")]
     yield from table("clusters", "documents in each", *heads)
     cells: list[float] = []
+    many: list[float] = []  # with at least 20 changes to be expected
     for groups, size in product(CLUSTERS, SIZES):
         sizes, entries = np.full(groups, size), []
         for discordance in DISCORDANCE:
@@ -147,35 +149,38 @@ def clusters(experiments: int) -> Iterator[str]:
                     stars.append(star_rate(drawn.net))
             both = found["no effect"] + found["3 gains to 1 loss"]
             cells += both
+            many += both if groups * size * discordance >= 20 else []
             entries += [span(both), span(found["gains alone"]), percent(max(stars))]
         yield row(groups, size, *entries)
-    yield from ("", summary(cells))
+    yield from ("", f"All: {summary(cells)}", f"Where 20 changes or more are expected: {summary(many)}")
 
 
 def stress(experiments: int) -> Iterator[str]:
-    """Beyond the grid: strong correlation, and clusters of unequal size."""
+    """Beyond the grid: strong correlation, changes in bursts, and clusters of unequal size."""
     rng = np.random.default_rng(3)
     one_large = np.array([100] + [1] * 400)
-    shapes = {
-        "11 of 40, correlation 0.5": (np.full(11, 40), (0.5,)),
-        "27 of 240, correlation 0.5": (np.full(27, 240), (0.5,)),
-        "6 of 4, 8, 16, … 128": (2 ** np.arange(2, 8), CORRELATION),
-        "11 of 5, 10, … 55": (5 * np.arange(1, 12), CORRELATION),
-        "27 of 10, 20, … 270": (10 * np.arange(1, 28), CORRELATION),
-        "one of 100 and 400 alone": (one_large, CORRELATION),
-        "1000 in pairs": (np.full(500, 2), CORRELATION),
+    shapes: dict[str, tuple[Array, tuple[float, ...], Drawing]] = {
+        "11 of 40, correlation 0.5": (np.full(11, 40), (0.5,), draw),
+        "27 of 240, correlation 0.5": (np.full(27, 240), (0.5,), draw),
+        "11 of 40, bursts": (np.full(11, 40), (0.2,), draw_bursts),
+        "27 of 240, bursts": (np.full(27, 240), (0.2,), draw_bursts),
+        "6 of 4, 8, 16, … 128": (2 ** np.arange(2, 8), CORRELATION, draw),
+        "11 of 5, 10, … 55": (5 * np.arange(1, 12), CORRELATION, draw),
+        "27 of 10, 20, … 270": (10 * np.arange(1, 28), CORRELATION, draw),
+        "one of 100 and 400 alone": (one_large, CORRELATION, draw),
+        "1000 in pairs": (np.full(500, 2), CORRELATION, draw),
     }
     yield from table(
         "clusters", *(f"{100 * d:g} %: {what}" for d in DISCORDANCE for what in (*LEANING, "stars"))
     )
-    for name, (sizes, correlations) in shapes.items():
+    for name, (sizes, correlations, drawing) in shapes.items():
         entries = []
         for discordance in DISCORDANCE:
             found: dict[str, list[float]] = {leaning: [] for leaning in LEANING}
             stars = []
             for rho, (label, leaning) in product(correlations, LEANING.items()):
                 gain, loss = shares(discordance, leaning)
-                drawn = Clustered(draw(rng, experiments, sizes, gain, loss, rho), sizes)
+                drawn = Clustered(drawing(rng, experiments, sizes, gain, loss, rho), sizes)
                 found[label].append(covered(drawn.ours(), gain - loss))
                 if not leaning:
                     stars.append(star_rate(drawn.net[:1000]))
@@ -318,7 +323,7 @@ def power(experiments: int) -> Iterator[str]:
 def persisting(experiments: int) -> Iterator[str]:
     """The share of a gain that is left: its interval, and the words that are said of it."""
     rng = np.random.default_rng(9)
-    experiments = min(experiments, 500)
+    experiments = min(experiments, 1500)
     words = ("yes", "at least in part", "in part", "no", "cannot tell", "no gain")
     yield from table("documents", "gain", "left", "share covered", *words)
     for n, gain, left in product((300, 1319), (0.1, 0.3), (1.0, 0.5, 0.0)):
@@ -383,7 +388,8 @@ def percent(share: float) -> str:
 
 def span(values: list[float]) -> str:
     """The least and the largest of some shares, in per cent."""
-    return f"{percent(min(values))} to {percent(max(values))}"
+    ends = dict.fromkeys((percent(min(values)), percent(max(values))))
+    return " to ".join(ends)
 
 
 def summary(cells: list[float]) -> str:

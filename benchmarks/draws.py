@@ -25,6 +25,16 @@ def draw(
     return rng.multinomial(np.broadcast_to(sizes, effect.shape[:2]), np.clip(chances, 0, 1))[..., :2]
 
 
+def draw_bursts(
+    rng: np.random.Generator, experiments: int, sizes: Array, gain: float, loss: float, rho: float
+) -> Array:
+    """As `draw`, with Dirichlet shares by cluster: at correlation ``rho`` few clusters change, and those altogether."""
+    strength = np.array([gain, loss, 1 - gain - loss]) * (1 - rho) / rho
+    shares = rng.standard_gamma(np.broadcast_to(strength, (experiments, len(sizes), 3))) + 1e-300
+    chances = shares / shares.sum(axis=-1, keepdims=True)
+    return rng.multinomial(np.broadcast_to(sizes, chances.shape[:2]), chances)[..., :2]
+
+
 def beta(rng: np.random.Generator, mean: float, spread: float, size: int) -> Array:
     """Skills of groups around a mean; ``spread`` is the correlation of two documents of one group."""
     if not spread:

@@ -17,6 +17,7 @@ from pipeline.config.compose import compose
 from pipeline.config.explain import CONF
 from pipeline.files import ROOT
 from pipeline.plan.estimate import describe
+from pipeline.plan.grid import make_grid
 from pipeline.records import read_record
 from pipeline.report import terminal
 from pipeline.report.render import render
@@ -114,8 +115,7 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
 def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
     override: str, message: str, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
-    only_sweep = ["conditions=baseline", "~conditions.baseline"]
-    overrides = ["experiment=paper", "engine=cpu", *only_sweep, "alpha=[1]", override]
+    overrides = ["experiment=paper", "engine=cpu", "conditions=[alpha]", "alpha=[1]", override]
     ran = pipeline(tmp_path, offline(root), "plan", *overrides)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert message in ran.stderr
@@ -126,7 +126,9 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
     [
         ("families=[1.5b]", 14 * 10 + 9 * 4),
         ("alpha=[-1,0,1]", 2 * (14 * 10 + 3 * 4)),
-        ("conditions=baseline", 2 * (1 * 10 + 9 * 4)),
+        ("conditions=[baseline,alpha]", 2 * (1 * 10 + 9 * 4)),
+        ("conditions=sweep", 2 * (1 * 4 + 9 * 4)),
+        ("conditions=baseline", 2 * 10),
         ("tasks=[gsm8k,sciq]", 2 * (14 * 6 + 9 * 2)),
         ("benchmarks.gsm8k.variants=[]", 2 * (14 * 7 + 9 * 4)),
     ],
@@ -201,7 +203,7 @@ def test_a_data_set_without_a_revision_is_pinned_too(hub: Hub, root: Path, tmp_p
 
 
 def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
-    overrides = ["experiment=micro", "tasks=[gsm8k]", "conditions=baseline", "alpha=[0.5]", "limit=3"]
+    overrides = ["experiment=micro", "tasks=[gsm8k]", "conditions=sweep", "alpha=[0.5]", "limit=3"]
     family = shutil.copytree(ROOT / "models" / "micro", tmp_path / "models")
     overrides += [f"families.micro.{part}.id={family / part}" for part in ("target", "sft", "grpo", "base")]
     env = environment(tmp_path / "cache", HF_HUB_OFFLINE="1")
@@ -298,14 +300,19 @@ def test_training_data_of_the_hub_is_compared_with_all_four_benchmarks_of_the_hu
     assert all(row["documents"] > 0 and row["same"] == 0 for row in found.values())
 
 
-@pytest.mark.parametrize("conditions", ["paper", "variants"])
+def estimated(overrides: list[str]) -> str:
+    config = compose(overrides)
+    return describe(config, make_grid(config), {})
+
+
+@pytest.mark.parametrize("conditions", ["paper", "parts", "sweep"])
 def test_the_estimate_counts_the_cells_of_the_plan(conditions: str, tmp_path: Path) -> None:
     overrides = ["experiment=micro", "engine.device=gpu", f"results={tmp_path}", "limit=3"]
     overrides.append(f"conditions={conditions}")
-    text = describe(compose(overrides))
+    text = estimated(overrides)
     cells = len(prepare(compose(overrides)).unique())
     assert f" = {cells} cells;" in text
-    assert describe(compose(["experiment=micro"])) == ""
+    assert estimated(["experiment=micro"]) == ""
 
 
 def test_the_estimate_is_documents_by_tokens_by_speed() -> None:
@@ -313,7 +320,7 @@ def test_the_estimate_is_documents_by_tokens_by_speed() -> None:
     overrides += ["conditions=baseline", "benchmarks.gsm8k.variants=[]", "benchmarks.gsm8k.max_gen_toks=160"]
     for form in ("gsm8k", "sciq"):
         overrides.append(f"benchmarks.{form}.dataset.documents=90")
-    text = describe(compose([*overrides, "families.micro.tokens_per_second=10"]))
+    text = estimated([*overrides, "families.micro.tokens_per_second=10"])
     assert "= 2 cells; 180 documents" in text
     assert f"{90 * 160 + 90 * 40:,} tokens" in text and "micro 0.5 h" in text
 

@@ -165,6 +165,12 @@ def test_a_file_that_is_no_recipe_is_refused(content: str | bytes, message: str,
     assert message in refusal(written(tmp_path, content))
 
 
+def test_of_several_files_that_are_no_yaml_the_chosen_one_is_named(tmp_path: Path) -> None:
+    overrides = written(tmp_path, f"{HEADER}a: [")
+    (tmp_path / "recipe" / "another.yaml").write_text("b: [")
+    assert refusal(overrides).startswith(f"{tmp_path}/recipe/own.yaml: cannot be read as YAML")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

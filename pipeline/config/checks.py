@@ -133,7 +133,10 @@ def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
         same = [
             n
             for n, o in config.conditions.items()
-            if (o.start, o.prompt) == (c.start, c.prompt) and not o.terms and o.alpha is None
+            if (o.start, o.prompt) == (c.start, c.prompt)
+            and not o.terms
+            and o.alpha is None
+            and o.role is not Role.sweep
         ]
         if len(same) > 1:
             raise UserError(

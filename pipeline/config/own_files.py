@@ -58,8 +58,12 @@ def _check(path: Path, root: yaml.Node) -> None:
         raise UserError(f"{path}: its aliases stand for {found:,} values; expected at most {MOST_VALUES:,}")
 
 
-def unreadable(overrides: list[str]) -> str:
-    """The first file of configuration that is not YAML, which Hydra does not name."""
+def unreadable(error: Exception, overrides: list[str]) -> str:
+    """The file of configuration that `error` is about, or the first that is not YAML where it names none."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        named = str(error.problem_mark.name)
+        if Path(named).is_file():
+            return named
     for path in sorted(
         path for folder in _folders(overrides) for path in folder.rglob("*.yaml") if path.is_file()
     ):

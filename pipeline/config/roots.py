@@ -39,7 +39,7 @@ def composed(
         raise UserError(explain(e, schema, ROOTS[root])) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(
-            f"{unreadable(overrides)}: cannot be read as YAML ({' '.join(str(e).split())}); fix it"
+            f"{unreadable(e, overrides)}: cannot be read as YAML ({' '.join(str(e).split())}); fix it"
         ) from None
     except (AssertionError, AttributeError) as e:  # OmegaConf's, for a key below null
         raise UserError(
