@@ -50,7 +50,7 @@ class Inputs(TypedDict, total=False):
     documents: list[dict[str, Any]]
     rows: dict[str, str | None]
     perturbation: dict[str, Any] | None
-    decoding: str
+    decoding: str | dict[str, Any]  # "greedy", or how answers were sampled
     engine: dict[str, Any]
     versions: dict[str, str]
 
@@ -98,21 +98,27 @@ class Provenance(TypedDict):
     sandbox: NotRequired[str | None]
 
 
-class Sample(TypedDict):
-    """One document and its answer."""
+class Answer(TypedDict):
+    """One answer to a document."""
+
+    output: str  # of scored options, the likeliest
+    extracted: dict[str, str]  # filter → answer
+    scores: dict[str, FiniteFloat]  # "metric,filter" → score
+    score: FiniteFloat  # under the benchmark's metric
+    tokens: FiniteFloat
+    finish: str  # stop, length, or scored
+
+
+class Sample(Answer):
+    """One document and its answer: of several, the first, with the means of their scores and lengths."""
 
     doc_id: int
     subtask: str | None
     source_doc: int  # the plain document that a perturbed one was made from
     prompt: str
     target: str
-    output: str  # of scored options, the likeliest
-    extracted: dict[str, str]  # filter → answer
-    scores: dict[str, FiniteFloat]  # "metric,filter" → score
-    score: FiniteFloat  # under the benchmark's metric
     prompt_tokens: int
-    tokens: int
-    finish: str  # stop, length, or scored
+    answers: NotRequired[list[Answer]]  # all of them, where there are several
     loglikelihoods: NotRequired[list[FiniteFloat]]  # of each option
 
 

@@ -252,6 +252,27 @@ given("a GPU where there is none", "no GPU on this machine", "engine=gpu")
 given("a cluster on a machine without a GPU", "run `make demo` here", "engine=gpu", "launcher=ray")
 given("no room to answer", "max_gen_toks: expected a positive number", "benchmarks.gsm8k.max_gen_toks=0")
 given("a chance above one", "benchmarks.gsm8k.chance: expected", "benchmarks.gsm8k.chance=25")
+given("no answers", "benchmarks.gsm8k.samples: expected a positive number", "benchmarks.gsm8k.samples=0")
+given(
+    "the same answer eight times",
+    "benchmarks.gsm8k.samples=8: at temperature 0 every answer is the likeliest; set benchmarks.gsm8k.temperature",
+    "benchmarks.gsm8k.samples=8",
+)
+given("a nucleus without sampling", "top_p=0.9: at temperature 0 every answer", "benchmarks.gsm8k.top_p=0.9")
+for temperature in ("-1", "0.001", "nan", "inf", "9"):
+    given(
+        f"a temperature of {temperature}",
+        "benchmarks.gsm8k.temperature: expected 0 (greedy), or 0.01 to 2, found",
+        f"benchmarks.gsm8k.temperature={temperature}",
+    )
+for top_p in ("0", "1.5", "nan"):
+    given(
+        f"a nucleus of {top_p}",
+        "benchmarks.gsm8k.top_p: expected a share above 0 and at most 1",
+        "benchmarks.gsm8k.temperature=0.6",
+        f"benchmarks.gsm8k.top_p={top_p}",
+    )
+given("a misspelt key of sampling", "did you mean 'temperature'?", "benchmarks.gsm8k.temperatur=0.6")
 given("fewer than no examples", "num_fewshot: expected 0 or more", "benchmarks.gsm8k.num_fewshot=-1")
 given("more examples than there are", "has 5 examples; lower it", "benchmarks.gsm8k.num_fewshot=9")
 given("examples without a split", "names no split of examples", "tasks=[bbh]", "benchmarks.bbh.num_fewshot=2")

@@ -251,7 +251,7 @@ def test_the_key_moves_with_the_scorer_and_what_it_is_made_of(
 ) -> None:
     def key() -> str:
         keys._task_definition.cache_clear()
-        return next(cell.key for cell in prepare(config).cells if cell.task.name == "amc23")
+        return next(cell.key for cell in prepare(config).cells if cell.benchmark.name == "amc23")
 
     before = key()
     plain = keys.code_fingerprint, keys._version

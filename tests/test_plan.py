@@ -74,6 +74,13 @@ CHANGES = {
     "what documents are made from": ["benchmarks.gsm8k.dataset.source_field=question"],
     "the device": ["engine.device=gpu"],
     "other donors": ["families.micro.sft.id={models}/base"],
+    "sampling": ["benchmarks.gsm8k.temperature=1"],
+}
+SAMPLED = {
+    "the temperature": ["benchmarks.gsm8k.temperature=0.7"],
+    "the nucleus": ["benchmarks.gsm8k.top_p=0.95"],
+    "the number of answers": ["benchmarks.gsm8k.samples=2"],
+    "the seed": ["engine.seed=1"],
 }
 SAME = {
     "another results folder": ["results={tmp}/elsewhere"],
@@ -106,6 +113,12 @@ SAME = {
 def test_what_can_change_an_answer_changes_the_key(what: str, models: Path, data: Path) -> None:
     overrides = [o.format(models=models) for o in CHANGES[what]]
     assert key(plan(models, data)) != key(plan(models, data, *overrides))
+
+
+@pytest.mark.parametrize("what", SAMPLED)
+def test_what_can_change_a_sampled_answer_changes_the_key(what: str, models: Path, data: Path) -> None:
+    sampled = "benchmarks.gsm8k.temperature=0.6"
+    assert key(plan(models, data, sampled)) != key(plan(models, data, sampled, *SAMPLED[what]))
 
 
 @pytest.mark.parametrize("what", SAME)

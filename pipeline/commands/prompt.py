@@ -64,6 +64,8 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         lines += [
             f"─── at most {settings['max_gen_toks']} tokens, to the end of text or {stops or 'nothing else'}"
         ]
+        if (b := benchmark.config).temperature:
+            lines += [f"─── {b.samples} answers, sampled at temperature {b.temperature:g}, top-p {b.top_p:g}"]
     if (plain := prompt.original) is not None:
         lines += ["─── original prompt", plain.text, "─── original target", plain.target]
         lines += ["─── original options", *map(repr, plain.options)] if plain.options else []

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config.explain import nearest, unknown_key
 from pipeline.config.schema import (
     DTYPES,
+    BenchmarkConfig,
     CheckpointConfig,
     ConditionConfig,
     Config,
@@ -20,6 +21,7 @@ from pipeline.config.schema import (
 from pipeline.errors import UserError
 
 LARGEST = 3.4e38  # of float32, in which α·v is taken
+LEAST_TEMPERATURE = 0.01  # vLLM raises a lower one to it
 
 
 def check_declared(node: Any, path: str = "") -> None:
@@ -177,6 +179,7 @@ def _check_numbers(config: Config) -> None:
         counts[f"benchmarks.{name}.limit"] = (b.limit, 1, 2**31)
         counts[f"benchmarks.{name}.max_gen_toks"] = (b.max_gen_toks, 1, 2**24)
         counts[f"benchmarks.{name}.num_fewshot"] = (b.num_fewshot, 0, 10_000)
+        counts[f"benchmarks.{name}.samples"] = (b.samples, 1, 2**16)
         counts[f"benchmarks.{name}.dataset.documents"] = (b.dataset.documents, 1, 2**31)
         if not 0 <= b.chance < 1:
             raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
@@ -186,6 +189,8 @@ def _check_numbers(config: Config) -> None:
             raise UserError(f"{where}: expected {expected}, found {value}")
         if value is not None and value > most:
             raise UserError(f"{where}: expected at most {most}, found {value}")
+    for name, b in config.benchmarks.items():
+        _check_sampling(f"benchmarks.{name}", b)
     if not 0 < engine.gpu_memory_utilization <= 1:
         raise UserError(
             "engine.gpu_memory_utilization: expected a share of the memory, 0 to 1, found"
@@ -200,6 +205,21 @@ def _check_numbers(config: Config) -> None:
         if size is not None and not 0 < size < 1e6:
             expected = "a speed" if where.endswith("per_second") else "a size"
             raise UserError(f"{where}: expected {expected} above 0, found {size}")
+
+
+def _check_sampling(where: str, b: BenchmarkConfig) -> None:
+    if b.temperature != 0 and not LEAST_TEMPERATURE <= b.temperature <= 2:
+        raise UserError(
+            f"{where}.temperature: expected 0 (greedy), or {LEAST_TEMPERATURE} to 2, found {b.temperature}"
+        )
+    if not 0 < b.top_p <= 1:
+        raise UserError(f"{where}.top_p: expected a share above 0 and at most 1, found {b.top_p}")
+    for key, found, default in (("samples", b.samples, 1), ("top_p", b.top_p, 1)):
+        if found != default and not b.temperature:
+            raise UserError(
+                f"{where}.{key}={found}: at temperature 0 every answer is the likeliest; set {where}.temperature,"
+                f" such as 0.6, or leave {key} out"
+            )
 
 
 def _check_paths(config: Config) -> None:

@@ -175,6 +175,9 @@ class BenchmarkConfig(Frozen):
     changes: dict[str, Any] = field(default_factory=dict)  # lm-eval task keys that replace the stock ones
     num_fewshot: int = 0
     max_gen_toks: int | None = None
+    samples: int = 1  # answers to each document, the mean of which is its score
+    temperature: float = 0.0  # that answers are sampled at; 0 is greedy
+    top_p: float = 1.0  # share of the probability that is sampled from, from the likeliest token down
     chance: float = 0.0  # score of guessing
     published: str | None = None  # the name under which the paper reports it
     variants: list[str] = field(default_factory=list)  # perturbations to evaluate besides the plain documents

@@ -3,7 +3,10 @@
 Only `engine` imports this module, after the environment that vLLM reads at import has been set.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -22,24 +25,26 @@ class Generation:
 
 
 class SteeredLM(VLLM):
-    """`VLLM` that records token counts and finish reasons, by (task name, document index).
+    """`VLLM` that records token counts and finish reasons, by (task name, document index), of each answer in its turn.
 
-    `generations` and the counters cover the requests since the last `reset`.
+    `generations` and the counters cover the requests since the last `reset`. Answers that are sampled have each a seed
+    of its own, made from the engine's.
     """
 
     batch_size: Any
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.seed = int(kwargs.get("seed", 0))
         self.reset()
 
     def reset(self) -> None:
         """Forget the counts of earlier requests."""
-        self.generations: dict[tuple[str, int], Generation] = {}
+        self.generations: dict[tuple[str, int], list[Generation]] = {}
         self.requests = 0
         self.prompt_tokens = 0
         self.generated_tokens = 0
-        self._ends: dict[tuple[int, ...], Generation] = {}
+        self._ends: dict[tuple[tuple[int, ...], int | None], Generation] = {}  # by prompt and seed
         self._encoded: dict[tuple[str, ...], Any] = {}
 
     def tok_encode(self, string: Any, add_special_tokens: Any = None, **kwargs: Any) -> Any:
@@ -59,24 +64,26 @@ class SteeredLM(VLLM):
         finally:
             self.batch_size = auto
         self.requests += len(outputs)
-        for output in outputs:
+        for number, output in enumerate(outputs):
             self.prompt_tokens += len(output.prompt_token_ids)
             if generate:
                 answer = output.outputs[0]
                 self.generated_tokens += len(answer.token_ids)
-                self._ends[tuple(output.prompt_token_ids)] = Generation(
+                self._ends[tuple(output.prompt_token_ids), sampling_params[number].seed] = Generation(
                     len(output.prompt_token_ids), len(answer.token_ids), answer.finish_reason or "stop"
                 )
         return outputs
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        requests = seeded(requests, self.seed)
         encoded = self.tok_encode([r.args[0] for r in requests])
         for request, tokens in zip(requests, encoded, strict=True):
             _, _, room = self.modify_gen_kwargs(dict(request.args[1]), default_max_gen_toks=self.max_gen_toks)
             self._must_fit(len(tokens) + room, f"{len(tokens)} of prompt and {room} to answer", request)
         answers = super().generate_until(requests, disable_tqdm=disable_tqdm)
         for request, tokens in zip(requests, encoded, strict=True):
-            self.generations[(request.task_name or "", request.doc_id or 0)] = self._ends[tuple(tokens)]
+            end = self._ends[tuple(tokens), request.args[1].get("seed")]
+            self.generations.setdefault((request.task_name or "", request.doc_id or 0), []).append(end)
         self._ends.clear()
         return answers
 
@@ -93,3 +100,22 @@ class SteeredLM(VLLM):
                 f"{request.task_name}, document {request.doc_id}: needs {tokens} tokens ({what}), the engine has"
                 f" {self.max_length}; raise engine.max_model_len or lower the benchmark's max_gen_toks"
             )
+
+
+def seeded(requests: Sequence[Instance], seed: int) -> list[Instance]:
+    """The requests, each of those that sample with a seed of its own.
+
+    It is made from `seed`, the task, the document and the number of the answer among the document's, so that an answer
+    depends neither on the others nor on their order.
+    """
+    found, answers = [], Counter[tuple[str | None, int | None]]()
+    for request in requests:
+        prompt, options = request.args
+        if options.get("do_sample"):
+            document = (request.task_name, request.doc_id)
+            origin = f"{seed} {request.task_name} {request.doc_id} {answers[document]}"
+            own = int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8]) >> 1  # vLLM takes 63 bits
+            request = replace(request, arguments=(prompt, options | {"seed": own}))
+            answers[document] += 1
+        found.append(request)
+    return found

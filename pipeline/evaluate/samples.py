@@ -11,14 +11,15 @@ from typing import Any
 from pipeline.config.schema import BenchmarkConfig
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
+from pipeline.evaluate.answers import joined, of_answer
 from pipeline.plan.plan import Cell
-from pipeline.records import Metrics, Sample
+from pipeline.records import Answer, Metrics, Sample
 
 NOT_EXTRACTED = "[invalid]"  # what lm-eval's filters return when nothing matches
 
 
 def merge(
-    rows: Iterable[dict[str, Any]], subtask: str | None, task: Any, engine: Engine, cell: Cell, start: int
+    rows: Sequence[dict[str, Any]], subtask: str | None, task: Any, engine: Engine, cell: Cell, start: int
 ) -> list[Sample]:
     """lm-eval's samples of one task, as one for each document.
 
@@ -30,12 +31,31 @@ def merge(
     Raises:
         UserError: if the benchmark's metric is none of the task's, or a score or log-likelihood is not finite.
     """
+    if cell.benchmark.config.samples == 1:
+        return _merge(rows, subtask, task, engine, cell, start)
+    answers = [
+        _merge(of_answer(rows, task, number), subtask, task, engine, cell, start, number)
+        for number in range(cell.benchmark.config.samples)
+    ]
+    return [joined(of_document) for of_document in zip(*answers, strict=True)]
+
+
+def _merge(
+    rows: Iterable[dict[str, Any]],
+    subtask: str | None,
+    task: Any,
+    engine: Engine,
+    cell: Cell,
+    start: int,
+    number: int = 0,
+) -> list[Sample]:
+    """One answer to each document, the first or the one of that number."""
     benchmark, where = cell.benchmark.config, f"benchmarks.{cell.benchmark.origin}"
     merged: dict[int, Sample] = {}
     for row in rows:
         sample = merged.get(row["doc_id"])
         if sample is None:
-            sample = _new_sample(row, start + len(merged), subtask, task, engine, benchmark)
+            sample = _new_sample(row, start + len(merged), subtask, task, engine, benchmark, number)
             merged[row["doc_id"]] = sample
         if task.OUTPUT_TYPE != "multiple_choice":
             sample["extracted"][row["filter"]] = str(row["filtered_resps"][0])
@@ -56,6 +76,7 @@ def _new_sample(
     task: Any,
     engine: Engine,
     benchmark: BenchmarkConfig,
+    number: int,
 ) -> Sample:
     """What all filters of a document share."""
     sample = Sample(
@@ -81,7 +102,7 @@ def _new_sample(
         sample["output"] = row["arguments"][chosen][1]
         sample["loglikelihoods"] = likelihoods
     else:
-        generation = engine.lm.generations[(task.config.task, row["doc_id"])]
+        generation = engine.lm.generations[(task.config.task, row["doc_id"])][number]
         sample["output"] = row["resps"][0][0]
         sample["prompt_tokens"] = generation.prompt_tokens
         sample["tokens"] = generation.tokens
@@ -105,7 +126,7 @@ def _keep_scores(sample: Sample, benchmark: BenchmarkConfig, where: str) -> None
 
 
 def summarise(samples: Sequence[Sample], metric: str) -> Metrics:
-    """Means over documents.
+    """Means over documents; shares and lengths over answers.
 
     `stderr` is lm-eval's: the sample standard error (Bessel-corrected) of documents taken as independent, in the metric's
     unit (0 to 1); None for one document. Tables have intervals that know of clusters (pipeline/analysis/statistics.py).
@@ -115,7 +136,8 @@ def summarise(samples: Sequence[Sample], metric: str) -> Metrics:
     score = math.fsum(scores) / n
     squares = math.fsum((x - score) ** 2 for x in scores)
     main_filter = metric.rsplit(",", 1)[1]
-    generated = [s for s in samples if s["finish"] != "scored"]
+    answers = [answer for s in samples for answer in s.get("answers", [s])]
+    generated = [answer for answer in answers if answer["finish"] != "scored"]
     return {
         "metric": metric,
         "score": score,
@@ -128,5 +150,5 @@ def summarise(samples: Sequence[Sample], metric: str) -> Metrics:
     }
 
 
-def _share(samples: Sequence[Sample], is_so: Callable[[Sample], bool]) -> float:
-    return sum(map(is_so, samples)) / len(samples) if samples else 0.0
+def _share(answers: Sequence[Answer], is_so: Callable[[Answer], bool]) -> float:
+    return sum(map(is_so, answers)) / len(answers) if answers else 0.0

@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from evals import code
 from pipeline import documents as data
-from pipeline.config.schema import PromptConfig, plain
+from pipeline.config.schema import BenchmarkConfig, PromptConfig, plain
 from pipeline.errors import UserError
 from pipeline.plan.grid import Benchmark
 from pipeline.plan.keys import TASKS
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+LENGTH = {"max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
+DECODING = {"until", "do_sample", "temperature", "top_p", *LENGTH}  # what a task that is sampled may say
+JOINING = {"take_first_k", "majority_vote"}
 
 
 def load_tokenizer(where: str, revision: str | None = None) -> Any:
@@ -42,7 +46,7 @@ def load_tokenizer(where: str, revision: str | None = None) -> Any:
 
 
 def check_task(loaded: Any, benchmark: Benchmark) -> None:
-    """Answers must be greedy, filters must exist, and every document must have what it is asked with.
+    """Answers must be greedy or sampled as the benchmark says, filters exist, and documents have what they are asked with.
 
     Args:
         loaded: the lm-eval task.
@@ -54,9 +58,10 @@ def check_task(loaded: Any, benchmark: Benchmark) -> None:
 
     where, name = f"benchmarks.{benchmark.origin}", loaded.config.task
     kwargs = loaded.config.generation_kwargs or {}
-    if kwargs.get("do_sample", bool(kwargs.get("temperature"))):
+    if kwargs.get("do_sample", bool(kwargs.get("temperature"))) and not benchmark.config.temperature:
         raise UserError(
-            f"{where}: '{name}' samples; set do_sample: false in the generation_kwargs of its changes"
+            f"{where}: '{name}' samples; set {where}.temperature, or do_sample: false in the generation_kwargs of its"
+            " changes"
         )
     try:
         for ensemble in loaded._filters:
@@ -193,6 +198,8 @@ def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None,
         if loaded.OUTPUT_TYPE != "generate_until":
             raise UserError(f"{where}.max_gen_toks: '{name}' scores options and generates nothing; remove it")
         loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
+    if b.temperature:
+        _sample(loaded, b, where)
     if prompt.prefix:
         stock = loaded.doc_to_text
 
@@ -202,6 +209,29 @@ def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None,
 
         loaded.doc_to_text = prefixed
     return loaded
+
+
+def _sample(loaded: Any, b: BenchmarkConfig, where: str) -> None:
+    """Have a task's answers sampled, so often and in the way that its benchmark says."""
+    name = loaded.config.task
+    if loaded.OUTPUT_TYPE != "generate_until":
+        raise UserError(f"{where}.temperature: '{name}' scores options and generates nothing; remove it")
+    other = sorted(set(loaded.config.generation_kwargs or {}) - DECODING)
+    if other:
+        raise UserError(
+            f"{where}.temperature: '{name}' also sets '{other[0]}', of which a benchmark says nothing; leave it out of"
+            f" {where}.changes.generation_kwargs"
+        )
+    for ensemble in loaded.config.filter_list or []:
+        for step in ensemble["filter"]:
+            if step["function"] in JOINING:
+                raise UserError(
+                    f"{where}.temperature: '{name}' has the filter '{step['function']}', which makes one answer of"
+                    f" several; each is scored by itself: name others in {where}.changes.filter_list"
+                )
+    sampling = {"do_sample": True, "temperature": b.temperature, "top_p": b.top_p}
+    loaded.set_config(key="generation_kwargs", value=sampling, update=True)
+    loaded.set_config(key="repeats", value=b.samples)
 
 
 def _check_split_of_examples(

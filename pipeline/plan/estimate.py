@@ -3,7 +3,7 @@
     print(describe(config, make_grid(config), pinned(config)))
 
 Sizes of checkpoints are asked of the hub, or come from `size_gb` in conf/family where it does not answer. GPU hours are
-documents × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
+answers × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
 says so. Documents and the answers of a cell are counted from conf/benchmark; shared cells count once.
 """
 
@@ -60,6 +60,8 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
         f"{config.name}: {len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.benchmarks)} benchmarks ="
         f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
     ]
+    if any(benchmark.config.samples > 1 for benchmark in every):
+        lines[0] += f", {sum(map(_answers, every)):,} answers"
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
     uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not _documents(benchmark)})
@@ -161,6 +163,10 @@ def _documents(benchmark: Benchmark) -> int:
     return min((n for n in (benchmark.config.dataset.documents, limit) if n is not None), default=0)
 
 
+def _answers(benchmark: Benchmark) -> int:
+    return _documents(benchmark) * benchmark.config.samples
+
+
 def _tokens(benchmark: BenchmarkConfig) -> int:
     if benchmark.metric.startswith("acc"):
         return SCORED_TOKENS
@@ -180,7 +186,7 @@ def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
 
 def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
     tokens = {
-        f: sum(_documents(benchmark) * _tokens(benchmark.config) for benchmark in c) for f, c in cells.items()
+        f: sum(_answers(benchmark) * _tokens(benchmark.config) for benchmark in c) for f, c in cells.items()
     }
     speeds = {name: config.families[name].tokens_per_second for name in cells}
     hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]

@@ -13,7 +13,7 @@ import yaml
 
 from evals import perturbations
 from pipeline import documents as data
-from pipeline.config.schema import Config
+from pipeline.config.schema import BenchmarkConfig, Config
 from pipeline.errors import UserError
 from pipeline.files import ROOT, code_fingerprint, digest
 from pipeline.plan.family import Family, model_config, vector_key_of
@@ -58,7 +58,7 @@ def inputs_of(
         ],
         "rows": {k: dataset[k] for k in ("json_field", "split", "source_field")},
         "perturbation": _perturbation(b.form, benchmark.perturbation, benchmark.seed),
-        "decoding": "greedy",
+        "decoding": _decoding(b, config.engine.seed),
         "engine": _numerics(config),
         "versions": versions(),
     }
@@ -78,6 +78,13 @@ def _weights(families: Mapping[str, Family], family: Family, condition: Conditio
     ]
     weights |= added[0] if len(added) == 1 else {"terms": added} if added else {}
     return weights | ({"noise": NOISE_VERSION} if any(term.seed is not None for term in terms) else {})
+
+
+def _decoding(b: BenchmarkConfig, seed: int) -> str | dict[str, Any]:
+    """How tokens are chosen. Greedy answers do not depend on a seed."""
+    if not b.temperature:
+        return "greedy"
+    return {"samples": b.samples, "temperature": b.temperature, "top_p": b.top_p, "seed": seed}
 
 
 def _numerics(config: Config) -> dict[str, Any]:
