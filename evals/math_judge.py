@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import sys
 from typing import Any, NoReturn
@@ -28,8 +29,10 @@ from sympy import log
 
 MEMORY_BYTES = 2 * 2**30  # of addresses
 SHOWN = 1000  # characters of what was extracted that are kept: a pipe holds them
-# A gold answer stands in a box and is LaTeX. Without this, the last number would be taken of one that cannot be read.
-GOLD = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+# What is in a box, and nothing else: math-verify would go on to another formula or number where it cannot read the box.
+BOX = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+# math-verify 0.9 reads a percentage in prose, but its grammar for formulas lacks one of the names that it asks for.
+PERCENTAGE = re.compile(r"(-?[\d.,]+)\s*\\?%")
 
 Verdict = tuple[str | None, bool]  # the text that was extracted, None without one; whether it is right
 
@@ -69,8 +72,19 @@ def judge(forms: list[str], answer: str) -> Verdict:
 
 
 def extract(answer: str) -> list[Any]:
-    """What math-verify takes for the answer: its value, where it can be read, then its text; empty if there is none."""
-    return parse(answer, parsing_timeout=None)
+    """What math-verify takes for the answer: its text, and its value where it can be read; empty if there is none.
+
+    Of an answer with a box, what is in the last one; else the last formula, else the last number.
+    """
+    found = (
+        parse(answer, BOX, parsing_timeout=None)
+        if "\\boxed{" in answer
+        else parse(answer, parsing_timeout=None)
+    )
+    text = text_of(found)
+    if text is not None and (share := PERCENTAGE.fullmatch(text)):
+        return [text, *parse(f"{share[1]}%", parsing_timeout=None)]
+    return found
 
 
 def text_of(extracted: list[Any]) -> str | None:
@@ -86,7 +100,7 @@ def is_right(forms: list[str], extracted: list[Any]) -> bool:
 
 def read_gold(form: str) -> list[Any]:
     """A form of a gold answer: its value, where it can be read, then its text."""
-    return parse(f"\\boxed{{{form}}}", GOLD, parsing_timeout=None)
+    return parse(f"\\boxed{{{form}}}", BOX, parsing_timeout=None)
 
 
 def decimals_of(gold: list[Any]) -> int:

@@ -108,6 +108,8 @@ EQUAL = [
     (".0000672", "\\boxed{6.72\\times 10^{-5}}"),
     ("62.5%", "\\boxed{62.5\\%}"),
     ("62.5%", "62.5 percent"),
+    ("50", "That is $30$ of $60$: $\\boxed{50\\%}$."),
+    ("\\frac{1}{2}", "\\boxed{50 \\%}"),
     ("-1./3", "\\boxed{-\\frac{1}{3}}"),
     ("$(-\\infty, 0) \\cup\\{1\\}$.", "\\boxed{(-\\infty,0)\\cup\\{1\\}}"),
 ]
@@ -115,7 +117,9 @@ DIFFERENT = [
     ("\\frac{1}{2}", "\\boxed{0.5}, or rather $\\boxed{0.51}$"),
     ("27", "27 or 28"),
     ("27", ""),
-    ("27", "\\boxed{27"[:6]),
+    ("27", "$27$, but for the \\boxed{"),
+    ("60", "That is $30$ of $60$: $\\boxed{50\\%}$."),
+    ("3", "From $3$ follows $\\boxed{E_1}$."),  # the box cannot be read: no other formula counts
     ("4.5e33", "\\boxed{403.66}"),  # 4.5 · e · 33
     ("2.88e-19", "\\boxed{2.9 \\times 10^{-19}}"),
     ("2.88e-19", "\\boxed{0}"),
