@@ -161,3 +161,16 @@ def test_two_tensor_parallel_workers_answer_as_one_and_refuse_what_goes_wrong(
         for a, b in zip(parallel, answers["fresh"][name], strict=True):
             assert a["tokens"] == b["tokens"]
             assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_started_for_each_weights_answers_as_one_that_is_steered(
+    case: Case, answers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+    names = ["alpha=0.7", "grpo", "back"]
+    engine = {"model": str(case.target), "steps": [case.steps[name] for name in names]}
+    found = probe(tmp_path, [engine], swap="restart")
+    for name, restarted in zip(names, found, strict=True):
+        assert [a["tokens"] for a in restarted] == [a["tokens"] for a in answers["fresh"][name]]
+    assert not list((tmp_path / "cache").glob("engine-*")), "the checkpoint is removed at the end"
