@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config.schema import EngineConfig
 from pipeline.evaluate.again import AnswersMoved, check_answers
+from pipeline.files import ROOT
 from tests import synthetic
 from tests.processes import Run, command, finished
 
@@ -76,7 +77,10 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.parametrize("sound", [True, False], ids=["steered back", "not steered back"])
-def test_an_engine_that_cannot_be_steered_back_fails_the_run(tmp_path: Path, sound: bool) -> None:
+def test_an_engine_that_cannot_be_steered_back_fails_the_run(
+    tmp_path: Path, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a script looks beside itself
     (tmp_path / "stays.py").write_text("" if sound else STAYS)
     arguments = command(
         tmp_path, "tasks=[gsm8k]", "conditions=sweep", "alpha=[1]", "stages=[extract,evaluate]"

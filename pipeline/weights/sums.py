@@ -111,23 +111,28 @@ class TensorSum:
         """
         first = index * PIECE
         os.preadv(self.descriptor, [raw_bytes(out)], self.info.start + first * out.element_size())
-        found = []
+        if not any(first < deltas.numel for _, deltas in self.terms):
+            return
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            self._add_terms(index, out)
+        if not all_finite(out):
+            raise UserError(
+                f"{self.name} is NaN or infinite in {self.info.dtype} after the sum; use a smaller α or finite inputs"
+            )
+
+    def _add_terms(self, index: int, out: torch.Tensor) -> None:
+        """Add the terms to a piece of the target."""
+        first, found = index * PIECE, []
         for alpha, deltas in self.terms:
             if first < deltas.numel:
                 changes = deltas.piece(index)
                 # Product and sum apart: a fused multiply-add would round differently.
                 np.multiply(changes.values, np.float32(alpha), out=changes.values)
                 found.append((changes, min(PIECE, deltas.numel - first)))
-        if not found:
-            return
         if len(found) == 1 and found[0][0].positions is not None:
             _add_at(out, found[0][0].positions, found[0][0].values)
-        else:
-            _add(out, [changes.dense(count) for changes, count in found])
-        if not all_finite(out):
-            raise UserError(
-                f"{self.name} is NaN or infinite in {self.info.dtype} after the sum; use a smaller α or finite inputs"
-            )
+        elif found:
+            _add_all(out, [changes.dense(count) for changes, count in found])
 
 
 def _add_at(out: torch.Tensor, positions: NDArray[np.intp], products: NDArray[np.float32]) -> None:
@@ -142,7 +147,7 @@ def _add_at(out: torch.Tensor, positions: NDArray[np.intp], products: NDArray[np
     bits[positions] = _bits(entries)
 
 
-def _add(out: torch.Tensor, products: Sequence[NDArray[np.float32]]) -> None:
+def _add_all(out: torch.Tensor, products: Sequence[NDArray[np.float32]]) -> None:
     """Add α·δ of all terms, summed in their order, to the first entries: as many as the longest has."""
     length = min(len(out), max(map(len, products)))
     total, *more = (product[:length] for product in products)
