@@ -187,10 +187,11 @@ def test_weights_that_kernels_use_as_they_are_loaded_are_written_in_place(
     """As on a GPU: the same answers, the same refusals, and every parameter where it was."""
     monkeypatch.setenv(PLAIN, "1")
     faults_here = [name for name in REFUSALS if name not in ("a stale head", "a stale matrix")]
-    names = ["alpha=0.7", "random", "grpo", *(n for fault in faults_here for n in (fault, f"after {fault}"))]
+    names = ["alpha=0.7", "random", "grpo", "back"]
+    names += [name for fault in faults_here for name in (fault, f"after {fault}")]
     engine = {"model": str(case.target), "steps": [case.steps[name] for name in names]}
     found = dict(zip(names, probe(tmp_path, [engine]), strict=True))
-    for name in ("alpha=0.7", "random", "grpo"):
+    for name in ("alpha=0.7", "random", "grpo", "back"):
         assert [a["tokens"] for a in found[name]] == [a["tokens"] for a in answers["fresh"][name]]
     for fault in faults_here:
         assert REFUSALS[fault] in found[fault] and "\n" not in found[fault]
