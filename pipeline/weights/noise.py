@@ -125,9 +125,12 @@ def _norm_square(vector: Vector, name: str, pool: Executor | None) -> float:
 
 def _square(entries: NDArray[np.float32]) -> float:
     """Σ x² in fp64, a few entries at a time: so few that BLAS shares out none of them."""
-    wide = entries.astype(np.float64)
-    parts = (wide[start : start + BLAS] for start in range(0, len(wide), BLAS))
-    return sum(float(np.dot(part, part)) for part in parts)
+    total, wide = 0.0, np.empty(min(BLAS, len(entries)))
+    for start in range(0, len(entries), BLAS):
+        part = entries[start : start + BLAS]
+        wide[: len(part)] = part
+        total += float(np.dot(wide[: len(part)], wide[: len(part)]))
+    return total
 
 
 def noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
