@@ -33,9 +33,8 @@ def load_tokenizer(where: str, revision: str | None = None) -> Any:
         UserError: if it cannot be read.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # it warns of one model's flaw for every tokenizer of a folder
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of one model's flaw for all in folders
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as e:  # tokenizers raises nothing narrower
