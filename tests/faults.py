@@ -18,7 +18,7 @@ LEFT_OUT = "model.layers.1.mlp.gate_proj.weight"
 EXCHANGED = ("model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight")
 STALE, MOVED, BUFFER = "model.layers.1.mlp.down_proj", "model.norm", "model.layers.0.self_attn.rotary_emb"
 FAULTS = ("a tensor left out", "two tensors exchanged", "one bit flipped", "a stale head")
-FAULTS += ("a stale matrix", "a parameter moved", "a buffer changed")
+FAULTS += ("a stale matrix", "a parameter moved", "a buffer changed", "a loader that fails")
 
 
 class FaultyExtension(SteeringExtension):
@@ -47,6 +47,8 @@ class FaultyExtension(SteeringExtension):
         for name, tensor in weights:
             if self.fault == FAULTS[0] and name == LEFT_OUT:
                 continue
+            if self.fault == FAULTS[7] and name == LEFT_OUT:
+                raise AssertionError("sizes differ\n96 and 64")
             if self.fault == FAULTS[1] and name in EXCHANGED:
                 name = EXCHANGED[1 - EXCHANGED.index(name)]
             if self.fault == FAULTS[2] and name == LEFT_OUT:

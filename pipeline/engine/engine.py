@@ -103,31 +103,38 @@ class Engine:
         if self.config.swap is Swap.restart:
             self._restart(target, terms)
         else:
-            plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
-            remedy = "; set engine.swap=restart to start an engine for each weights instead"
-            self._certify("steer", target, (plain,), remedy)
+            self._swap(target, terms)
         if not self.lm.model.reset_prefix_cache():
             raise SteeringError(
                 "the prefix cache could not be emptied after a swap; no request may be running"
             )
 
-    def _certify(self, method: str, weights: Path, arguments: tuple[Any, ...], remedy: str = "") -> None:
-        """Call a method of the workers that returns what is not as it should be."""
+    def _swap(self, target: Path, terms: Sequence[Term]) -> None:
+        plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
         # the GPUs of a group share the cores; a CPU worker has as many as it computes with
         threads = self.config.threads or max(1, min(16, len(CORES) // self.config.tensor_parallel_size))
-        for wrong in self.lm.model.collective_rpc(method, args=(str(weights), *arguments, threads)):
+        remedy = "set engine.swap=restart to start an engine for each weights instead"
+        try:
+            differences = self.lm.model.collective_rpc("steer", args=(str(target), plain, threads))
+        except Exception as e:
+            if isinstance(e, UserError) or not self.alive():
+                raise
+            raise SteeringError(
+                f"the weights of the live engine could not be changed to {target}"
+                f" ({' '.join(str(e).split())[:200] or type(e).__name__}); {remedy}"
+            ) from e
+        for wrong in differences:
             if wrong:
                 raise SteeringError(
-                    f"after a swap to {weights} {len(wrong)} live parameters are not those of the files:"
-                    f" {', '.join(wrong[:5])}; nothing was measured with them{remedy}"
+                    f"after a swap to {target} {len(wrong)} live parameters are not those of the files:"
+                    f" {', '.join(wrong[:5])}; nothing was measured with them; {remedy}"
                 )
 
     def _restart(self, target: Path, terms: Sequence[Term]) -> None:
-        """Write target + Σ α·v where that is no checkpoint on the disk, and start an engine on it."""
+        """Write target + Σ α·v where that is no checkpoint on the disk, and start an engine on it: vLLM's own loading."""
         if terms or target != self.started_on:
             self._stop()
             self._start(written(target, terms) if terms else target)
-        self._certify("certify", self.started_on, ())
 
     def alive(self) -> bool:
         """Whether none of its processes has ended, asked when a call failed: a dying one takes seconds to end.

@@ -75,16 +75,6 @@ class SteeringExtension:
         with thread_pool(threads) as pool:
             return self.load(steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY), pool)
 
-    def certify(self, folder: str, threads: int | None = None) -> list[str]:
-        """Compare the live weights with the files of a checkpoint; returns what `steer` returns."""
-        from pipeline.weights.steer import steered_tensors
-
-        with thread_pool(threads) as pool:
-            certificate = Certificate(self.model_runner.get_model(), pool)
-            for name, tensor in steered_tensors(folder, [], pool, MEMORY):
-                certificate.expect(name, tensor)
-            return certificate.differences()
-
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns.
 
