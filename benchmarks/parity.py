@@ -31,7 +31,7 @@ import yaml
 from evals import math
 from pipeline.config.compose import changed, compose
 from pipeline.documents import load
-from pipeline.engine.engine import prepare_environment
+from pipeline.engine.environment import prepare_environment
 from pipeline.errors import UserError
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.tasks import task_manager

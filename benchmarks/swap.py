@@ -26,6 +26,7 @@ from pipeline.engine.worker import SteeringExtension
 from pipeline.plan.keys import versions
 
 ALPHA = 0.7
+PLAIN = "PLAIN_WEIGHTS"  # the variable that switches the packing of matrices off in vLLM's processes
 BUFFER = 1 << 23  # bytes
 
 
@@ -42,7 +43,7 @@ def keep_weights_plain() -> None:
     utils.check_cpu_sgl_kernel = lambda *_: False
 
 
-if os.environ.get("PLAIN_WEIGHTS"):
+if os.environ.get(PLAIN):
     keep_weights_plain()
 
 
@@ -79,7 +80,7 @@ def swap(folder: Path, repeats: int) -> dict[str, list[float]]:
     from pipeline.engine.engine import Engine
     from pipeline.weights.steer import Term
 
-    os.environ["PLAIN_WEIGHTS"] = "1"
+    os.environ[PLAIN] = "1"
     Engine.extension = "benchmarks.swap.PlainExtension"
     config = EngineConfig(
         dtype="bfloat16",

@@ -23,7 +23,7 @@ import yaml
 from benchmarks.parity import local_task
 from pipeline.config.compose import compose
 from pipeline.config.schema import EngineConfig
-from pipeline.engine.engine import prepare_environment
+from pipeline.engine.environment import prepare_environment
 from pipeline.evaluate.tasks import task_manager
 from pipeline.files import ROOT
 from pipeline.plan.grid import Benchmark

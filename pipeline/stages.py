@@ -95,7 +95,7 @@ def run(config: Config, report: Report = print) -> None:
 def _check_machine(config: Config) -> None:
     """Find out at once whether there is a GPU or a cluster to evaluate on."""
     if config.launcher.address is None:  # on this machine
-        from pipeline.engine.engine import check_device
+        from pipeline.engine.environment import check_device
 
         check_device(config.engine.device)
     if config.launcher.kind is Launcher.ray:

@@ -9,23 +9,33 @@ from typing import Any
 
 import torch
 
+from benchmarks.swap import PLAIN, keep_weights_plain
 from pipeline.engine.worker import SteeringExtension
 
+if os.environ.get(PLAIN):
+    keep_weights_plain()
 LEFT_OUT = "model.layers.1.mlp.gate_proj.weight"
 EXCHANGED = ("model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight")
+STALE, MOVED, BUFFER = "model.layers.1.mlp.down_proj", "model.norm", "model.layers.0.self_attn.rotary_emb"
 FAULTS = ("a tensor left out", "two tensors exchanged", "one bit flipped", "a stale head")
+FAULTS += ("a stale matrix", "a parameter moved", "a buffer changed", "a loader that fails")
 
 
 class FaultyExtension(SteeringExtension):
     """Steers as its base does until a fault of FAULTS is planted."""
 
     fault = ""
+    changed: torch.Tensor | None = None
 
     def plant(self, fault: str) -> None:
         self.fault = fault
+        if self.changed is not None:
+            self.changed -= 1
+            self.changed = None
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         model: Any = self.model_runner.get_model()
+        self.kernel = getattr(model.get_submodule(STALE), "cpu_linear", None)
         stock = model.load_weights
         model.load_weights = lambda weights: stock(self._spoilt(weights))
         try:
@@ -37,6 +47,8 @@ class FaultyExtension(SteeringExtension):
         for name, tensor in weights:
             if self.fault == FAULTS[0] and name == LEFT_OUT:
                 continue
+            if self.fault == FAULTS[7] and name == LEFT_OUT:
+                raise AssertionError("sizes differ\n96 and 64")
             if self.fault == FAULTS[1] and name in EXCHANGED:
                 name = EXCHANGED[1 - EXCHANGED.index(name)]
             if self.fault == FAULTS[2] and name == LEFT_OUT:
@@ -47,6 +59,14 @@ class FaultyExtension(SteeringExtension):
     def _pack_tied_head(self, model: Any) -> None:
         if self.fault != FAULTS[3]:
             super()._pack_tied_head(model)
+        if self.fault == FAULTS[4]:
+            model.get_submodule(STALE).cpu_linear = self.kernel
+        if self.fault == FAULTS[5]:
+            weight = model.get_submodule(MOVED).weight
+            weight.data = weight.data.clone()
+        if self.fault == FAULTS[6]:
+            (self.changed,) = model.get_submodule(BUFFER).buffers()
+            self.changed += 1
 
 
 class DyingExtension(SteeringExtension):

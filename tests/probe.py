@@ -61,7 +61,7 @@ def refusal(engine: Any, fault: str, target: Path) -> str:
 
 
 def main(config: dict[str, Any]) -> None:
-    from pipeline.config.schema import EngineConfig
+    from pipeline.config.schema import EngineConfig, Swap
     from pipeline.engine.engine import Engine
     from pipeline.weights.steer import Term
 
@@ -77,6 +77,7 @@ def main(config: dict[str, Any]) -> None:
     }
     found = []
     for engine_steps in config["engines"]:
+        options["swap"] = Swap(options.get("swap", "in_place"))
         engine = Engine(EngineConfig(**options), Path(engine_steps["model"]))
         for step in engine_steps["steps"]:
             if "fault" in step:

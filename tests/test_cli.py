@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.__main__ import VERBS, main
 from pipeline.config.schema import Device
-from pipeline.engine.engine import check_device
+from pipeline.engine.environment import check_device
 from pipeline.errors import UserError
 from pipeline.files import ROOT
 

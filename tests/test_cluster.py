@@ -190,7 +190,8 @@ class Broken:
         def start(*_: Any) -> Any:
             gpu = self.free.pop(0)
             run = SimpleNamespace(remote=lambda key: (gpu, object()))
-            return SimpleNamespace(gpu=gpu, start=SimpleNamespace(remote=lambda: (None, object())), run=run)
+            at_once = SimpleNamespace(remote=lambda: (None, object()))
+            return SimpleNamespace(gpu=gpu, start=at_once, run=run, check_again=at_once)
 
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
 
@@ -257,6 +258,10 @@ class Fatal:
 
     def start(self) -> None:
         pass
+
+    def check_again(self) -> None:
+        if (self.results / "moved").exists():
+            raise UserError("answers 3 of 32 documents differently")
 
     def run(self, key: str) -> dict[str, float] | None:
         first = self.results / key
@@ -333,6 +338,15 @@ def test_a_mistake_that_a_worker_finds_is_the_users_one_line(
 ) -> None:
     with pytest.raises(UserError, match="^no such document$"):
         drain(tmp_path, monkeypatch, "one", "mistake", "two")
+
+
+@pytest.mark.slow
+def test_a_worker_whose_answers_moved_ends_the_run(
+    started: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moved").touch()
+    with pytest.raises(UserError, match="^answers 3 of 32 documents differently$"):
+        drain(tmp_path, monkeypatch, "one", "two")
 
 
 # --- real engines

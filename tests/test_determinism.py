@@ -13,7 +13,7 @@ import pytest
 
 from evals.micro import write_benchmarks
 from pipeline.config.schema import Device, EngineConfig
-from pipeline.engine.engine import prepare_environment
+from pipeline.engine.environment import prepare_environment
 from pipeline.files import ROOT
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.records import read_record

@@ -61,12 +61,12 @@ def test_the_last_error_is_found_in_what_was_printed(printed: str, error: str | 
 def test_an_engine_that_does_not_start_is_one_line_with_its_root_cause_and_where_the_rest_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: engine.Engine) -> None:
+    def fail(self: engine.Engine, weights: Path) -> None:
         os.write(2, CORE_FAILED.encode())
         raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
 
     monkeypatch.setenv("RV_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine.Engine, "_start", fail)
+    monkeypatch.setattr(engine.Engine, "_load", fail)
     monkeypatch.setattr(engine, "prepare_environment", lambda config: None)
     with pytest.raises(UserError) as caught:
         engine.Engine(EngineConfig(), tmp_path)

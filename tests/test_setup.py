@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.schema import EngineConfig
 from pipeline.engine import alias
-from pipeline.engine.engine import prepare_environment
+from pipeline.engine.environment import prepare_environment
 from pipeline.errors import UserError
 from pipeline.files import ROOT
 

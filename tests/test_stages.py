@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import stages
 from pipeline.config.schema import Config, Device, EngineConfig, Launcher, LauncherConfig
-from pipeline.engine import engine
+from pipeline.engine import environment
 from pipeline.errors import UserError
 from pipeline.evaluate import cluster, runner
 from pipeline.records import cell_folder, is_done
@@ -56,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None) ->
 def test_a_cluster_on_a_machine_without_a_gpu_is_refused_before_anything_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "check_device", fails("no GPU on this machine"))
+    monkeypatch.setattr(environment, "check_device", fails("no GPU on this machine"))
     with pytest.raises(UserError, match="^no GPU on this machine"):
         run(tmp_path, monkeypatch, None)
 
@@ -64,7 +64,7 @@ def test_a_cluster_on_a_machine_without_a_gpu_is_refused_before_anything_is_down
 def test_a_cluster_elsewhere_needs_no_gpu_on_this_machine_and_is_reached_before_anything_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "check_device", fails("no GPU on this machine"))
+    monkeypatch.setattr(environment, "check_device", fails("no GPU on this machine"))
     monkeypatch.setattr(cluster, "probe", lambda launcher: None)
     monkeypatch.setattr(cluster, "connect", fails("no GPU on the cluster"))
     with pytest.raises(UserError, match="^no GPU on the cluster"):
@@ -74,7 +74,7 @@ def test_a_cluster_elsewhere_needs_no_gpu_on_this_machine_and_is_reached_before_
 def test_ray_that_is_not_installed_is_told_before_anything_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "check_device", lambda device: None)
+    monkeypatch.setattr(environment, "check_device", lambda device: None)
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="^launcher=ray: Ray is not installed"):
         run(tmp_path, monkeypatch, None)

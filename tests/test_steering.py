@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.swap import PLAIN
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.vector import extract
@@ -22,6 +23,9 @@ REFUSALS = {
     "two tensors exchanged": "model.layers.0.self_attn.qkv_proj.weight",
     "one bit flipped": faults.LEFT_OUT.replace("gate_proj", "gate_up_proj"),
     "a stale head": "lm_head.weight",
+    "a stale matrix": f"{faults.STALE}.weight",
+    "a parameter moved": f"{faults.MOVED}.weight (moved)",
+    "a buffer changed": f"{faults.BUFFER}.cos_sin_cache",
     "prefix cache kept": "prefix cache",
 }
 
@@ -161,3 +165,40 @@ def test_two_tensor_parallel_workers_answer_as_one_and_refuse_what_goes_wrong(
         for a, b in zip(parallel, answers["fresh"][name], strict=True):
             assert a["tokens"] == b["tokens"]
             assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_started_for_each_weights_answers_as_one_that_is_steered(
+    case: Case, answers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
+    names = ["alpha=0.7", "grpo", "back"]
+    engine = {"model": str(case.target), "steps": [case.steps[name] for name in names]}
+    found = probe(tmp_path, [engine], swap="restart")
+    for name, restarted in zip(names, found, strict=True):
+        assert [a["tokens"] for a in restarted] == [a["tokens"] for a in answers["fresh"][name]]
+    assert not list((tmp_path / "cache").glob("engine-*")), "the checkpoint is removed at the end"
+
+
+@pytest.mark.slow
+def test_weights_that_kernels_use_as_they_are_loaded_are_written_in_place(
+    case: Case, answers: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the same answers, the same refusals, and every parameter where it was."""
+    monkeypatch.setenv(PLAIN, "1")
+    refusals = REFUSALS | {"a loader that fails": "(sizes differ 96 and 64); set engine.swap=restart"}
+    faults_here = [name for name in refusals if name not in ("a stale head", "a stale matrix")]
+    steps = case.steps | {
+        "a loader that fails": {"target": case.steps["grpo"]["target"], "fault": "a loader that fails"},
+        "after a loader that fails": case.steps["back"],
+    }
+    names = ["alpha=0.7", "random", "grpo", "back"]
+    names += [name for fault in faults_here for name in (fault, f"after {fault}")]
+    engine = {"model": str(case.target), "steps": [steps[name] for name in names]}
+    found = dict(zip(names, probe(tmp_path, [engine]), strict=True))
+    for name in ("alpha=0.7", "random", "grpo", "back"):
+        assert [a["tokens"] for a in found[name]] == [a["tokens"] for a in answers["fresh"][name]]
+    for fault in faults_here:
+        assert refusals[fault] in found[fault] and "\n" not in found[fault]
+        after = found[f"after {fault}"]
+        assert [a["tokens"] for a in after] == [a["tokens"] for a in answers["fresh"]["back"]]

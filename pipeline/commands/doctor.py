@@ -91,7 +91,7 @@ def packages(config: Config) -> Iterator[Finding]:
 
 
 def gpu(config: Config) -> Iterator[Finding]:
-    from pipeline.engine.engine import check_device
+    from pipeline.engine.environment import check_device
 
     if config.engine.device is Device.cpu:
         yield Finding("ok", "GPU", "this run needs none (engine.device=cpu)")

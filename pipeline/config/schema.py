@@ -96,6 +96,13 @@ class Device(Enum):
     gpu = "gpu"
 
 
+class Swap(Enum):
+    """How an engine gets the weights of the next condition."""
+
+    in_place = "in_place"
+    restart = "restart"  # a checkpoint is written and an engine is started on it: slower, and as right
+
+
 class Launcher(Enum):
     """Where cells are evaluated: in this process, or by workers on a Ray cluster."""
 
@@ -282,6 +289,7 @@ class EngineConfig(Frozen):
     in_process: bool = False  # run the engine inside this process: it starts quicker, and dies with us
     batch_invariant: bool = False  # VLLM_BATCH_INVARIANT=1: answers do not move with the batch (GPU)
     seed: int = 0
+    swap: Swap = Swap.in_place  # restart: for a machine on which weights cannot be changed in place
 
 
 @dataclass

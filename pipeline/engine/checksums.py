@@ -37,34 +37,38 @@ def row_checksums(matrix: torch.Tensor, first: int = 0) -> torch.Tensor:
     if not rows or not count:
         return torch.zeros(rows, dtype=torch.int64)
     factors = _factors(first // entries, count)
-    sums = torch.empty(rows, dtype=torch.int64, device=matrix.device)
-    on_host = matrix.device.type == "cpu"
-    step = max(1, (HOST_BLOCK if on_host else DEVICE_BLOCK) // count)
-    for start in range(0, rows, step):
-        words = _words(matrix[start : start + step], entries)
-        if on_host:
-            sums.numpy()[start : start + step] = _host_sums(words.numpy(), factors)
-        else:
-            sums[start : start + step] = device_sums(words, torch.from_numpy(factors).to(matrix.device))
-    return sums.cpu()
+    if matrix.device.type == "cpu":
+        return torch.from_numpy(_host_sums(matrix, count, factors))
+    on_device, step = torch.from_numpy(factors).to(matrix.device), max(1, DEVICE_BLOCK // count)
+    blocks = (matrix[start : start + step] for start in range(0, rows, step))
+    return torch.cat([device_sums(_words(block), on_device) for block in blocks]).cpu()
 
 
-def _words(block: torch.Tensor, entries: int) -> torch.Tensor:
-    """The rows as int64, filled up with zeros to whole words."""
-    if missing := -block.shape[1] % entries:
-        block = torch.nn.functional.pad(block, (0, missing))
-    block = block.contiguous()
-    if block.data_ptr() % 8:
-        block = block.clone()
-    return block.view(torch.int64)
+def _words(matrix: torch.Tensor) -> torch.Tensor:
+    """The rows as int64, filled up with zeros to whole words; where they are so already, the same memory."""
+    if missing := -matrix.shape[1] % (8 // matrix.element_size()):
+        matrix = torch.nn.functional.pad(matrix, (0, missing))
+    matrix = matrix.contiguous()
+    return (matrix.clone() if matrix.data_ptr() % 8 else matrix).view(torch.int64)
 
 
-def _host_sums(words: NDArray[np.int64], factors: NDArray[np.int64]) -> NDArray[np.int64]:
+def _host_sums(matrix: torch.Tensor, count: int, factors: NDArray[np.int64]) -> NDArray[np.int64]:
     """On one core, and past Python's lock: several threads can sum at a time."""
-    unsigned = words.view(np.uint64)
-    mixed = np.right_shift(unsigned, np.uint64(32))
-    mixed ^= unsigned
-    return mixed.view(np.int64) @ factors
+    rows, step = len(matrix), max(1, HOST_BLOCK // count)
+    is_words = (
+        matrix.is_contiguous()
+        and not matrix.data_ptr() % 8
+        and matrix.shape[1] * matrix.element_size() == 8 * count
+    )
+    whole = _words(matrix).numpy().view(np.uint64) if is_words else None
+    sums, mixed = np.empty(rows, np.int64), np.empty((min(step, rows), count), np.uint64)
+    for start in range(0, rows, step):
+        end = min(start + step, rows)
+        block = _words(matrix[start:end]).numpy().view(np.uint64) if whole is None else whole[start:end]
+        part = np.right_shift(block, np.uint64(32), out=mixed[: end - start])
+        part ^= block
+        np.einsum("ij,j->i", part.view(np.int64), factors, out=sums[start:end])
+    return sums
 
 
 def device_sums(words: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

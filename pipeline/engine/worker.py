@@ -87,7 +87,7 @@ class SteeringExtension:
             model.load_weights(certificate.watch(tensors))
         else:
             self.model_runner.reload_weights(weights_iterator=certificate.watch(tensors))
-            self._pack_tied_head(model)
+        self._pack_tied_head(model)
         return certificate.differences()
 
     @staticmethod

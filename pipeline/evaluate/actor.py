@@ -13,6 +13,7 @@ from evals import sandbox
 from pipeline.config.compose import changed
 from pipeline.engine.engine import SteeringError
 from pipeline.errors import UserError
+from pipeline.evaluate.again import AnswersMoved
 from pipeline.evaluate.runner import Runner
 from pipeline.manifest import manifest_path
 from pipeline.plan.plan import Plan
@@ -99,6 +100,20 @@ class Actor:
             if isinstance(e, UserError) and engine_runs:
                 raise
             raise WorkerFailed(reason(e)) from None  # in words: the driver need not know the class
+
+    def check_again(self) -> None:
+        """Ask the engine some documents of its first cell again, if its weights have changed since.
+
+        Raises:
+            AnswersMoved: if the answers are not those of the record.
+            WorkerFailed: if they cannot be had.
+        """
+        try:
+            self.runner.check_again()
+        except Exception as e:
+            if isinstance(e, AnswersMoved):
+                raise
+            raise WorkerFailed(reason(e)) from None
 
 
 def reason(error: Exception) -> str:

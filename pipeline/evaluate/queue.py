@@ -27,6 +27,7 @@ class Worker:
 
     actor: Any
     cell: Cell | None = None
+    checks: bool = False  # whether it asks its first cell again
     architecture: str = ""
     weights: str = ""
     since: float = 0.0
@@ -72,14 +73,14 @@ class Queue:
             UserError: if no worker stays alive, cells had to be given up, or a worker finds a mistake in the input.
         """
         try:
-            while self.cells or any(worker.cell for worker in self.running.values()):
+            while self.cells or any(worker.cell or worker.checks for worker in self.running.values()):
                 if not self.running:
                     raise UserError(
                         f"no worker stays alive, {len(self.cells)} cells are left; the last one died of: {self.cause};"
                         " fix that (more is in Ray's logs) and run again"
                     )
                 ended, _ = self.ray.wait(list(self.running), timeout=NOTICE_AFTER)
-                if not ended and not any(worker.cell for worker in self.running.values()):
+                if not ended and not any(worker.cell or worker.checks for worker in self.running.values()):
                     self.report("waiting for the cluster to start a worker")
                 for future in ended:
                     self._take(future, self.running.pop(future))
@@ -95,8 +96,9 @@ class Queue:
         return self.progress.computed
 
     def _take(self, future: Any, worker: Worker) -> None:
-        """Take the result of what a worker did, and hand it its next cell."""
+        """Take the result of what a worker did, and hand it its next cell; the last is followed by its first again."""
         cell, worker.cell = worker.cell, None
+        checked, worker.checks = worker.checks, False
         try:
             metrics = self.ray.get(future)
         except self.ray.exceptions.RayError as e:
@@ -104,6 +106,10 @@ class Queue:
             if isinstance(error, UserError) and not isinstance(error, WorkerFailed):
                 raise error from None
             self.ray.kill(worker.actor)  # Ray also says that it is gone when it has merely lost sight of it
+            if checked:
+                return self.report(
+                    f"a worker died before it was asked its first cell again ({reason(error)})"
+                )
             return self._replace(worker, cell, reason(error))
         if cell is not None and metrics is None:
             self.progress.skip()
@@ -114,6 +120,9 @@ class Queue:
         suspect = worker.deaths and any(other.cell for other in self.running.values())
         if cells := [c for c in self.cells if not (suspect and c.key in self.deaths)]:
             self._hand_out(worker, cells)
+        elif not checked and worker.weights:
+            worker.checks = True
+            self.running[worker.actor.check_again.remote()] = worker
 
     def _replace(self, worker: Worker, cell: Cell | None, cause: str) -> None:
         """Put another worker in the place of one that died, and its cell back, unless too many died there or on it."""

@@ -16,6 +16,7 @@ from evals import sandbox
 from pipeline.config.schema import PromptConfig
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
+from pipeline.evaluate.again import DOCUMENTS, check_answers
 from pipeline.evaluate.progress import Progress, name_of
 from pipeline.evaluate.provenance import chat_template_sha, provenance_of
 from pipeline.evaluate.samples import merge, summarise
@@ -23,7 +24,7 @@ from pipeline.evaluate.tasks import load_task, manager_of
 from pipeline.plan.family import Family
 from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
 from pipeline.plan.plan import Cell, Plan
-from pipeline.records import Cost, Metrics, Sample, is_done, write_record
+from pipeline.records import Cost, Metrics, Sample, is_done, read_record, write_record
 
 ATTEMPTS = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
 
@@ -46,21 +47,23 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
     runner.check(missing)
     given_up = []
     progress = Progress(len(missing), report)
+    ordered = in_order(missing)
+    last = {cell.family.name: cell.key for cell in ordered}
     try:
-        for cell in in_order(missing):
+        for cell in ordered:
             if is_done(plan.results, cell.key):  # another run was quicker
                 progress.skip()
-                continue
-            runner.ready(cell)
-            progress.start()
-            started = time.monotonic()
-            try:
-                metrics = runner.run(cell)
-            except EngineDied:
-                given_up.append(cell)
-                progress.skip()
-                continue
-            progress.done(cell, metrics, time.monotonic() - started)
+            else:
+                runner.ready(cell)
+                progress.start()
+                started = time.monotonic()
+                try:
+                    progress.done(cell, runner.run(cell), time.monotonic() - started)
+                except EngineDied:
+                    given_up.append(cell)
+                    progress.skip()
+            if last[cell.family.name] == cell.key:
+                runner.check_again()
     finally:
         runner.close()
     if given_up:
@@ -89,6 +92,8 @@ class Runner:
         self.engine: Engine | None = None
         self.architecture = ""  # of the engine
         self.loaded = ""  # the weights that it holds; nothing until a swap is certified
+        self.computed: list[Cell] = []  # by the engine that runs, since it was last asked again
+        self.swaps = 0  # since the first of them
 
     def check(self, cells: list[Cell]) -> None:
         """Try the sandbox and open the vectors, so that a mistake shows before an engine starts."""
@@ -125,6 +130,35 @@ class Runner:
                 )
         raise EngineDied(f"{ATTEMPTS} engines died on {name_of(cell)}")
 
+    def check_again(self) -> None:
+        """Steer back to the first cell that the engine has computed, and ask some of its documents again.
+
+        Nothing is asked of an engine whose weights have not changed since then.
+
+        Raises:
+            AnswersMoved: if the answers are not those of the record.
+            UserError: if the engine has died.
+        """
+        computed, swaps, engine = self.computed, self.swaps, self.engine
+        self.computed, self.swaps = [], 0
+        if engine is None or not computed or not swaps:
+            return
+        first = computed[0]
+        record = read_record(self.plan.results, first.key)
+        if record is None:
+            raise UserError(f"the record of {name_of(first)} has gone while the run went on; run again")
+        try:
+            self._steer(engine, first.family, first.condition)
+            after = self._samples(engine, first, most=DOCUMENTS)
+        except Exception as e:
+            if isinstance(e, UserError) or engine.alive():
+                raise
+            self.close()
+            raise UserError(
+                f"the engine died when it was asked {name_of(first)} again; its cells are kept, run again"
+            ) from e
+        check_answers(name_of(first), record.samples(), after, self.plan.config.engine, len(computed))
+
     def close(self) -> None:
         """End the engine, if one runs."""
         if self.engine is not None:
@@ -147,6 +181,7 @@ class Runner:
         template = chat_template_sha(engine.lm.tokenizer) if chat else None
         provenance = provenance_of(self.plan.config, cell, started, template)
         write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
+        self.computed.append(cell)
         return metrics
 
     def _engine(self, family: Family) -> Engine:
@@ -156,6 +191,7 @@ class Runner:
             self.report(f"starting the engine for {family.target.source}")
             self.engine = Engine(self.plan.config.engine, family.target.path)
             self.architecture, self.loaded = family.architecture, ""
+            self.computed, self.swaps = [], 0
         return self.engine
 
     def _steer(self, engine: Engine, family: Family, condition: Condition) -> None:
@@ -165,17 +201,20 @@ class Runner:
             self.loaded = ""
             engine.steer(start.path, terms)
             self.loaded = weights
+            self.swaps += bool(self.computed)
 
-    def _samples(self, engine: Engine, cell: Cell) -> list[Sample]:
-        """Ask every document of a cell's benchmark."""
+    def _samples(self, engine: Engine, cell: Cell, most: int | None = None) -> list[Sample]:
+        """Ask every document of a cell's benchmark, or at most so many of its first subtask."""
         from lm_eval.evaluator import evaluate as lm_evaluate
 
         prompt = self.plan.config.prompts[cell.condition.prompt]
-        tasks = self._tasks(cell.benchmark, prompt)
+        tasks, limit = self._tasks(cell.benchmark, prompt), cell.benchmark.limit
+        if most is not None:
+            tasks, limit = dict(list(tasks.items())[:1]), min(most, limit or most)
         results = lm_evaluate(
             lm=engine.lm,
             task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
-            limit=cell.benchmark.limit,
+            limit=limit,
             system_instruction=prompt.system,
             apply_chat_template=takes_chat_template(cell.family.config, cell.condition.start),
             fewshot_as_multiturn=True,

@@ -38,6 +38,9 @@ def load_tokenizer(where: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    logging.getLogger("transformers").setLevel(
+        logging.ERROR
+    )  # it warns of one model's flaw for all in folders
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as e:  # tokenizers raises nothing narrower

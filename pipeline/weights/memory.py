@@ -19,14 +19,9 @@ SMALLEST = 1 << 28  # bytes of a block; pages that are never touched take no mem
 
 
 class Memory:
-    """Blocks that are given out from their start on, and again from the start when all of one has come back.
+    """Blocks that are given out from their start on, and again from the start when all of one has come back."""
 
-    Args:
-        pinned: allocate memory that a GPU copies from without a detour.
-    """
-
-    def __init__(self, pinned: bool = False) -> None:
-        self.pinned = pinned
+    def __init__(self) -> None:
         self.blocks: list[_Block] = []
         self.lock = threading.RLock()
 
@@ -36,9 +31,7 @@ class Memory:
         with self.lock:
             block = next((block for block in self.blocks if block.end + size <= len(block.memory)), None)
             if block is None:
-                block = _Block(
-                    torch.empty(max(size, SMALLEST), dtype=torch.uint8, pin_memory=self.pinned).numpy()
-                )
+                block = _Block(np.empty(max(size, SMALLEST), np.uint8))
                 self.blocks = [held for held in self.blocks if held.used] + [
                     block
                 ]  # the others were too small

@@ -15,6 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from pipeline.weights.card import Steering, card
 from pipeline.weights.checkpoint import Checkpoint, layer_order
 from pipeline.weights.compatibility import Differences, Model
 from pipeline.weights.memory import Memory
-from pipeline.weights.noise import Noise
+from pipeline.weights.noise import Noise, find_squares
 from pipeline.weights.safetensors import PIECE, TensorInfo, write_at
 from pipeline.weights.sums import Deltas, TensorSum
 from pipeline.weights.threads import in_parallel, one_thread, thread_pool
@@ -86,12 +87,10 @@ def steered_tensors(
     sums = (
         _sum(checkpoint.tensors[name], name, active) for name in sorted(checkpoint.tensors, key=layer_order)
     )
-    memory = memory or Memory()
-    if pool is not None:
-        yield from _ahead(sums, pool, memory)
-        return
-    with thread_pool(1) as own:
-        yield from _ahead(sums, own, memory)
+    with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
+        for vector in {str(v.path): v for term, v in active if term.random_seed is not None}.values():
+            find_squares(vector, vector.shapes, threads)
+        yield from _ahead(sums, threads, memory or Memory())
 
 
 @dataclass

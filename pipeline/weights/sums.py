@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.weights.packed import Changes, Packed
 from pipeline.weights.safetensors import DTYPES, PIECE, TensorInfo, all_finite, open_unchanged, raw_bytes
 
-CONVERTED = 30 << 10  # entries at a time: torch would put its own threads on more than 2¹⁵
+UNSHARED = 30 << 10  # entries that torch converts on one thread: it shares out more than 2¹⁵ among all it has
 
 
 class Deltas(Protocol):
@@ -111,21 +111,28 @@ class TensorSum:
         """
         first = index * PIECE
         os.preadv(self.descriptor, [raw_bytes(out)], self.info.start + first * out.element_size())
-        reaching = [(alpha, deltas) for alpha, deltas in self.terms if first < deltas.numel]
-        if not reaching:
+        if not any(first < deltas.numel for _, deltas in self.terms):
             return
-        found = [(alpha, deltas.piece(index), min(PIECE, deltas.numel - first)) for alpha, deltas in reaching]
-        (alpha, changes, _), *more = found
-        if changes.positions is not None and not more:
-            _add_at(
-                out, changes.positions, np.multiply(changes.values, np.float32(alpha), out=changes.values)
-            )
-        else:
-            _add(out, [(alpha, changes.dense(count)) for alpha, changes, count in found])
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            self._add_terms(index, out)
         if not all_finite(out):
             raise UserError(
                 f"{self.name} is NaN or infinite in {self.info.dtype} after the sum; use a smaller α or finite inputs"
             )
+
+    def _add_terms(self, index: int, out: torch.Tensor) -> None:
+        """Add the terms to a piece of the target."""
+        first, found = index * PIECE, []
+        for alpha, deltas in self.terms:
+            if first < deltas.numel:
+                changes = deltas.piece(index)
+                # Product and sum apart: a fused multiply-add would round differently.
+                np.multiply(changes.values, np.float32(alpha), out=changes.values)
+                found.append((changes, min(PIECE, deltas.numel - first)))
+        if len(found) == 1 and found[0][0].positions is not None:
+            _add_at(out, found[0][0].positions, found[0][0].values)
+        elif found:
+            _add_all(out, [changes.dense(count) for changes, count in found])
 
 
 def _add_at(out: torch.Tensor, positions: NDArray[np.intp], products: NDArray[np.float32]) -> None:
@@ -134,19 +141,22 @@ def _add_at(out: torch.Tensor, positions: NDArray[np.intp], products: NDArray[np
         kept = int(np.searchsorted(positions, len(out)))
         positions, products = positions[:kept], products[:kept]
     bits = _bits(out)
-    before = torch.from_numpy(bits[positions]).view(out.dtype)
-    bits[positions] = _bits(_rounded(_widened(before) + products, out.dtype))
+    entries = torch.from_numpy(bits[positions]).view(out.dtype)
+    products += _widened(entries)
+    _convert(torch.from_numpy(products), entries)
+    bits[positions] = _bits(entries)
 
 
-def _add(out: torch.Tensor, terms: Sequence[tuple[float, NDArray[np.float32]]]) -> None:
-    """Add Σ α·δ to the first entries, as many as the longest δ has."""
-    total = np.zeros(min(len(out), max(len(entries) for _, entries in terms)), np.float32)
-    for alpha, entries in terms:
-        part = entries[: len(total)]
-        # Product and sum apart: a fused multiply-add would round differently.
-        total[: len(part)] += np.multiply(part, np.float32(alpha), out=part)
-    total += _widened(out[: len(total)])
-    out[: len(total)] = _rounded(total, out.dtype)
+def _add_all(out: torch.Tensor, products: Sequence[NDArray[np.float32]]) -> None:
+    """Add α·δ of all terms, summed in their order, to the first entries: as many as the longest has."""
+    length = min(len(out), max(map(len, products)))
+    total, *more = (product[:length] for product in products)
+    if len(total) < length:
+        total = np.pad(total, (0, length - len(total)))
+    for product in more:
+        total[: len(product)] += product
+    total += _widened(out[:length])
+    _convert(torch.from_numpy(total), out[:length])
 
 
 def _bits(tensor: torch.Tensor) -> NDArray[Any]:
@@ -160,12 +170,8 @@ def _widened(tensor: torch.Tensor) -> NDArray[np.float32]:
     return wide.numpy()
 
 
-def _rounded(entries: NDArray[np.float32], dtype: torch.dtype) -> torch.Tensor:
-    narrow = torch.empty(len(entries), dtype=dtype)
-    _convert(torch.from_numpy(entries), narrow)
-    return narrow
-
-
 def _convert(source: torch.Tensor, out: torch.Tensor) -> None:
-    for start in range(0, len(source), CONVERTED):
-        out[start : start + CONVERTED] = source[start : start + CONVERTED]
+    """Copy to another dtype, on this thread alone."""
+    step = len(source) if torch.get_num_threads() == 1 else UNSHARED
+    for start in range(0, len(source), max(1, step)):
+        out[start : start + step] = source[start : start + step]
