@@ -6,7 +6,8 @@ files = render(read_results(manifest, Path("results")), Path("paper_tables/micro
 from pathlib import Path
 
 from pipeline.analysis.results import Results
-from pipeline.report import figures, formats, page
+from pipeline.report import figures, formats
+from pipeline.report.page import document
 from pipeline.report.tables.build import build
 
 
@@ -15,5 +16,5 @@ def render(results: Results, out: Path) -> dict[str, list[Path]]:
     tables = build(results)
     written = [path for table in tables for path in formats.write(table, out)]
     drawn = figures.render(results, out)
-    report = page.render(results, tables, drawn, out)
+    report = document.render(results, tables, drawn, out)
     return {"tables": written, "figures": drawn, "report": [report]}
