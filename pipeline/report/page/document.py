@@ -15,6 +15,7 @@ import jinja2
 from pipeline.analysis.claims import read_claims, verdicts
 from pipeline.analysis.results import Results
 from pipeline.files import sha256, write_file
+from pipeline.report.figures.draw import Drawn
 from pipeline.report.formats import as_html
 from pipeline.report.numbers import alpha_text
 from pipeline.report.page.samples import pack
@@ -25,20 +26,21 @@ _LISTED = 12  # texts that a fact shows
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("diff.js", "list.js", "browser.js")
 _CAPTIONS = {
-    "alpha_sweep": "Accuracy along α, with 95 % bands.",
-    "forest": "Differences to Baseline with 95 % intervals; filled where p < 0.05 after Holm's correction.",
-    "geometry": "Relative norm of v by layer and kind of module.",
-    "length": "Accuracy against mean answer length.",
-    "robustness": "Paired drop on each adversarial variant, with its 95 % interval.",
+    "gains": "Gains over Baseline in points; hatched where they are not significant after Holm's correction.",
+    "forest": "Differences to Baseline with 95 % intervals, on one scale; filled where p < 0.05 after Holm's correction.",
+    "alpha_sweep": "Differences to α = 0 along α, with 95 % bands. Dots: what random vectors of v's norm do.",
+    "robustness": "Gains on plain documents against gains on the same documents perturbed, with 95 % intervals.",
+    "form": "Share of answers with steps, and accuracy with and without them.",
+    "geometry": "Relative norm of v by layer and kind of module, in per cent.",
 }
 
 
-def render(results: Results, tables: Sequence[Table], drawn: Sequence[Path], out: Path) -> Path:
+def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], out: Path) -> Path:
     """Write out/report.html.
 
     Args:
         tables: of this run.
-        drawn: the files of its figures; the PNGs among them are embedded.
+        drawn: its figures.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_text("page.html"))
@@ -52,7 +54,7 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Path], out
         rule=read_claims().rule,
         verdicts=[(v, labels[v.family], verdict_reason(v)) for v in verdicts(results)],
         tables=[(table, as_html(table)) for table in tables],
-        figures=[(p.stem, _CAPTIONS[p.stem], _base64(p.read_bytes())) for p in drawn if p.suffix == ".png"],
+        figures=[(f.name, _CAPTIONS[f.name], _base64(f.wide), _base64(f.narrow)) for f in drawn],
         style=_text("page.css"),
         script=script,
         script_hash=_base64(bytes.fromhex(sha256(script.encode()))),
