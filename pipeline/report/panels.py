@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.results import Results
-from pipeline.analysis.statistics import Estimate
+from pipeline.analysis.estimate import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
