@@ -16,8 +16,7 @@ from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, design, robust_variance, sample_of
 from pipeline.analysis.paired import change, difference, number, score
 from pipeline.analysis.power import detectable, mcnemar_power
-from pipeline.analysis.signflip import sign_flip, smallest_p
-from pipeline.analysis.statistics import mcnemar_exact
+from pipeline.analysis.signflip import mcnemar_exact, sign_flip, smallest_p
 
 EXPERIMENTS = 2000
 SUBTASKS = np.repeat(np.arange(4), 100)

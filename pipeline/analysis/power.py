@@ -20,6 +20,7 @@ from pipeline.analysis.signflip import smallest_p
 LEVEL = 0.05
 POWER = 0.8
 _STEPS = 20  # of bisection: to a millionth
+_MOST_DOCUMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,28 @@ def mcnemar_power(n: float, effect: float, discordance: float, level: float = LE
         discordance: true share of gains plus that of losses, at least the effect.
     """
     return _test(int(n), level).power(abs(effect), max(abs(effect), discordance))
+
+
+def documents_needed(
+    effect: float, discordance: float, level: float = LEVEL, power: float = POWER
+) -> int | None:
+    """Independent documents with which the exact McNemar test finds a true difference with this power.
+
+    Args:
+        discordance: share of documents that change; a larger effect raises it.
+
+    None: more than a million.
+    """
+    share = max(discordance, effect)
+    low, high = 1, 16
+    while mcnemar_power(high, effect, share, level) < power:
+        low, high = high, 2 * high
+        if high > _MOST_DOCUMENTS:
+            return None
+    while high - low > max(1, high // 200):  # to half a per cent: power is not monotonous in single documents
+        middle = (low + high) // 2
+        low, high = (low, middle) if mcnemar_power(middle, effect, share, level) >= power else (middle, high)
+    return high
 
 
 @lru_cache(maxsize=256)

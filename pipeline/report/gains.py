@@ -9,7 +9,8 @@ The heat map, the forest and the opening of the report read this, so that they s
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.analysis.comparisons import Compared, Pairing, against, compare
+from pipeline.analysis.comparisons import Compared, Pairing
+from pipeline.analysis.comparisons import gains as tested
 from pipeline.analysis.results import Results, Row
 
 
@@ -41,9 +42,11 @@ def gains(results: Results) -> Gains:
         for plain in results.plain()
         for name in (plain, *(v for v in results.variants() if results.plain_of(v) == plain))
     ]
-    compared = compare(results, against(rows, results.reference), benchmarks)
     return Gains(
-        {title: found for title, found in groups.items() if found}, benchmarks, results.reference, compared
+        {title: found for title, found in groups.items() if found},
+        benchmarks,
+        results.reference,
+        tested(results),
     )
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+from pipeline.analysis.estimate import Difference
 from pipeline.analysis.results import Results, Sweep
-from pipeline.analysis.statistics import Difference
 from pipeline.report.figures.panels import (
     BLUE,
     GREEN,

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.analysis.estimate import Estimate
 from pipeline.analysis.results import Results, Row
-from pipeline.analysis.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

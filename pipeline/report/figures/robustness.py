@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.analysis.findings import find
 from pipeline.analysis.results import REFERENCE, Results
 from pipeline.report.figures.panels import (
     BLUE,
@@ -37,9 +38,10 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
     places = []
     for family in results.families:
         for variant in results.variants():
-            found = {row.name: results.robustness(family, row, variant) for row in rows}
             gains = {
-                name: (r.gain_plain, r.gain) for name, r in found.items() if r and r.gain_plain and r.gain
+                found.row.name: (found.persistence.gain_plain, found.persistence.gain)
+                for found in find(results).persisting
+                if (found.family, found.variant) == (family, variant)
             }
             if gains:
                 places.append((family, variant, gains))

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import jinja2
 
-from pipeline.analysis.claims import read_claims, verdicts
+from pipeline.analysis.claims import read_claims
+from pipeline.analysis.findings import find
 from pipeline.analysis.results import Results
 from pipeline.files import sha256, write_file
 from pipeline.report.figures.draw import Drawn
 from pipeline.report.formats import as_html
 from pipeline.report.numbers import alpha_text
 from pipeline.report.page.samples import pack
+from pipeline.report.sentences import verdict_reason
 from pipeline.report.table import Table
-from pipeline.report.terminal import verdict_reason
 
 _LISTED = 12  # texts that a fact shows
 _FOLDER = Path(__file__).parent
@@ -51,8 +52,13 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], ou
         experiment=results.manifest.experiment,
         facts=_facts(results),
         problems=results.problems,
-        rule=read_claims().rule,
-        verdicts=[(v, labels[v.family], verdict_reason(v)) for v in verdicts(results)],
+        rule={
+            kind: "; ".join(f"{o}: {t}" for o, t in group.items())
+            for kind, group in read_claims().rule.items()
+        },
+        verdicts=[
+            (v, labels[v.family], verdict_reason(results, v)) for v in find(results).verdicts if v.is_in_run
+        ],
         tables=[(table, as_html(table)) for table in tables],
         figures=[(f.name, _CAPTIONS[f.name], _base64(f.wide), _base64(f.narrow)) for f in drawn],
         style=_text("page.css"),

@@ -18,10 +18,11 @@ from urllib.parse import quote
 
 from pipeline.analysis.results import Results, Row
 from pipeline.analysis.scores import CellScores, Doc
+from pipeline.analysis.traits import has_steps
+from pipeline.evaluate.samples import NOT_EXTRACTED
 from pipeline.records import Sample
 
 TEXTS = 60_000  # answers whose texts the page holds
-_UNREADABLE = "[invalid]"  # what filters return when nothing matches
 
 Column = list[str] | list[str | None] | list[float] | list[int] | list[list[float] | None]
 Columns = dict[str, Column]
@@ -78,8 +79,10 @@ def pack(results: Results) -> Packs:
         done: dict[str, tuple[int, int]] = {}
         for condition, cell in group.cells.items():
             if cell.key not in done:
-                samples = dict(zip(cell.docs, _samples(cell), strict=True))
-                both = (_answers(samples, kept), _questions(samples, kept))
+                assert cell.record is not None, "an average has no samples"
+                samples = dict(zip(cell.docs, cell.record.samples(), strict=True))
+                metric = cell.record.metrics["metric"]
+                both = (_answers(samples, kept, metric), _questions(samples, kept))
                 answers, questions = (packs.setdefault(packed(columns), len(packs)) for columns in both)
                 done[cell.key] = (answers, questions)
             cells.append([group.family, group.benchmark, condition, *done[cell.key], cell.key])
@@ -149,11 +152,6 @@ def _cap(sizes: Sequence[int], weights: Sequence[int]) -> int:
     return low
 
 
-def _samples(cell: CellScores) -> list[Sample]:
-    assert cell.record is not None, "an average has no samples"
-    return cell.record.samples()
-
-
 def name_of(doc: Doc) -> str:
     """A document's name on the page and in links."""
     subtask, source, which = doc
@@ -169,12 +167,12 @@ def _questions(samples: Mapping[Doc, Sample], kept: set[Doc]) -> Columns:
     }
 
 
-def _answers(samples: Mapping[Doc, Sample], kept: set[Doc]) -> Columns:
+def _answers(samples: Mapping[Doc, Sample], kept: set[Doc], metric: str) -> Columns:
     """Answers by column, in the order of the documents; flags are the letters of `_flags`."""
     columns: Columns = {
         "score": [_number(s["score"]) for s in samples.values()],
         "tokens": [_number(s["tokens"]) for s in samples.values()],
-        "flags": [_flags(s) for s in samples.values()],
+        "flags": [_flags(s, metric) for s in samples.values()],
         "output": [s["output"] if doc in kept else None for doc, s in samples.items()],
         "extracted": [_extracted(s) if doc in kept else None for doc, s in samples.items()],
     }
@@ -183,15 +181,12 @@ def _answers(samples: Mapping[Doc, Sample], kept: set[Doc]) -> Columns:
     return columns
 
 
-def _flags(sample: Sample) -> str:
-    """s: with steps; c: cut at the token limit; u: unreadable, nothing could be extracted."""
+def _flags(sample: Sample, metric: str) -> str:
+    """s: with steps; c: cut at the token limit; u: unreadable, the benchmark's filter could not extract an answer."""
+    is_written = sample["finish"] != "scored" and not metric.startswith("pass")
     cut = sample["finish"] == "length"
-    unreadable = _UNREADABLE in sample["extracted"].values()
-    return "s" * _has_steps(sample) + "c" * cut + "u" * unreadable
-
-
-def _has_steps(sample: Sample) -> bool:
-    return sample["tokens"] > 0 and len(sample["output"].strip().splitlines()) > 1
+    unreadable = sample["extracted"].get(metric.rsplit(",", 1)[-1]) == NOT_EXTRACTED
+    return "s" * (is_written and has_steps(sample["output"])) + "c" * cut + "u" * unreadable
 
 
 def _extracted(sample: Sample) -> str:
