@@ -248,8 +248,8 @@ def test_a_figure_without_data_is_not_drawn_and_an_older_one_goes(tmp_path: Path
     for name in ("alpha_sweep.png", "length.pdf"):
         (out / name).write_bytes(b"old")
     results = evaluated(tmp_path, conditions=MAIN, benchmarks={"gsm8k": benchmark("G")}, documents=10)
-    assert {figure.name for figure in draw.render(results, out)} == {"gains", "forest"}
-    assert {path.stem for path in out.iterdir()} == {"gains", "forest"}
+    assert {figure.name for figure in draw.render(results, out)} == {"gains", "forest", "form"}
+    assert {path.stem for path in out.iterdir()} == {"gains", "forest", "form"}
 
 
 def test_a_run_without_records_draws_nothing_and_does_not_stop(tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.analysis.findings import find
 from pipeline.analysis.results import Results, read_results
+from pipeline.report.gains import gains
+from pipeline.report.numbers import signed
 from pipeline.report.page import document as report
 from pipeline.report.page import samples
 from pipeline.report.page.samples import link
 from pipeline.report.render import render
+from pipeline.report.sentences import what_was_found
 from pipeline.report.tables.build import build
 from tests import synthetic
 from tests.browser import BINARY, Browser
@@ -141,11 +145,60 @@ def test_it_opens_offline_without_an_error_or_a_request(browser: Browser, page: 
     assert browser.console == []
     assert {url.split(":")[0] for url in browser.requested} <= {"file", "data"}
     shown = browser.evaluate("document.body.innerText")
-    for text in ("The claims of the abstract", "What was run", "Accuracy in per cent", "vllm", "reproduced"):
+    for text in ("The claims of the abstract", "What was run", "Accuracy in per cent", "found here too"):
         assert text in shown
     loaded = browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert browser.evaluate("document.images.length") == 4
+    assert browser.evaluate("document.images.length") == 4  # forest, alpha_sweep, robustness, form
     assert loaded
+
+
+@needs_browser
+def test_it_opens_with_what_was_found_and_the_heat_map_in_the_first_screen(
+    browser: Browser, page: Path
+) -> None:
+    opened(browser, page)
+    results = evaluated(page.parent.parent / "results", documents=120)
+    sentences = browser.evaluate("[...document.querySelectorAll('#found p')].map(p => p.textContent)")
+    assert sentences == list(what_was_found(results))
+    assert browser.evaluate("document.querySelector('.gains table').getBoundingClientRect().bottom") < 900
+    assert browser.evaluate("scrollY") == 0
+    found = gains(results)
+    for row in found.rows:
+        for benchmark in found.benchmarks:
+            compared = found.at("micro", row, benchmark)
+            address = link("micro", benchmark, "baseline", row.name, show="changed")
+            cell = browser.evaluate(
+                f"(a => a && [a.textContent, a.parentElement.className])(document.querySelector('.gains a[href=\"{address}\"]'))"
+            )
+            if compared is None:
+                assert cell is None
+            else:
+                text = signed(compared.difference.value)
+                assert cell == [text, "" if compared.is_significant else "hatched"]
+
+
+@needs_browser
+def test_every_link_leads_somewhere(browser: Browser, page: Path) -> None:
+    opened(browser, page)
+    links = browser.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.getAttribute('href'))"
+    )
+    rows = [one for one in links if one.startswith("#row-")]
+    assert len(rows) >= 5, "verdicts lead to rows of tables"
+    for one in links:
+        if not one.startswith("#sample="):
+            assert browser.evaluate(f"document.getElementById({one[1:]!r}) !== null"), one
+    # A verdict's samples are those that its gain counts.
+    (verdict, *_) = browser.evaluate(
+        "[...document.querySelectorAll('.verdicts tbody tr:not(.claim)')].map(r => [r.cells[0].innerText, r.querySelector('a[href^=\"#sample\"]').getAttribute('href')])"
+    )
+    assert verdict[0].startswith("+Vector+Think against Baseline on GSM8K form")
+    opened(browser, page, verdict[1])
+    difference = evaluated(page.parent.parent / "results", documents=120)
+    gain = find(difference).gain("micro", "vector_think", "gsm8k")
+    assert gain is not None
+    expected = f"{gain.difference.gained + gain.difference.lost} of 120 documents changed"
+    assert count(browser).startswith(expected)
 
 
 @needs_browser
@@ -263,7 +316,7 @@ def test_filters_and_order_read_the_answers_form(browser: Browser, tmp_path: Pat
         row |= {"output": "7"}
     new[1] |= {"output": "8"}
     new[2] |= {"finish": "length", "tokens": 99}
-    new[3] |= {"extracted": {"flexible-extract": "[invalid]"}}
+    new[3] |= {"extracted": {"none": "[invalid]"}}
     new[4] |= {"tokens": 1}
     opened(browser, two_cells(tmp_path, old, new))
     choose(browser, "show", "all")

@@ -155,14 +155,15 @@ def as_html(table: Table) -> str:
 
     width = len(table.header)
     lines = ["<thead><tr>" + "".join(entry(e, "th") for e in table.header) + "</tr></thead>"]
-    for title, rows in table.blocks:
+    for block_at, (title, rows) in enumerate(table.blocks):
         lines.append("<tbody>")
         if title:
             lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
-        for row in rows:
+        for line_at, row in enumerate(rows):
             label, *entries = row.texts
             lines.append(
-                f'<tr class="{_HTML_CLASS.get(row.kind, "value")}">{entry(label, "th")}'
+                f'<tr id="{row_id(table.name, block_at, line_at)}" class="{_HTML_CLASS.get(row.kind, "value")}">'
+                f"{entry(label, 'th')}"
                 f"{''.join(entry(e, 'td') for e in entries)}</tr>"
             )
         lines.append("</tbody>")
@@ -170,6 +171,11 @@ def as_html(table: Table) -> str:
     caption = f"<figcaption>{notes}</figcaption>" if notes else ""
     body = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
     return f'<figure id="table-{table.name}">{body}{caption}</figure>'
+
+
+def row_id(table: str, block: int, line: int) -> str:
+    """The name by which a link finds a line of an HTML table."""
+    return f"row-{table}-{block}-{line}"
 
 
 def as_text(header: Sequence[Text], lines: Sequence[Line]) -> list[str]:

@@ -38,8 +38,11 @@ def shade(points: float) -> tuple[str, str]:
     depth = min(0.98, (abs(points) / _FULL) ** 0.5)
     full = BLUE if points >= 0 else VERMILION
     parts = [round(_WHITE + depth * (int(full[i : i + 2], 16) - _WHITE)) for i in (1, 3, 5)]
-    dark = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] < 128
-    return "#" + "".join(f"{part:02x}" for part in parts), ON_DARK if dark else ON_LIGHT
+    linear = [(part / 255) ** 2.2 for part in parts]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Black has the better contrast from here on: (1 + 0.05) / (l + 0.05) = (l + 0.05) / 0.05.
+    is_dark = luminance < 0.179
+    return "#" + "".join(f"{part:02x}" for part in parts), ON_DARK if is_dark else ON_LIGHT
 
 
 def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layout) -> None:

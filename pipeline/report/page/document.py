@@ -1,4 +1,4 @@
-"""One HTML page about a run: what was run, the verdicts, the tables, the figures and a browser of samples.
+"""One HTML page about a run: what was found, the gains, the verdicts, tables, figures and a browser of samples.
 
     document.render(results, tables, drawn, out)        writes out/report.html
 
@@ -8,19 +8,20 @@ that refuses any (and any script but its own). What models wrote is shown as tex
 
 import base64
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from pipeline.analysis.claims import read_claims
-from pipeline.analysis.findings import find
 from pipeline.analysis.results import Results
 from pipeline.files import sha256, write_file
 from pipeline.report.figures.draw import Drawn
 from pipeline.report.formats import as_html
 from pipeline.report.numbers import alpha_text
+from pipeline.report.page.opening import absent_claims, claims, heat_maps
 from pipeline.report.page.samples import pack
-from pipeline.report.sentences import verdict_reason
+from pipeline.report.sentences import what_was_found
 from pipeline.report.table import Table
 
 _LISTED = 12  # texts that a fact shows
@@ -29,11 +30,21 @@ _SCRIPTS = ("diff.js", "list.js", "browser.js")
 _CAPTIONS = {
     "gains": "Gains over Baseline in points; hatched where they are not significant after Holm's correction.",
     "forest": "Differences to Baseline with 95 % intervals, on one scale; filled where p < 0.05 after Holm's correction.",
-    "alpha_sweep": "Differences to α = 0 along α, with 95 % bands. Dots: what random vectors of v's norm do.",
-    "robustness": "Gains on plain documents against gains on the same documents perturbed, with 95 % intervals.",
-    "form": "Share of answers with steps, and accuracy with and without them.",
+    "alpha_sweep": "Differences to α = 0 along α, with 95 % bands. The orange band: random vectors of v's norm.",
+    "robustness": "Gains on plain documents beside gains on the same documents perturbed, with 95 % intervals.",
+    "form": "Share of answers that are written in steps, and how many are right with steps and without, with 95 % intervals.",
     "geometry": "Relative norm of v by layer and kind of module, in per cent.",
 }
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure for the template: both drawings as base64 of SVG."""
+
+    name: str
+    caption: str
+    wide: str
+    narrow: str
 
 
 def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], out: Path) -> Path:
@@ -47,20 +58,19 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], ou
     template = environment.from_string(_text("page.html"))
     script = "\n".join(map(_text, _SCRIPTS))
     packs = pack(results)
-    labels = {family: entry.label for family, entry in results.families.items()}
+    facts, versions = _facts(results)
     page = template.render(
         experiment=results.manifest.experiment,
-        facts=_facts(results),
+        found=what_was_found(results),
+        maps=heat_maps(results),
+        claims=claims(results, tables),
+        absent=absent_claims(results),
+        rule=read_claims().rule,
+        facts=facts,
+        versions=versions,
         problems=results.problems,
-        rule={
-            kind: "; ".join(f"{o}: {t}" for o, t in group.items())
-            for kind, group in read_claims().rule.items()
-        },
-        verdicts=[
-            (v, labels[v.family], verdict_reason(results, v)) for v in find(results).verdicts if v.is_in_run
-        ],
         tables=[(table, as_html(table)) for table in tables],
-        figures=[(f.name, _CAPTIONS[f.name], _base64(f.wide), _base64(f.narrow)) for f in drawn],
+        figures=[_Figure(f.name, _CAPTIONS[f.name], _base64(f.wide), _base64(f.narrow)) for f in drawn],
         style=_text("page.css"),
         script=script,
         script_hash=_base64(bytes.fromhex(sha256(script.encode()))),
@@ -72,8 +82,11 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], ou
     return path
 
 
-def _facts(results: Results) -> list[tuple[str, str]]:
-    """What was run, as pairs of a name and a text."""
+Facts = list[tuple[str, str]]  # name and text
+
+
+def _facts(results: Results) -> tuple[Facts, Facts]:
+    """What was run, and with which versions."""
     cells = [cell for _, cell in results.unique_cells().values()]
     provenance = [cell.record.provenance for cell in cells if cell.record is not None]
     planned = len(set(results.planned.values()))
@@ -88,11 +101,13 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ("Cells", f"{len(cells)} of {planned} evaluated, {sum(len(cell.docs) for cell in cells)} answers"),
         ("Started", f"{started[0]} to {started[-1]}" if started else "–"),
     ]
-    for name in ("git", "host", "command"):
-        facts.append((name.capitalize(), _listed(made[name] or "unknown" for made in provenance)))
+    versions = [
+        (name.capitalize(), _listed(made[name] or "unknown" for made in provenance))
+        for name in ("git", "host", "command")
+    ]
     for package in sorted({name for made in provenance for name in made["versions"]}):
-        facts.append((package, _listed(made["versions"].get(package, "–") for made in provenance)))
-    return facts
+        versions.append((package, _listed(made["versions"].get(package, "–") for made in provenance)))
+    return facts, versions
 
 
 def _listed(texts: Iterable[str]) -> str:
