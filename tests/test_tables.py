@@ -2,8 +2,6 @@
 
 import csv
 import hashlib
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -500,29 +498,6 @@ def test_claims_without_cells_are_not_testable_and_share_one_line(tmp_path: Path
 
 
 # ---- formats ----
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles_in_a_minimal_document_whatever_the_labels(tmp_path: Path) -> None:
-    folder = tmp_path / "results"
-    measured = synthetic.write_geometry(folder)
-    hostile = benchmark(r"a_b & 50% #1 {x} \y ~^ <α→θ> “q” 漢 [z]")
-    results = evaluated(
-        folder,
-        documents=30,
-        families={"f": family("1.5B_&", published_size="1.5B", geometry=measured)},
-        benchmarks={**synthetic.BENCHMARKS, "odd": hostile, "short": benchmark("L", limit=10)},
-        conditions=synthetic.CONDITIONS
-        | {"vector": replace(MAIN["vector"], label="[3] starts like an argument")},
-    )
-    names = [p.stem for p in written(results, tmp_path) if p.suffix == ".tex"]
-    inputs = "\n".join(rf"\input{{{name}.tex}}\clearpage" for name in names)
-    preamble = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
-    (tmp_path / "all.tex").write_text(f"{preamble}{inputs}\n\\end{{document}}\n")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "all.pdf").stat().st_size > 10_000
 
 
 def test_signs_are_typographic_in_every_format(tmp_path: Path) -> None:

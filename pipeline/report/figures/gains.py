@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.results import Results
-from pipeline.report.figures.panels import BLUE, ON_DARK, ON_LIGHT, QUIET, VERMILION, Layout
+from pipeline.report.figures.panels import BLUE, ON_DARK, ON_LIGHT, QUIET, VERMILION, Layout, short
 from pipeline.report.gains import Gains, gains
 from pipeline.report.numbers import signed
 
@@ -51,7 +51,7 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     y, ticks = 0.0, []
     for group in found.groups.values():
         for row in group:
-            ticks.append((y + 0.5, row.label))
+            ticks.append((y + 0.5, short(row.label)))
             for x, benchmark in enumerate(found.benchmarks):
                 compared = found.at(family, row, benchmark)
                 if compared is None:
@@ -82,7 +82,8 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     ax.set_ylim(y - _GAP, 0)
     ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     ax.set_xticks(
-        [x + 0.5 for x in range(len(found.benchmarks))], [results.label(b, ":\n") for b in found.benchmarks]
+        [x + 0.5 for x in range(len(found.benchmarks))],
+        ["\n".join(map(short, results.label(b, ":\n").split("\n"))) for b in found.benchmarks],
     )
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelsize=8)
@@ -94,4 +95,4 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     for spine in ax.spines.values():
         spine.set_visible(False)
     if len(results.families) > 1:
-        ax.set_xlabel(results.families[family].label, color=QUIET)
+        ax.set_xlabel(short(results.families[family].label), color=QUIET)

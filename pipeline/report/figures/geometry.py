@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pipeline.analysis.results import Results
 from pipeline.analysis.vectors import geometry_of
 from pipeline.errors import UserError
-from pipeline.report.figures.panels import ON_DARK, ON_LIGHT, Layout
+from pipeline.report.figures.panels import ON_DARK, ON_LIGHT, Layout, short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
             ax.set_yticks(range(len(modules)), modules)
             ax.set_xlabel("layer")
         ax.tick_params(length=0, labelsize=8)
-        ax.set_title(results.families[family].label)
+        ax.set_title(short(results.families[family].label))
         if not (is_numbered and layout.is_narrow):
             figure.colorbar(image, ax=ax, label="‖v‖ / ‖θ‖, %")
     return figure

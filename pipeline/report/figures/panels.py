@@ -82,15 +82,22 @@ def panels(
     return figure, found[:count]
 
 
+def short(text: str, longest: int = 30) -> str:
+    """A label that leaves room for what is drawn; the tables have the whole."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def panel_title(results: Results, family: str, benchmark: str) -> str:
     """The benchmark; the family is named where there are several."""
-    label = results.label(benchmark, ":\n")
-    return f"{results.families[family].label}\n{label}" if len(results.families) > 1 else label
+    labels = results.label(benchmark, ":\n").split("\n")
+    if len(results.families) > 1:
+        labels = [results.families[family].label, *labels]
+    return "\n".join(map(short, labels))
 
 
 def room_for(names: Iterable[str]) -> float:
     """Inches that names on the left take."""
-    return 0.06 * max(map(len, names), default=0)
+    return 0.06 * max((len(short(name)) for name in names), default=0)
 
 
 def label_rows(axes: "list[Axes]", text: str) -> None:
@@ -102,7 +109,7 @@ def label_rows(axes: "list[Axes]", text: str) -> None:
 
 def name_rows(ax: "Axes", rows: Sequence[Row]) -> None:
     """Rows from the top down on the vertical axis."""
-    ax.set_yticks(range(len(rows)), [row.label for row in rows])
+    ax.set_yticks(range(len(rows)), [short(row.label) for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
 
 
@@ -111,7 +118,7 @@ def legend(figure: "Figure", axes: "list[Axes]", note: str = "") -> None:
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+            handles.setdefault(short(str(label), 40), handle)
     column = 0.6 + 0.075 * max(map(len, handles), default=0)  # inches
     columns = max(1, min(len(handles), int(figure.get_figwidth() / column)))
     figure.legend(
