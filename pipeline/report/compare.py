@@ -2,13 +2,16 @@
 
     python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]   (make compare A=… B=…)
 
+    runs = match(a, b)
+    table(runs), terminal(runs)
+
 For two donors, two revisions, two versions of vLLM. Cells are matched by family, condition and benchmark
 (families by their order where no name is common), documents by subtask and source; a document whose target
 differs is left out and counted.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,15 +24,25 @@ from pipeline.manifest import Place
 from pipeline.report.facts import difference_facts
 from pipeline.report.formats import as_text
 from pipeline.report.numbers import DASH, percent
+from pipeline.report.origins import Pair, differing, how_made
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 from pipeline.report.tables.accuracy import difference_text
 
-Pair = tuple[CellScores, CellScores]  # of A and of B
-_LONGEST = 60  # characters of a value that differs
+
+@dataclass(frozen=True)
+class Runs:
+    """Two runs, the cells that both have, and their differences."""
+
+    a: Results
+    b: Results
+    families: Mapping[str, str]  # of A, with those of B that they are matched with
+    pairs: Mapping[Place, Pair]  # by A's places, in A's order
+    found: Mapping[Place, Compared]  # B − A, corrected together; not of equal records
+    left_out: int  # documents that B lacks or has with another target
 
 
-def compare(a: Results, b: Results) -> Table:
-    """The table of two runs; its notes list what differs in their inputs and provenance.
+def match(a: Results, b: Results) -> Runs:
+    """Pair the cells of two runs.
 
     Raises:
         UserError: when the runs have no evaluated cell in common.
@@ -49,47 +62,57 @@ def compare(a: Results, b: Results) -> Table:
         left_out += len(old.docs) - len(kept)
         if old.key != new.key and len(kept) and (change := difference(old.subset(kept), new)):
             found[place] = change
-    table = _table(a, pairs, corrected(found))
-    renamed = [f"{x} with {y}" for x, y in families.items() if x != y]
-    table.notes = [
+    return Runs(a, b, families, pairs, corrected(found), left_out)
+
+
+def table(runs: Runs) -> Table:
+    """The cells of two runs; the notes list what differs in their inputs and provenance."""
+    made = _table(runs.a, runs.pairs, runs.found)
+    renamed = [f"{x} with {y}" for x, y in runs.families.items() if x != y]
+    made.notes = [
         "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
-        f"same record. * p < 0.05 after Holm's correction over {len(found)} comparisons.",
-        *(f"{mark}: {MARKS[mark]}." for mark in table.marks()),
+        f"same record. * p < 0.05 after Holm's correction over {len(runs.found)} comparisons.",
+        *(f"{mark}: {MARKS[mark]}." for mark in made.marks()),
         *([f"Families are matched by their order: {', '.join(renamed)}."] if renamed else []),
-        *([f"Left out: {left_out} documents that B lacks or has with another target."] if left_out else []),
-        *_only_in_one(a, b),
-        *a.problems,
-        *b.problems,
-        *(f"differs: {line}" for line in differing(list(pairs.values()))),
+        *(
+            [f"Left out: {runs.left_out} documents that B lacks or has with another target."]
+            if runs.left_out
+            else []
+        ),
+        *_only_in_one(runs.a, runs.b),
+        *runs.a.problems,
+        *runs.b.problems,
+        *(f"differs: {line}" for line in differing(list(runs.pairs.values()))),
     ]
-    return table
+    return made
 
 
-def terminal(table: Table) -> str:
-    """The table and its notes as plain text."""
-    lines: list[str] = []
-    for title, rows in table.blocks:
-        lines += [title, *as_text(table.header, rows), ""]
-    return "\n".join([*lines, *table.notes])
+def sentences(runs: Runs) -> tuple[str, str]:
+    """What changed in how the runs were made, and what changed in the scores."""
+    return how_made(list(runs.pairs.values())), _what_changed(runs)
 
 
-def differing(pairs: Sequence[Pair]) -> list[str]:
-    """What differs in inputs and provenance between paired cells, one line for each field."""
-    values: dict[str, Counter[tuple[str, str]]] = {}
-    for old, new in pairs:
-        x, y = _origin(old), _origin(new)
-        for path in dict.fromkeys([*x, *y]):
-            left, right = x.get(path, DASH), y.get(path, DASH)
-            if left != right and path != "provenance.started":
-                values.setdefault(path, Counter())[_short(left), _short(right)] += 1
-    lines = []
-    for path, counts in sorted(values.items()):
-        (left, right), _ = counts.most_common(1)[0]
-        total = sum(counts.values())
-        scope = "in all cells" if total == len(pairs) else f"in {total} of {len(pairs)} cells"
-        several = f", and {len(counts) - 1} other pairs of values" if len(counts) > 1 else ""
-        lines.append(f"{path}: {left} → {right} {scope}{several}")
-    return lines or ["nothing in inputs or provenance"]
+def terminal(runs: Runs) -> str:
+    """What changed in two sentences, the table and its notes as plain text."""
+    made, lines = table(runs), [*sentences(runs), ""]
+    for title, rows in made.blocks:
+        lines += [title, *as_text(made.header, rows), ""]
+    return "\n".join([*lines, *made.notes])
+
+
+def _what_changed(runs: Runs) -> str:
+    """How many cells are the same record, and in how many of the others the score differs."""
+    same = sum(old.key == new.key for old, new in runs.pairs.values())
+    total = len(runs.pairs)
+    if same == total:
+        return f"All {total} cells that both runs have are the same records."
+    shown = [one.difference.value for one in runs.found.values() if one.is_significant]
+    up, down = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
+    moved = sum(bool(one.difference.gained or one.difference.lost) for one in runs.found.values())
+    return (
+        f"Of {total} cells that both runs have, {same} are the same records; of the other {total - same}, {moved} have"
+        f" documents that are scored differently, and after Holm's correction {up} are better in B and {down} worse."
+    )
 
 
 def _table(a: Results, pairs: Mapping[Place, Pair], found: Mapping[Place, Compared]) -> Table:
@@ -151,23 +174,3 @@ def _same_targets(old: CellScores, new: CellScores) -> Positions:
     targets = dict(zip(new.docs, new.targets, strict=True))
     pairs = zip(old.docs, old.targets, strict=True)
     return np.array([i for i, (doc, target) in enumerate(pairs) if targets.get(doc) == target], dtype=np.intp)
-
-
-def _origin(cell: CellScores) -> dict[str, object]:
-    """What a record was made from and by, by dotted path."""
-    assert cell.record is not None, "an average has no record"
-    return dict(_leaves({"inputs": cell.record.inputs, "provenance": cell.record.provenance}))
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of nested dictionaries by dotted path; lists stay whole."""
-    if not isinstance(value, dict):
-        yield path, value
-        return
-    for key, inner in value.items():
-        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}…"

@@ -10,8 +10,9 @@ drawn, and an older one is removed.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,29 +58,34 @@ class Drawn:
 
 def render(results: Results, out: Path) -> list[Drawn]:
     """Write every figure that the run has data for."""
+    _remove([out / f"{name}.{suffix}" for name in _FORMER for suffix in _SUFFIXES])
+    return write({name: partial(draw, results) for name, draw in FIGURES.items()}, out)
+
+
+def write(pictures: Mapping[str, Callable[[Layout], "Figure | None"]], out: Path) -> list[Drawn]:
+    """Write those of these figures that have data, and remove older files of the others."""
     import matplotlib
     from matplotlib.backends import backend_agg, backend_pdf, backend_svg  # noqa: F401  (a part of the import that takes long)
 
     drawn = []
     defaults: Any = matplotlib.rcParamsDefault  # not the reader's own style
     with matplotlib.rc_context(defaults | STYLE):
-        for name, draw in FIGURES.items():
+        for name, picture in pictures.items():
             paths = tuple(out / f"{name}.{suffix}" for suffix in _SUFFIXES)
-            figure = draw(results, WIDE)
+            figure = picture(WIDE)
             if figure is None:
                 _remove(paths)
                 continue
             files = _saved(figure)
             for path, data in zip(paths, files, strict=True):
                 write_file(path, data)
-            narrow = draw(results, NARROW)
+            narrow = picture(NARROW)
             assert narrow is not None, f"{name} is drawn wide and not narrow"
             drawn.append(Drawn(name, paths, files[-1], _svg(narrow)))
-    _remove([out / f"{name}.{suffix}" for name in _FORMER for suffix in _SUFFIXES])
     return drawn
 
 
-def _remove(paths: "tuple[Path, ...] | list[Path]") -> None:
+def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from pipeline.report.figures.panels import (
     room_for,
     scale_points,
 )
-from pipeline.report.gains import gains
+from pipeline.report.gains import Gains, gains
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 def draw(results: Results, layout: Layout) -> "Figure | None":
     """One panel for each family and plain benchmark."""
-    found = gains(results)
+    return picture(results, gains(results), layout)
+
+
+def picture(results: Results, found: Gains, layout: Layout, published: bool = True) -> "Figure | None":
+    """The forest of any differences between rows of a run; with what the paper reports of them."""
     plain = [b for b in found.benchmarks if b in results.plain()]
     places = [
         (f, b) for f in results.families for b in plain if any(found.at(f, row, b) for row in found.rows)
@@ -48,7 +52,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
             style["markerfacecolor"] = BLUE if compared.is_significant else PAPER
             style["label"] = "p < 0.05 (Holm)" if compared.is_significant else "not significant"
             ax.errorbar(100 * compared.difference.value, y, xerr=arms(compared.difference), **style)
-            for reported in published_figures(results, family, row, benchmark):
+            for reported in published_figures(results, family, row, benchmark) if published else ():
                 if reported.difference is not None:
                     ax.plot(reported.difference, y, "x", color=VERMILION, markersize=6, label="published")
         name_rows(ax, rows)

@@ -18,10 +18,14 @@ _WHITE = 0xFE  # a white that stays white on a dark page
 
 def draw(results: Results, layout: Layout) -> "Figure | None":
     """One panel for each family, below each other."""
+    return picture(results, gains(results), layout)
+
+
+def picture(results: Results, found: Gains, layout: Layout) -> "Figure | None":
+    """The heat map of any differences between rows of a run."""
     from matplotlib.figure import Figure
 
-    found = gains(results)
-    families = [f for f in results.families if any(p.family == f for p in found.compared)]
+    families = found.families
     if not families:
         return None
     rows = len(found.rows) + _GAP * (len(found.groups) - 1)

@@ -1,32 +1,25 @@
 """One HTML page about a run: what was found, the gains, the verdicts, tables, figures and a browser of samples.
 
-    document.render(results, tables, drawn, out)        writes out/report.html
-
-The page is one file that works from disk: no outside script, style, font or picture, and a content security policy
-that refuses any (and any script but its own). What models wrote is shown as text, never as markup.
+document.render(results, tables, drawn, out)        writes out/report.html
 """
 
-import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import jinja2
 
 from pipeline.analysis.claims import read_claims
 from pipeline.analysis.results import Results
-from pipeline.files import sha256, write_file
+from pipeline.files import write_file
 from pipeline.report.figures.draw import Drawn
 from pipeline.report.formats import as_html
+from pipeline.report.gains import gains
 from pipeline.report.numbers import alpha_text
-from pipeline.report.page.opening import absent_claims, claims, heat_maps
+from pipeline.report.page.opening import absent_claims, changed_from_reference, claims, heat_maps
 from pipeline.report.page.samples import pack
+from pipeline.report.page.skeleton import fill, pictures
 from pipeline.report.sentences import what_was_found
 from pipeline.report.table import Table
 
 _LISTED = 12  # texts that a fact shows
-_FOLDER = Path(__file__).parent
-_SCRIPTS = ("diff.js", "list.js", "browser.js")
 _CAPTIONS = {
     "gains": "Gains over Baseline in points; hatched where they are not significant after Holm's correction.",
     "forest": "Differences to Baseline with 95 % intervals, on one scale; filled where p < 0.05 after Holm's correction.",
@@ -37,16 +30,6 @@ _CAPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """A figure for the template: both drawings as base64 of SVG."""
-
-    name: str
-    caption: str
-    wide: str
-    narrow: str
-
-
 def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], out: Path) -> Path:
     """Write out/report.html.
 
@@ -54,15 +37,13 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], ou
         tables: of this run.
         drawn: its figures.
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_text("page.html"))
-    script = "\n".join(map(_text, _SCRIPTS))
-    packs = pack(results)
     facts, versions = _facts(results)
-    page = template.render(
+    page = fill(
+        "page.html",
+        pack(results),
         experiment=results.manifest.experiment,
         found=what_was_found(results),
-        maps=heat_maps(results),
+        maps=heat_maps(results, gains(results), changed_from_reference(results)),
         claims=claims(results, tables),
         absent=absent_claims(results),
         rule=read_claims().rule,
@@ -70,15 +51,10 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], ou
         versions=versions,
         problems=results.problems,
         tables=[(table, as_html(table)) for table in tables],
-        figures=[_Figure(f.name, _CAPTIONS[f.name], _base64(f.wide), _base64(f.narrow)) for f in drawn],
-        style=_text("page.css"),
-        script=script,
-        script_hash=_base64(bytes.fromhex(sha256(script.encode()))),
-        index=packs.index,
-        packs=packs.packs,
+        figures=pictures(drawn, _CAPTIONS),
     )
     path = out / "report.html"
-    write_file(path, page.encode())
+    write_file(path, page)
     return path
 
 
@@ -115,11 +91,3 @@ def _listed(texts: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(texts))
     more = f" and {len(distinct) - _LISTED} more" if len(distinct) > _LISTED else ""
     return ", ".join(distinct[:_LISTED]) + more
-
-
-def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

@@ -3,7 +3,7 @@
 Each cell and each comparison leads to its samples (`samples.link`), each comparison to its row of a table too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.analysis import judging
@@ -13,7 +13,7 @@ from pipeline.analysis.results import Results, Row
 from pipeline.analysis.verdicts import Judged, Verdict
 from pipeline.report.figures.gains import shade
 from pipeline.report.formats import row_id
-from pipeline.report.gains import Gains, gains
+from pipeline.report.gains import Gains
 from pipeline.report.numbers import DASH, count, interval, signed
 from pipeline.report.page.samples import link
 from pipeline.report.sentences import p_text, remarks
@@ -74,31 +74,32 @@ class Claim:
     comparisons: list[Comparison]
 
 
-def heat_maps(results: Results) -> list[HeatMap]:
-    """One for each family with a tested gain."""
-    found = gains(results)
+Lead = Callable[[str, Row, str], str]  # family, row, benchmark: the fragment that its cell leads to
+
+
+def heat_maps(results: Results, found: Gains, lead: Lead) -> list[HeatMap]:
+    """One for each family with a tested difference."""
     columns = [(results.label(b), b not in results.plain()) for b in found.benchmarks]
-    return [
-        HeatMap(
-            results.families[family].label,
-            columns,
-            [
-                (
-                    title,
-                    [
-                        (row.label, [_cell(results, found, family, row, b) for b in found.benchmarks])
-                        for row in rows
-                    ],
-                )
-                for title, rows in found.groups.items()
-            ],
-        )
-        for family in results.families
-        if any(pairing.family == family for pairing in found.compared)
-    ]
+    maps = []
+    for family in found.families:
+        groups = []
+        for title, rows in found.groups.items():
+            cells = [
+                (row.label, [_cell(results, found, family, row, b, lead) for b in found.benchmarks])
+                for row in rows
+            ]
+            groups.append((title, cells))
+        maps.append(HeatMap(results.families[family].label, columns, groups))
+    return maps
 
 
-def _cell(results: Results, found: Gains, family: str, row: Row, benchmark: str) -> Cell:
+def changed_from_reference(results: Results) -> Lead:
+    """Leads to the answers of a row that differ in score from the reference's."""
+    reference = results.reference.name
+    return lambda family, row, benchmark: link(family, benchmark, reference, row.name, show="changed")
+
+
+def _cell(results: Results, found: Gains, family: str, row: Row, benchmark: str, lead: Lead) -> Cell:
     compared = found.at(family, row, benchmark)
     if compared is None:
         return Cell(DASH)
@@ -107,8 +108,8 @@ def _cell(results: Results, found: Gains, family: str, row: Row, benchmark: str)
         f"{row.label} on {results.label(benchmark)}: {interval(compared.difference)} points, "
         f"{p_text(compared.p_holm)} after Holm's correction, {_documents(compared)}"
     )
-    href = link(family, benchmark, found.reference.name, row.name, show="changed")
-    return Cell(signed(compared.difference.value), title, href, fill, ink, not compared.is_significant)
+    text, is_hatched = signed(compared.difference.value), not compared.is_significant
+    return Cell(text, title, lead(family, row, benchmark), fill, ink, is_hatched)
 
 
 def _documents(compared: Compared) -> str:

@@ -37,7 +37,7 @@ class Packs:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The cells of one family and benchmark, by condition; the reference's first, where there is one."""
 
     family: str
@@ -69,8 +69,24 @@ def conditions(results: Results) -> list[str]:
 
 
 def pack(results: Results) -> Packs:
-    """Everything that the browser of samples shows."""
-    groups = list(_groups(results))
+    """Everything that the browser of samples shows of a run."""
+    labels = {name: results.named(name).label for name in conditions(results)}
+    return packs_of(list(_groups(results)), results, labels, results.reference.name, opening(results))
+
+
+def packs_of(
+    groups: Sequence[Group],
+    results: Results,
+    labels: Mapping[str, str],
+    reference: str,
+    opening: str | None,
+) -> Packs:
+    """The packs of cells that are compared with each other within each group.
+
+    Args:
+        results: for the labels of families and benchmarks; labels: of conditions.
+        reference, opening: the conditions that the browser opens with.
+    """
     cap = _cap([group.documents for group in groups], [group.records for group in groups])
     packs: dict[str, int] = {}  # each once, with its number
     cells = []
@@ -89,9 +105,9 @@ def pack(results: Results) -> Packs:
     index = {
         "families": {name: entry.label for name, entry in results.families.items()},
         "benchmarks": {name: results.label(name) for name in results.benchmarks},
-        "conditions": {name: results.named(name).label for name in conditions(results)},
-        "reference": results.reference.name,
-        "opening": opening(results),
+        "conditions": labels,
+        "reference": reference,
+        "opening": opening,
         "cells": cells,
     }
     return Packs(packed(index), list(packs))
@@ -110,21 +126,21 @@ def packed(data: Mapping[str, object]) -> str:
     return base64.b64encode(compressed).decode("ascii")
 
 
-def _groups(results: Results) -> Iterator[_Group]:
+def _groups(results: Results) -> Iterator[Group]:
     names = sorted(conditions(results), key=lambda name: name != results.reference.name)
     for family in results.families:
         for benchmark in results.benchmarks:
             rows = {name: results.cell(family, results.named(name), benchmark) for name in names}
             cells = {name: cell for name, cell in rows.items() if cell is not None}
             if cells:
-                yield _Group(family, benchmark, cells)
+                yield Group(family, benchmark, cells)
 
 
 def _adds_a_vector(row: Row) -> bool:
     return any(term.seed is None for term in row.entry.terms)
 
 
-def _kept(group: _Group, cap: int) -> set[Doc]:
+def _kept(group: Group, cap: int) -> set[Doc]:
     """The documents whose texts the page holds: those with changed scores first, then in the benchmark's order."""
     reference, *others = group.cells.values()
     before = dict(zip(reference.docs, reference.score.tolist(), strict=True))
