@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 from pipeline.analysis.estimate import Difference, Estimate
 from pipeline.analysis.holm import holm
 from pipeline.analysis.power import LEVEL
-from pipeline.analysis.repeats import mean_score
 from pipeline.analysis.repeats import mean_difference as over_repetitions
+from pipeline.analysis.repeats import mean_score
 from pipeline.analysis.results import Results, Row
 from pipeline.analysis.scores import CellScores, average, common
 

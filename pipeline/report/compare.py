@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pipeline.analysis.comparisons import Compared, corrected
+from pipeline.analysis.estimate import Difference
 from pipeline.analysis.results import MARKS, Results
 from pipeline.analysis.scores import CellScores, Positions, difference
-from pipeline.analysis.estimate import Difference
 from pipeline.errors import UserError
 from pipeline.manifest import Place
 from pipeline.report.facts import difference_facts

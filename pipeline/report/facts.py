@@ -1,9 +1,9 @@
 """The numbers behind a table's entries, unrounded: lines of its CSV, in per cent and points."""
 
 from pipeline.analysis.comparisons import Compared
+from pipeline.analysis.estimate import Estimate
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import Results, Row
-from pipeline.analysis.estimate import Estimate
 from pipeline.report.table import Facts
 
 
