@@ -24,7 +24,6 @@ from pipeline.analysis.traits import Traits
 
 STEPS, READABLE, FORM, SAME = ("steps", "readable", "expected form", "written as before")
 PARTS = (STEPS, READABLE, FORM, SAME)
-ONE_ANSWER = 0.9  # from this share of equal answers a model gives one answer to all
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def behaviour(results: Results, family: str, row: Row, benchmark: str) -> Behavi
         right_given_steps=_right_where(cells, [t.steps for t in traits]) if has_steps else None,
         right_without_steps=_right_where(cells, [1.0 - t.steps for t in traits]) if has_steps else None,
         right_given_readable=_right_where(cells, [t.readable for t in traits]),
-        sameness=float(np.mean([_sameness(cell, t) for cell, t in zip(cells, traits, strict=True)])),
+        sameness=float(np.mean([cell.sameness for cell in cells])),
     )
 
 
@@ -152,9 +151,3 @@ def _right_where(cells: Sequence[CellScores], has: Sequence[Floats]) -> Estimate
     average = np.mean([cell.score for cell in cells], axis=0)
     kept = np.flatnonzero(np.mean(has, axis=0) == 1.0)
     return score(average[kept], cells[0].design.subset(kept)) if len(kept) else None
-
-
-def _sameness(cell: CellScores, traits: Traits) -> float:
-    from pipeline.analysis.guessing import sameness
-
-    return sameness(traits.answers, [subtask or "" for subtask, _ in cell.sources])

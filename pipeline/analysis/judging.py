@@ -17,6 +17,7 @@ from pipeline.analysis.power import LEVEL, documents_needed
 AGREES, SMALLER, LARGER = ("agrees", "smaller than published", "larger than published")
 FOUND, NO_EFFECT, OPPOSITE, CANNOT_TELL = ("found here too", "no effect found", "opposite", "cannot tell")
 NOT_IN_RUN = "not in this run"
+UNDECIDED = 0.2  # a p value from 0.05 to this neither shows an effect nor speaks for none
 NOTICEABLE = 0.05  # where no figure is published: an effect of this size should not go unnoticed
 
 PERSISTS = {
@@ -68,12 +69,12 @@ def judge(
         level: of the test after Holm's correction, for the documents that are needed.
     """
     is_shown = p_holm < LEVEL
-    holds_zero = ours.low <= 0 <= ours.high
+    may_be_none = ours.low <= 0 <= ours.high and p_holm >= UNDECIDED
     if figure is None:
         far = ours.high if sign > 0 else -ours.low
         if is_shown:
             return Judgement(FOUND if ours.value * sign > 0 else OPPOSITE)
-        if holds_zero and far < NOTICEABLE:
+        if may_be_none and far < NOTICEABLE:
             return Judgement(NO_EFFECT)
         return Judgement(CANNOT_TELL, needed=_needed(ours, NOTICEABLE, level))
     reported = published_interval(figure, size or ours.n, ours)
@@ -83,7 +84,7 @@ def judge(
     is_below, is_above = (gap.high < 0, gap.low > 0) if sign > 0 else (gap.low > 0, gap.high < 0)
     if is_shown:
         return Judgement(SMALLER if is_below else LARGER if is_above else AGREES, reported, gap)
-    if holds_zero and is_below:
+    if may_be_none and is_below:
         return Judgement(NO_EFFECT, reported, gap)
     return Judgement(CANNOT_TELL, reported, gap, _needed(ours, abs(figure), level))
 

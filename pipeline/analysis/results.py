@@ -19,6 +19,7 @@ from pipeline.analysis.repeats import mean_difference, mean_score
 from pipeline.analysis.robustness import Robustness, Sources, beside_their_sources, robustness
 from pipeline.analysis.scores import (
     FLAG_SHARE,
+    ONE_ANSWER,
     CellScores,
     Labels,
     average,
@@ -43,6 +44,7 @@ MARKS = {
     "l": "limited: only the first documents of the benchmark were evaluated",
     "t": f"more than {FLAG_SHARE:.0%} of the answers hit the token limit",
     "x": f"from more than {FLAG_SHARE:.0%} of the answers nothing could be extracted",
+    "o": f"one answer to all: {ONE_ANSWER:.0%} of the answers or more are the same (of each subtask)",
     "c": f"fewer than {FEW_UNITS} independent units, so the interval is wide and a test can hardly find anything",
     "h": "the record's headline score is not the mean of its samples",
 }

@@ -102,10 +102,10 @@ def robustness(found: Sequence[Sources]) -> Robustness | None:
     persisting = None
     if len(references) == len(shared):
         old_plain, old_perturbed = (np.stack([pair[i] for pair in references]) for i in (0, 1))
-        persisting = persistence(old_plain, plain, old_perturbed, perturbed, design, chance)
+        persisting = persistence(old_plain, plain, old_perturbed, perturbed, design, chance, level=None)
     return Robustness(
         mean_score(plain, design),
         mean_score(perturbed, design),
-        mean_difference(perturbed - plain, design),
+        mean_difference(perturbed - plain, design, level=None),
         persisting,
     )

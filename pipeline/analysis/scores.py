@@ -19,12 +19,14 @@ from pipeline.analysis import paired, units
 from pipeline.analysis import traits as trait
 from pipeline.analysis.design import Codes, Design, Floats, codes, design
 from pipeline.analysis.estimate import Difference
+from pipeline.analysis.guessing import sameness
 from pipeline.analysis.traits import Traits, traits_of
 from pipeline.errors import UserError
 from pipeline.manifest import BenchmarkEntry
 from pipeline.records import Record, Sample, read_record
 
 FLAG_SHARE = 0.1  # above this share of truncated or unreadable answers a cell is marked
+ONE_ANSWER = 0.9  # from this share of equal answers on a model gives one answer to all
 
 Positions = Codes
 Source = tuple[str | None, int]  # (subtask, source_doc)
@@ -58,6 +60,13 @@ class CellScores:
         """The benchmark's number: the mean over documents, or over the subtasks' means."""
         return self.design.mean(self.score)
 
+    @cached_property
+    def sameness(self) -> float:
+        """Share of the answers that are the most frequent one (of each subtask); 0 where options were scored."""
+        if self.traits is None or len(self.docs) < 2:
+            return 0.0
+        return sameness(self.traits.answers, [subtask or "" for subtask, _ in self.sources])
+
     @property
     def flags(self) -> str:
         """Marks that the record earns by itself."""
@@ -67,6 +76,7 @@ class CellScores:
         marks = {
             "t": metrics["share_truncated"] > FLAG_SHARE,
             "x": metrics["share_not_extracted"] > FLAG_SHARE,
+            "o": self.sameness >= ONE_ANSWER,
             "h": abs(metrics["score"] - float(self.score.mean())) > 1e-6,
         }
         return "".join(mark for mark, raised in marks.items() if raised)

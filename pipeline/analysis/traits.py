@@ -33,7 +33,7 @@ class Traits:
     in_form: Floats
     readable: Floats
     cut: Floats
-    answers: tuple[str, ...]  # what was read from the first answer to each document
+    answers: tuple[str, ...]  # what was read from the first answer to each document; of programs the whole
 
     def subset(self, kept: Codes) -> "Traits":
         """Those of some documents, given by position."""
@@ -68,7 +68,9 @@ def traits_of(samples: Sequence[Sample], metric: str) -> Traits | None:
         in_form=share(lambda a: a["extracted"].get(strict or "") != NOT_EXTRACTED, strict is not None),
         readable=share(lambda a: a["extracted"].get(main_filter) != NOT_EXTRACTED),
         cut=share(lambda a: a["finish"] == "length"),
-        answers=tuple(s["extracted"].get(main_filter, "") for s in samples),
+        answers=tuple(
+            s["output"] if is_program else s["extracted"].get(main_filter, s["output"]) for s in samples
+        ),
     )
 
 

@@ -221,7 +221,9 @@ def remarks(judged: Judged) -> list[str]:
                 f"{percent(effect)} points need about {_rounded(judged.judgement.needed)} such documents"
             )
         elif not difference.low <= 0 <= difference.high:
-            texts.append("its own interval leaves out zero, the corrected test does not")
+            texts.append(
+                "its own interval leaves out zero, but the test after Holm's correction does not reject"
+            )
     return texts
 
 
