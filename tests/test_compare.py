@@ -70,9 +70,7 @@ def test_what_changed_in_how_the_runs_were_made_comes_first_in_two_sentences(tmp
     assert (
         made == "Of what can move an answer, B has another value than A for vllm (0.31 → 0.32, in all cells)."
     )
-    assert changed.startswith(
-        f"Of {len(MAIN)} cells that both runs have, 0 are the same records; of the other"
-    )
+    assert changed.startswith(f"Of {len(MAIN)} pairs of records, none are the same; in ")
     better = sum(one.is_significant and one.difference.value > 0 for one in runs.found.values())
     assert better > 0
     assert f"{better} are better in B and 0 worse." in changed
@@ -80,8 +78,19 @@ def test_what_changed_in_how_the_runs_were_made_comes_first_in_two_sentences(tmp
     same = compare.match(runs.a, runs.a)
     assert sentences(same) == (
         "A and B were made from the same inputs: nothing that can move an answer differs.",
-        f"All {len(MAIN)} cells that both runs have are the same records.",
+        f"All {len(MAIN)} records that both runs have are the same.",
     )
+
+
+def test_a_pair_of_records_in_two_places_is_one_test(tmp_path: Path) -> None:
+    """The sweep's α = −1 is −Vector: both rows show the difference, and the correction counts it once."""
+    conditions = MAIN | {"alpha=-1.0": synthetic.CONDITIONS["alpha=-1.0"]}
+    made: dict[str, Any] = {"conditions": conditions, "benchmarks": ONE, "documents": 50}
+    a = evaluated(tmp_path / "a", vllm="0.31", **made)
+    runs = compare.match(a, evaluated(tmp_path / "b", vllm="0.32", **made))
+    twice = [one for place, one in runs.found.items() if place.condition in ("minus_vector", "alpha=-1.0")]
+    assert len(twice) == 2 and twice[0] == twice[1]
+    assert (runs.tests, len(runs.found)) == (len(MAIN), len(MAIN) + 1)
 
 
 def test_the_sentence_names_parts_by_their_words_and_says_where(tmp_path: Path) -> None:

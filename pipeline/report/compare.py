@@ -38,6 +38,7 @@ class Runs:
     families: Mapping[str, str]  # of A, with those of B that they are matched with
     pairs: Mapping[Place, Pair]  # by A's places, in A's order
     found: Mapping[Place, Compared]  # B − A, corrected together; not of equal records
+    tests: int  # that the correction is over: places that share both records are one
     left_out: int  # documents that B lacks or has with another target
 
 
@@ -56,13 +57,17 @@ def match(a: Results, b: Results) -> Runs:
     if not pairs:
         raise UserError("the runs have no evaluated cell in common; compare runs of one grid of conditions")
     left_out = 0
-    found: dict[Place, Difference] = {}
-    for place, (old, new) in pairs.items():
+    differences: dict[tuple[str, str], Difference] = {}  # by records: several places may share both
+    for old, new in {(old.key, new.key): (old, new) for old, new in pairs.values()}.values():
         kept = _same_targets(old, new)
         left_out += len(old.docs) - len(kept)
         if old.key != new.key and len(kept) and (change := difference(old.subset(kept), new)):
-            found[place] = change
-    return Runs(a, b, families, pairs, corrected(found), left_out)
+            differences[old.key, new.key] = change
+    tested = corrected(differences)
+    found = {
+        place: tested[old.key, new.key] for place, (old, new) in pairs.items() if (old.key, new.key) in tested
+    }
+    return Runs(a, b, families, pairs, found, len(tested), left_out)
 
 
 def table(runs: Runs) -> Table:
@@ -71,7 +76,7 @@ def table(runs: Runs) -> Table:
     renamed = [f"{x} with {y}" for x, y in runs.families.items() if x != y]
     made.notes = [
         "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
-        f"same record. * p < 0.05 after Holm's correction over {len(runs.found)} comparisons.",
+        f"same record. * p < 0.05 after Holm's correction over {runs.tests} comparisons.",
         *(f"{mark}: {MARKS[mark]}." for mark in made.marks()),
         *([f"Families are matched by their order: {', '.join(renamed)}."] if renamed else []),
         *(
@@ -101,17 +106,18 @@ def terminal(runs: Runs) -> str:
 
 
 def _what_changed(runs: Runs) -> str:
-    """How many cells are the same record, and in how many of the others the score differs."""
-    same = sum(old.key == new.key for old, new in runs.pairs.values())
-    total = len(runs.pairs)
+    """How many records are the same, and in how many of the others the score differs."""
+    distinct = {(old.key, new.key): place for place, (old, new) in runs.pairs.items()}
+    same, total = sum(old == new for old, new in distinct), len(distinct)
     if same == total:
-        return f"All {total} cells that both runs have are the same records."
-    shown = [one.difference.value for one in runs.found.values() if one.is_significant]
+        return f"All {total} records that both runs have are the same."
+    found = [runs.found[place] for place in distinct.values() if place in runs.found]
+    shown = [one.difference.value for one in found if one.is_significant]
     up, down = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
-    moved = sum(bool(one.difference.gained or one.difference.lost) for one in runs.found.values())
+    moved = sum(bool(one.difference.gained or one.difference.lost) for one in found)
     return (
-        f"Of {total} cells that both runs have, {same} are the same records; of the other {total - same}, {moved} have"
-        f" documents that are scored differently, and after Holm's correction {up} are better in B and {down} worse."
+        f"Of {total} pairs of records, {same or 'none'} are the same; in {moved} of the other {total - same} some document is"
+        f" scored differently, and after Holm's correction {up} are better in B and {down} worse."
     )
 
 
