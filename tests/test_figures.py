@@ -221,6 +221,17 @@ def test_geometry_is_written_with_three_significant_digits(value: float, text: s
     assert geometry.three_digits(value) == text
 
 
+def test_a_model_of_many_layers_has_its_numbers_too(tmp_path: Path) -> None:
+    measured = synthetic.write_geometry(tmp_path, layers=28)
+    results = evaluated(
+        tmp_path, families={"f": family("f", geometry=measured)}, conditions=MAIN, documents=5
+    )
+    figure = geometry.draw(results, WIDE)
+    assert figure is not None
+    assert len(figure.axes[0].texts) == 2 * 28
+    assert figure.get_figwidth() <= WIDE.width
+
+
 # Machado, Oliveira and Fernandes 2009, in linear RGB, for complete loss
 BLIND = {
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
