@@ -59,18 +59,20 @@ show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS
 
 # Asked before anything is installed: the GPU, unless the run is to go without one here.
 GPU_BUILD = $(if $(filter engine=cpu engine.device=cpu,$(ARGS)),,ACCELERATOR=gpu)
-NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd \
+NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd || test -e /dev/dxg \
   || { echo 'error: no GPU on this machine; run `make demo` here, or add ARGS="engine=cpu" to run on the CPU' >&2; exit 2; })
 
 reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
+	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
 SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
+	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper name=$(SWEPT)_sweep conditions=sweep $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
