@@ -11,6 +11,7 @@
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
     python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
+    python -m pipeline bundle experiment=paper out=bundle        gather what a machine without a network needs
     source <(python -m pipeline completion)                      complete words in bash
     python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]
                                                                  set two runs side by side
@@ -24,13 +25,14 @@ import select
 import signal
 import sys
 
-from pipeline import interrupt
+from pipeline import bundle, interrupt
 from pipeline.errors import UserError
 
 SHOWN = {
     "prompt": "pipeline.commands.prompt",
     "apply": "pipeline.commands.apply",
     "dashboard": "pipeline.tracking.dashboard",
+    "bundle": "pipeline.commands.bundle",
 }  # have options of their own
 VERBS = ("run", "plan", "config", "doctor", "donors", "compare", "completion", *SHOWN)
 MULTIRUN = (
@@ -144,5 +146,6 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if sys.argv[1:2] != ["donors"]:  # its progress is told by step
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
+    bundle.use()
     interrupt.install()
     sys.exit(main(sys.argv[1:]))

@@ -66,6 +66,17 @@ def asked_once() -> Iterator[bool]:
         _unreachable.reset(token)
 
 
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Inside, repositories are fetched into the cache in `folder`."""
+    constants = client().constants
+    before, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, str(folder)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_CACHE = before
+
+
 def _takes_connections() -> bool:
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True  # the proxy knows
