@@ -25,6 +25,7 @@ import signal
 import sys
 
 from pipeline import interrupt
+from pipeline.commands import flags
 from pipeline.errors import UserError
 
 SHOWN = {
@@ -33,10 +34,6 @@ SHOWN = {
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
 VERBS = ("run", "plan", "config", "doctor", "donors", "compare", "completion", *SHOWN)
-MULTIRUN = (
-    "-m: one run evaluates a whole grid on one engine; write lists instead, such as 'alpha=[0.5,1]', 'tasks=[gsm8k,sciq]'"
-    " or 'conditions=[baseline,vector]'"
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -48,16 +45,10 @@ def main(arguments: list[str]) -> int:
 
             print(helps.text(str(__doc__).partition("Kept light")[0]))
             return 0
-        if any(a in ("-m", "--multirun") for a in arguments):
-            raise UserError(MULTIRUN)
-        if "--cfg" in arguments:  # as Hydra's own programs take it: --cfg job
-            at = arguments.index("--cfg")
-            arguments = ["config", *arguments[:at], *arguments[at + 2 :]]
-        if "--info" in arguments:
-            arguments = ["doctor", *(a for a in arguments if a != "--info")]
+        arguments = flags.plain(arguments)
         if arguments and "=" not in arguments[0]:
             verb = arguments.pop(0)
-        if verb not in VERBS:
+        if verb not in (*VERBS, "info"):  # --info
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
         status = _run(verb, arguments)
         sys.stdout.flush()
@@ -102,6 +93,11 @@ def _run(verb: str, overrides: list[str]) -> int:
         from pipeline.commands import help as helps
 
         print(helps.completion(VERBS))
+        return 0
+    if verb == "info":
+        from pipeline.commands import info
+
+        info.show(overrides)
         return 0
     if verb == "donors":
         from pipeline.donors import command
