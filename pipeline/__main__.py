@@ -9,6 +9,8 @@
                                                                  print what the model is asked; starts nothing
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
+    python -m pipeline export experiment=micro format=mergekit alpha=0.5
+                                                                 a vector, a recipe of mergekit, samples as lm-eval's: pipeline/commands/export.py
     python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
     source <(python -m pipeline completion)                      complete words in bash
@@ -31,6 +33,7 @@ from pipeline.errors import UserError
 SHOWN = {
     "prompt": "pipeline.commands.prompt",
     "apply": "pipeline.commands.apply",
+    "export": "pipeline.commands.export",
     "dashboard": "pipeline.tracking.dashboard",
 }  # have options of their own
 VERBS = ("run", "plan", "config", "doctor", "donors", "compare", "completion", *SHOWN)
