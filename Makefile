@@ -146,7 +146,7 @@ test-kill: .venv/.done ## kill runs 51 times, at random moments of every stage, 
 	$(BIN)/python -m pytest -s tests/test_kill.py $(ARGS)
 
 fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes each: FUZZ_SECONDS=60 for less
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_inputs.py $(ARGS)
 
 lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check .

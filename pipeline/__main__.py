@@ -9,6 +9,8 @@
                                                                  print what the model is asked; starts nothing
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
+    python -m pipeline export experiment=micro format=mergekit alpha=0.5
+                                                                 a vector, a recipe of mergekit, samples as lm-eval's: pipeline/commands/export.py
     python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
     python -m pipeline bundle experiment=paper out=bundle        gather what a machine without a network needs
@@ -26,19 +28,17 @@ import signal
 import sys
 
 from pipeline import bundle, interrupt
+from pipeline.commands import flags
 from pipeline.errors import UserError
 
 SHOWN = {
     "prompt": "pipeline.commands.prompt",
     "apply": "pipeline.commands.apply",
+    "export": "pipeline.commands.export",
     "dashboard": "pipeline.tracking.dashboard",
     "bundle": "pipeline.commands.bundle",
 }  # have options of their own
 VERBS = ("run", "plan", "config", "doctor", "donors", "compare", "completion", *SHOWN)
-MULTIRUN = (
-    "-m: one run evaluates a whole grid on one engine; write lists instead, such as 'alpha=[0.5,1]', 'tasks=[gsm8k,sciq]'"
-    " or 'conditions=[baseline,vector]'"
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -50,16 +50,10 @@ def main(arguments: list[str]) -> int:
 
             print(helps.text(str(__doc__).partition("Kept light")[0]))
             return 0
-        if any(a in ("-m", "--multirun") for a in arguments):
-            raise UserError(MULTIRUN)
-        if "--cfg" in arguments:  # as Hydra's own programs take it: --cfg job
-            at = arguments.index("--cfg")
-            arguments = ["config", *arguments[:at], *arguments[at + 2 :]]
-        if "--info" in arguments:
-            arguments = ["doctor", *(a for a in arguments if a != "--info")]
+        arguments = flags.plain(arguments)
         if arguments and "=" not in arguments[0]:
             verb = arguments.pop(0)
-        if verb not in VERBS:
+        if verb not in (*VERBS, "info"):  # --info
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
         status = _run(verb, arguments)
         sys.stdout.flush()
@@ -104,6 +98,11 @@ def _run(verb: str, overrides: list[str]) -> int:
         from pipeline.commands import help as helps
 
         print(helps.completion(VERBS))
+        return 0
+    if verb == "info":
+        from pipeline.commands import info
+
+        info.show(overrides)
         return 0
     if verb == "donors":
         from pipeline.donors import command
