@@ -107,6 +107,12 @@ class Runner:
         """Start the engine that a cell needs, if it is not the one that runs."""
         self._engine(cell.family)
 
+    def hold(self, family: Family, condition: Condition) -> Engine:
+        """The engine with the weights of a row, certified; it is started where none runs that can hold them."""
+        engine = self._engine(family)
+        self._steer(engine, family, condition)
+        return engine
+
     def run(self, cell: Cell) -> Metrics:
         """Evaluate one cell, write its record and return its metrics; an engine that dies on it is replaced once.
 
@@ -224,7 +230,7 @@ class Runner:
         samples: list[Sample] = []
         for subtask, task in tasks.items():
             rows = results["samples"][task.config.task]
-            samples += merge(rows, subtask, task, engine, cell, start=len(samples))
+            samples += merge(rows, subtask, task, engine, cell.benchmark, start=len(samples))
         return samples
 
     def _tasks(self, benchmark: Benchmark, prompt: PromptConfig) -> dict[str | None, Any]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LENGTH = {"max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
 DECODING = {"until", "do_sample", "temperature", "top_p", *LENGTH}  # what a task that is sampled may say
 JOINING = {"take_first_k", "majority_vote"}
+FEWSHOT_SEED = 1234  # simple_evaluate's default
 
 
 def load_tokenizer(where: str, revision: str | None = None) -> Any:
@@ -188,7 +189,7 @@ def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None,
             f" the columns {columns}; see {where}.task, {where}.changes and {where}.dataset"
         ) from e
     loaded.set_config(key="num_fewshot", value=b.num_fewshot)
-    loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
+    loaded.set_fewshot_seed(seed=FEWSHOT_SEED)
     available = len(loaded.sampler.df) - (loaded.fewshot_cfg.split == asked)  # never the document itself
     if b.num_fewshot > available:
         raise UserError(f"{where}.num_fewshot={b.num_fewshot}: '{name}' has {available} examples; lower it")
