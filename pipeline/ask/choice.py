@@ -41,10 +41,7 @@ def choose(
     Raises:
         UserError: for a name that is not there, or a number that cannot be.
     """
-    known = list(config.chosen_families())
-    name = known[0] if family is None else family
-    if name not in known:
-        raise UserError(f"family={name}: no such family{nearest(name, known)}")
+    name = family_of(config, family)
     named = _named(config, conditions)
     made: dict[str, ConditionConfig] = {}
     if alpha:
@@ -68,6 +65,18 @@ def _labelled(row: Condition) -> Condition:
     """A row of the sweep with the label that the grid's own sweep has."""
     label = f"α = {row.terms[0].alpha:g}".replace("-", "−")
     return replace(row, label=label, row_label=label)
+
+
+def family_of(config: Config, name: str | None) -> str:
+    """A family of the experiment by its name; None is the first.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    known = list(config.chosen_families())
+    if name is not None and name not in known:
+        raise UserError(f"family={name}: no such family{nearest(name, known)}")
+    return name or known[0]
 
 
 def _named(config: Config, names: Sequence[str]) -> list[Condition]:

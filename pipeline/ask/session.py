@@ -148,6 +148,10 @@ class Session:
         """End the engine; a later question would start another."""
         self._runner.close()
 
+    def start(self) -> None:
+        """Start the engine now, not with the first question."""
+        self._with(next(iter(self.rows.values())), lambda engine: None)
+
     def at(self, alpha: float) -> Condition:
         """A row at any strength of the family's vector, if the session has one that adds it.
 

@@ -46,6 +46,8 @@ def find(load: Callable[[str | None], Any], benchmark: Benchmark, number: int) -
     Raises:
         UserError: if there are not so many.
     """
+    if number < 0:
+        raise UserError(f"document={number}: expected a number from 0")
     start = 0
     for subtask in benchmark.subtasks:
         task = load(subtask)
