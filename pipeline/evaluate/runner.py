@@ -174,7 +174,6 @@ class Runner:
     def _run(self, engine: Engine, cell: Cell) -> Metrics:
         self._steer(engine, cell.family, cell.condition)
         clock, started = time.monotonic(), datetime.now(UTC)
-        engine.lm.reset()
         samples = self._samples(engine, cell)
         cost = Cost(
             seconds=round(time.monotonic() - clock, 3),
@@ -213,6 +212,7 @@ class Runner:
         """Ask every document of a cell's benchmark, or at most so many of its first subtask."""
         from lm_eval.evaluator import evaluate as lm_evaluate
 
+        engine.lm.reset()  # each answer's length is looked up by its place among those to its document
         prompt = self.plan.config.prompts[cell.condition.prompt]
         tasks, limit = self._tasks(cell.benchmark, prompt), cell.benchmark.limit
         if most is not None:
