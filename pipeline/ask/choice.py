@@ -32,6 +32,8 @@ def choose(
 ) -> tuple[Config, tuple[Condition, ...]]:
     """The configuration of one family with the rows that are asked, and these rows in the order of the arguments.
 
+    With none of them: the conditions that the configuration chooses, else the target alone and with the vector.
+
     Args:
         family: a target of the experiment; None is the first.
         alpha: strengths of its vector, added to the target.
@@ -42,6 +44,9 @@ def choose(
         UserError: for a name that is not there, or a number that cannot be.
     """
     name = family_of(config, family)
+    if not (alpha or conditions or terms):
+        conditions = config.chosen.conditions or ()
+        alpha = () if conditions else (0.0, 1.0)
     named = _named(config, conditions)
     made: dict[str, ConditionConfig] = {}
     if alpha:

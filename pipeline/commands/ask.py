@@ -85,8 +85,6 @@ def rows_of(config: Config, options: Mapping[str, str]) -> dict[str, Any]:
     alpha = [parsed("alpha", text, float) for text in listed(options.get("alpha", ""))]
     conditions = [*listed(options.get("condition", "")), *(config.chosen.conditions or ())]
     terms = _terms(options["terms"]) if "terms" in options else []
-    if not (alpha or conditions or terms):
-        alpha = [0.0, 1.0]
     return {"family": options.get("family"), "alpha": alpha, "conditions": conditions, "terms": terms}
 
 
