@@ -253,7 +253,7 @@ def test_a_conversation_goes_on_from_its_own_answers_until_it_is_left(tmp_path: 
     assert not (tmp_path / "cells").exists() and not (tmp_path / "runs").exists()  # nothing is recorded
 
 
-LIVE = """
+LIVE = r"""
 from pipeline import api as rv
 from pipeline.engine.engine import Engine
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from pipeline import api as rv
 from pipeline.files import ROOT
 from pipeline.weights.checkpoint import Checkpoint
+from tests import tiny
 
 GUIDE = (ROOT / "docs" / "python.md").read_text()
 (EXAMPLE,) = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
@@ -124,8 +125,20 @@ def test_vectors_are_combined_as_the_terms_say(tmp_path: Path) -> None:
         rv.export(terms, one.path)
     with pytest.raises(rv.UserError, match="is a folder"):
         rv.export(terms, tmp_path)
+
+
+def test_vectors_that_do_not_fit_or_overflow_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    state = tiny.weights(tiny.config(), seed=1)
+    for name, scale in (("sft", 0.1), ("grpo", 100.0)):
+        tiny.write(tmp_path / name, tiny.moved(state, 2, scale=scale))
+    far = rv.extract(str(tmp_path / "grpo"), str(tmp_path / "sft"), tmp_path / "far")
+    micro = [str(ROOT / "models/micro" / part) for part in ("grpo", "sft")]
+    other = rv.extract(micro[0], micro[1], tmp_path / "other")
     with pytest.raises(rv.UserError, match="use a smaller α"):
-        rv.export([rv.Term(str(one.path), 3e38)] * 300, out)
+        rv.export([rv.Term(str(far.path), 3e38)], tmp_path / "sum")
+    with pytest.raises(rv.UserError, match="has other tensors or shapes"):
+        rv.export([rv.Term(str(far.path), 1.0), rv.Term(str(other.path), 1.0)], tmp_path / "sum")
+    assert not (tmp_path / "sum").exists()
 
 
 def cells_of(notebook: dict[str, Any], kind: str) -> list[dict[str, Any]]:
