@@ -17,6 +17,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ from pipeline.analysis.results import read_results
 from pipeline.config.compose import changed
 from pipeline.config.explain import nearest
 from pipeline.config.options import flag
-from pipeline.config.schema import ConditionConfig, Config
+from pipeline.config.schema import ConditionConfig, Config, Device
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
 from pipeline.lock import held
@@ -89,10 +90,21 @@ def show(config: Config, options: Mapping[str, str]) -> str:
             return _preview(plan, family, start, terms, out, push, about)
         apply(start, terms, out, about)
     added = f"{row.terms[0].alpha:g}·v" if row.name == APPLIED else row.label
-    lines = [f"{name} + {added} written to {out}", f"to serve it: vllm serve {shlex.quote(str(out))}"]
+    lines = [f"{name} + {added} written to {out}", f"to serve it: {serving(config, out)}"]
     if push:
         lines += _push(plan, family, out, push)
     return "\n".join(lines)
+
+
+def serving(config: Config, out: Path) -> str:
+    """The command line that serves a checkpoint over HTTP on this machine.
+
+    On the CPU vLLM would take nine tenths of the memory for its cache, and refuses where so much is not free.
+    """
+    beside = Path(sys.executable).parent / "vllm"
+    command = "vllm" if shutil.which("vllm") or not beside.exists() else str(beside)
+    cache = "VLLM_CPU_KVCACHE_SPACE=1 " if config.engine.device is Device.cpu else ""
+    return f"{cache}{shlex.quote(command)} serve {shlex.quote(str(out))}"
 
 
 def _with_applied(config: Config, family: str, options: Mapping[str, str]) -> Config:
