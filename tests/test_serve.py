@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -76,5 +77,5 @@ def asked(
             with urllib.request.urlopen(request, timeout=120) as response:
                 return json.load(response)
         except OSError:
-            continue
+            time.sleep(0.5)
     raise AssertionError("the server has ended")
