@@ -69,6 +69,12 @@ doctor: .venv/.done ## check this machine before a long run: make doctor ARGS="e
 show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS="experiment=micro task=gsm8k condition=vector_think document=3"
 	@$(BIN)/python -m pipeline prompt $(ARGS)
 
+ask: .venv/.done ## ask a model under several conditions: make ask ARGS="experiment=micro task=gsm8k document=3 alpha=[-1,0,1]"
+	@$(BIN)/python -m pipeline ask $(ARGS)
+
+playground: .venv/.done ## the same on a local page, with a slider for the scaling coefficient: make playground EXPERIMENT=micro
+	@$(BIN)/python -m pipeline playground experiment=$(EXPERIMENT) $(ARGS)
+
 # Asked before anything is installed: the GPU, unless the run is to go without one here.
 GPU_BUILD = $(if $(filter engine=cpu engine.device=cpu,$(ARGS)),,ACCELERATOR=gpu)
 NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd || test -e /dev/dxg \
@@ -168,4 +174,4 @@ lock: .venv/.done ## resolve requirements/gpu.txt and cpu.txt again: from metada
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: OTHER_BUILD open-bundle help setup bundle demo plan doctor show-prompt reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean
+.PHONY: OTHER_BUILD open-bundle help setup bundle demo plan doctor show-prompt ask playground reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean

@@ -7,6 +7,9 @@
     python -m pipeline config experiment=micro                   print the composed configuration
     python -m pipeline prompt experiment=micro task=gsm8k condition=vector_think document=3
                                                                  print what the model is asked; starts nothing
+    python -m pipeline ask experiment=micro 'prompt=Hugo has 29 balls. …' alpha=[-1,0,1]
+                                                                 ask a question, a document, or --chat: pipeline/commands/ask.py
+    python -m pipeline playground experiment=micro               the same on a local page: pipeline/commands/playground.py
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
     python -m pipeline export experiment=micro format=mergekit alpha=0.5
@@ -33,6 +36,8 @@ from pipeline.errors import UserError
 
 SHOWN = {
     "prompt": "pipeline.commands.prompt",
+    "ask": "pipeline.commands.ask",
+    "playground": "pipeline.commands.playground",
     "apply": "pipeline.commands.apply",
     "export": "pipeline.commands.export",
     "dashboard": "pipeline.tracking.dashboard",
@@ -79,7 +84,8 @@ def main(arguments: list[str]) -> int:
         kept = "cells are kept; the same command goes on from there"
         if verb == "donors":
             kept = "stages are kept; the same command goes on from the last checkpoint"
-        print(f"interrupted: finished {kept}", file=sys.stderr)
+        text = "" if verb in ("ask", "playground") else f": finished {kept}"
+        print(f"interrupted{text}", file=sys.stderr)
         return interrupt.status()
 
 
@@ -117,6 +123,7 @@ def _run(verb: str, overrides: list[str]) -> int:
     from pipeline.config.compose import compose
 
     if verb in SHOWN:
+        overrides = ["chat=true" if a == "--chat" else a for a in overrides] if verb == "ask" else overrides
         shown = importlib.import_module(SHOWN[verb])
         chosen = [a for a in overrides if "=" in a and a.split("=")[0] in shown.OPTIONS]
         config = compose([a for a in overrides if a not in chosen])

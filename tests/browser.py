@@ -70,7 +70,10 @@ class Browser:
         )
 
     def open(self, path: Path) -> None:
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        self._call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, script: str) -> Any:

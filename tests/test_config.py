@@ -294,3 +294,25 @@ def test_a_file_that_stands_for_too_much_is_one_line(text: str, said: str, tmp_p
     with pytest.raises(UserError) as caught:
         compose(["experiment=mine", f"hydra.searchpath=[{tmp_path}]"])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["conditions.mlp.part.modules=[q_proj]"], "+Vector (MLP) [part.modules=[q_proj]]"),
+        (
+            ["conditions.mlp.part={modules: [mlp],  layers: [0, 1]}"],
+            "+Vector (MLP) [part={modules: [mlp], layers: [0, 1]}]",
+        ),
+        (
+            ["conditions.mlp.part.trim=0.1", "conditions.mlp.alpha=2"],
+            "+Vector (MLP) [part.trim=0.1, alpha=2]",
+        ),
+        (["conditions.mlp.part.modules=[q_proj]", "conditions.mlp.label=queries"], "queries"),
+        (["conditions.mlp.prompt=think", "conditions.attention.alpha=2"], "+Vector (MLP)"),
+    ],
+)
+def test_a_row_that_an_override_makes_another_says_so_in_its_label(overrides: list[str], label: str) -> None:
+    config = compose(["experiment=micro", "conditions=parts", *overrides])
+    assert config.conditions["mlp"].label == label
+    assert config.conditions["alpha_mlp"].label == "MLP, α"

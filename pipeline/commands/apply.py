@@ -16,6 +16,7 @@ yet is extracted first, but not by a dry run.
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from pipeline.analysis.results import read_results
 from pipeline.commands import rows
 from pipeline.commands.rows import APPLIED, for_one_family, row_of, stem
 from pipeline.config.options import flag
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Device
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
 from pipeline.lock import held
@@ -74,10 +75,21 @@ def show(config: Config, options: Mapping[str, str]) -> str:
             return _preview(plan, family, start, terms, out, push, about)
         apply(start, terms, out, about)
     added = f"{row.terms[0].alpha:g}·v" if row.name == APPLIED else row.label
-    lines = [f"{name} + {added} written to {out}", f"to serve it: vllm serve {shlex.quote(str(out))}"]
+    lines = [f"{name} + {added} written to {out}", f"to serve it: {serving(config, out)}"]
     if push:
         lines += _push(plan, family, out, push)
     return "\n".join(lines)
+
+
+def serving(config: Config, out: Path) -> str:
+    """The command line that serves a checkpoint over HTTP on this machine.
+
+    On the CPU vLLM would take nine tenths of the memory for its cache, and refuses where so much is not free.
+    """
+    beside = Path(sys.executable).parent / "vllm"
+    command = "vllm" if shutil.which("vllm") or not beside.exists() else str(beside)
+    cache = "VLLM_CPU_KVCACHE_SPACE=1 " if config.engine.device is Device.cpu else ""
+    return f"{cache}{shlex.quote(command)} serve {shlex.quote(str(out))}"
 
 
 def measured(plan: Plan, family: Family, applied: Condition) -> str:

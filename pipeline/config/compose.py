@@ -48,6 +48,7 @@ def compose(overrides: list[str]) -> Config:
     config = composed("config", Config, [o for o in written if o not in added], typed, overrides)
     check_declared(config)
     _fill_in(config)
+    _label(config, written)
     check(config)
     return typing.cast(Config, frozen(config))
 
@@ -100,6 +101,20 @@ def _fill_in(config: Config) -> None:
         waits = family.donors is not None and (family.sft is None or family.grpo is None)
         if waits and all(c.start is not Start.base for c in config.conditions.values()):
             family.base = None  # it is for the vector's geometry alone
+
+
+def _label(config: Config, overrides: list[str]) -> None:
+    """A row whose weights an override changes, but not its label, says in its label what they are now."""
+    for name, condition in config.conditions.items():
+        of = rf"conditions\.{re.escape(name)}\."
+        if any(re.match(f"{of}label=", override) for override in overrides):
+            continue
+        # A list of α is a sweep, each row of which has its α in its label.
+        said = [
+            re.match(rf"{of}((?:start|alpha(?==[^\[])|part|terms)\b.*)", override) for override in overrides
+        ]
+        if changed := [" ".join(match[1].split()) for match in said if match]:
+            condition.label = f"{condition.label} [{', '.join(changed)}]"
 
 
 def _unpinned(overrides: list[str]) -> Iterator[str]:
