@@ -72,7 +72,10 @@ async function load(doc = null) {
   const found = await compared(old, now);
   if (turn !== loading) return;
   pairs = found;
+  const asked = pairs.find(({ name }) => name === doc);
+  if (asked && !SHOW[byId("show").value](asked)) byId("show").value = "all"; // a link's document is always listed
   filter(doc);
+  if (doc && !asked) byId("count").textContent += ` There is no document ${doc}.`;
 }
 
 // ---- filters and order ----
@@ -270,7 +273,12 @@ function follow() {
   byId("form").value = "any";
   byId("search").value = "";
   choose(given);
-  load(given.doc).then(() => byId("samples").scrollIntoView());
+  const isThere = CHOICES.every((name) => byId(name).value === given[name]);
+  load(isThere ? given.doc : null).then(() => {
+    if (!isThere) byId("count").textContent = `The page does not have what the link asks for. ${byId("count").textContent}`;
+    byId("samples").scrollIntoView();
+    byId("list").focus({ preventScroll: true });
+  });
   return true;
 }
 
