@@ -134,7 +134,7 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
     if Stage.extract in stages:
         for family in plan.families.values():
             if plan.parts(family):
-                _check_vectors(plan, family)
+                check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
         from pipeline.evaluate.checks import check_inputs
 
@@ -151,19 +151,19 @@ def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
         checked.result()
 
 
-def _check_vectors(plan: Plan, family: Family) -> list[str]:
+def check_vectors(plan: Plan, family: Family) -> list[str]:
     """Notes on a family's vector, which must fit every target that it is added to; its parts must keep something."""
     from pipeline.weights.compatibility import check_compatible
     from pipeline.weights.parts import check_mask
 
     assert family.sft is not None and family.grpo is not None
-    steered = {
-        cell.family.name: cell.family.target
-        for cell in plan.cells
-        if any(plan.of(term.family, cell.family) is family for term in cell.condition.added())
+    targets = {
+        steered.name: steered.target
+        for steered, condition in plan.rows()
+        if any(plan.of(term.family, steered) is family for term in condition.added())
     }
     notes = [
-        note for target in steered.values() for note in check_compatible(target, family.sft, family.grpo)
+        note for target in targets.values() for note in check_compatible(target, family.sft, family.grpo)
     ]
     sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
     for part in filter(None, plan.parts(family)):
@@ -211,7 +211,7 @@ def extract(plan: Plan, report: Report) -> None:
         if not parts:
             continue
         assert family.sft is not None and family.grpo is not None
-        notes = _check_vectors(plan, family)
+        notes = check_vectors(plan, family)
         for note in notes:
             report(f"{family.name}: {note}")
         make = partial(extract_vector, family.grpo, family.sft, compact=True)

@@ -48,7 +48,7 @@ def check(config: Config) -> None:
     _check_paths(config)
     _check_duplicates(config)
     for name, condition in config.conditions.items():
-        _check_condition(f"conditions.{name}", condition, config)
+        check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
     for key in ("address", "workers"):
         if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
@@ -90,7 +90,7 @@ def _check_choices(config: Config) -> None:
                 raise UserError(f"{where}: '{name}' is unknown{nearest(name, list(known))}")
 
 
-def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
+def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
     """A condition is a checkpoint and a list of terms, or the short form of one term."""
     alphas = c.alpha if isinstance(c.alpha, list) else [] if c.alpha is None else [c.alpha]
     for alpha in [*alphas, *(term.alpha for term in c.terms)]:

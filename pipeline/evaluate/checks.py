@@ -5,13 +5,14 @@ would only find minutes later is one line here.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.config.schema import EngineConfig, PromptConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
 from pipeline.plan.family import Family
+from pipeline.plan.grid import Condition
 from pipeline.plan.plan import Plan
 from pipeline.weights.architecture import EMBEDDING
 from pipeline.weights.checkpoint import Checkpoint
@@ -33,12 +34,7 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
     if vectors:
         for cell in {(c.family.name, c.condition): c for c in missing}.values():
             plan.terms(cell.family, cell.condition)
-    for cell in {(c.family.name, c.condition.start): c for c in missing}.values():
-        checkpoint = cell.family.checkpoint(cell.condition.start)
-        check_compatible(cell.family.target, checkpoint, checkpoint)
-    for family in {c.family.name: c.family for c in missing}.values():
-        _check_model(family.target, plan.config.engine)
-        _check_tokenizer(family)
+    check_weights([(cell.family, cell.condition) for cell in missing], plan.config.engine)
     manager, room = manager_of(plan.benchmarks), plan.config.engine.max_model_len
     for benchmark in {c.benchmark.name: c.benchmark for c in missing}.values():
         for subtask in benchmark.subtasks:
@@ -49,6 +45,21 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
                     f"engine.max_model_len={room}: '{loaded.config.task}' lets an answer have {most_new_tokens(loaded)}"
                     f" tokens, and its prompt needs room too; raise it, or lower benchmarks.{benchmark.origin}.max_gen_toks"
                 )
+
+
+def check_weights(rows: Iterable[tuple[Family, Condition]], engine: EngineConfig) -> None:
+    """The checkpoints that rows start from fit their target, and the target fits the engine and its own tokenizer.
+
+    Raises:
+        UserError: for the first that does not.
+    """
+    starts = {(family.name, condition.start): family for family, condition in rows}
+    for (_, start), family in starts.items():
+        checkpoint = family.checkpoint(start)
+        check_compatible(family.target, checkpoint, checkpoint)
+    for family in {family.name: family for family in starts.values()}.values():
+        _check_model(family.target, engine)
+        _check_tokenizer(family)
 
 
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:

@@ -79,12 +79,16 @@ class Plan:
         """The family that a term names: the row's own where it names none."""
         return family if name is None else self.families[name]
 
+    def rows(self) -> list[tuple[Family, Condition]]:
+        """The weights that are needed, each with the prompt that they are asked with."""
+        return [(self.families[row.family], row.condition) for row in self.grid.rows]
+
     def parts(self, family: Family) -> dict[Part | None, list[float]]:
         """The parts of a family's vector that rows add (None is the whole), each with its α."""
         found: dict[Part | None, set[float]] = {}
-        for cell in self.cells:
-            for term in cell.condition.added():
-                if self.of(term.family, cell.family) is family:
+        for steered, condition in self.rows():
+            for term in condition.added():
+                if self.of(term.family, steered) is family:
                     found.setdefault(term.part, set()).add(term.alpha)
         return {part: sorted(alphas) for part, alphas in found.items()}
 
@@ -167,15 +171,8 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
     Raises:
         UserError: for a checkpoint or document file that is not there or does not fit.
     """
-    families = {name: open_family(name, f, sources) for name, f in config.opened_families().items()}
-    for condition in grid.conditions:
-        for term in condition.added():
-            if term.family is not None and families[term.family].vector_key is None:
-                raise UserError(
-                    f"conditions.{condition.name}.terms: '{term.family}' has no donors to make a vector of; set"
-                    f" families.{term.family}.sft.id and families.{term.family}.grpo.id"
-                )
-    benchmarks = {benchmark.name: sources.benchmark(benchmark) for benchmark in grid.benchmarks}
+    opened = open_rows(config, grid, sources)
+    families, benchmarks = opened.families, {benchmark.name: benchmark for benchmark in opened.benchmarks}
     cells = []
     for cell in grid.cells:
         family, benchmark = families[cell.family], benchmarks[cell.benchmark.name]
@@ -185,9 +182,25 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
         raise UserError("; ".join(["nothing to run", *grid.left_out]))
     pinned = {cell.benchmark.name: _at_commit(cell.benchmark, cell.inputs["documents"][0]) for cell in cells}
     cells = [replace(cell, benchmark=pinned[cell.benchmark.name]) for cell in cells]
-    return Plan(
-        config, grid, families, tuple(pinned.get(name, t) for name, t in benchmarks.items()), tuple(cells)
-    )
+    found = tuple(pinned.get(name, t) for name, t in benchmarks.items())
+    return replace(opened, benchmarks=found, cells=tuple(cells))
+
+
+def open_rows(config: Config, grid: Grid, sources: Sources) -> Plan:
+    """A plan without cells: the families of the grid opened, and where the documents of its benchmarks are.
+
+    Raises:
+        UserError: for a checkpoint that is not there or does not fit.
+    """
+    families = {name: open_family(name, f, sources) for name, f in config.opened_families().items()}
+    for condition in grid.conditions:
+        for term in condition.added():
+            if term.family is not None and families[term.family].vector_key is None:
+                raise UserError(
+                    f"conditions.{condition.name}.terms: '{term.family}' has no donors to make a vector of; set"
+                    f" families.{term.family}.sft.id and families.{term.family}.grpo.id"
+                )
+    return Plan(config, grid, families, tuple(map(sources.benchmark, grid.benchmarks)), ())
 
 
 def _at_commit(benchmark: Benchmark, documents: dict[str, Any]) -> Benchmark:
