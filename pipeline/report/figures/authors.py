@@ -52,7 +52,7 @@ def picture(results: Results, found: Sequence[Beside], layout: Layout) -> "Figur
             assert one.gain is not None and one.gain_theirs is not None, "places hold those that have both"
             style: Any = {"color": BLUE, "marker": "o", "markersize": 5, "capsize": 2, "linestyle": "none"}
             ax.errorbar(100 * one.gain.value, y, xerr=arms(one.gain), label="ours", **style)
-            ax.plot(100 * one.gain_theirs, y, "x", color=VERMILION, markersize=6, label="the authors'")
+            ax.plot(100 * one.gain_theirs, y + 0.25, "x", color=VERMILION, markersize=6, label="the authors'")
         name_lines(ax, names)
         ax.set_title(panel_title(results, family, benchmark))
         ax.set_xlabel("difference, points")
