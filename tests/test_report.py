@@ -356,7 +356,7 @@ def test_likelihoods_of_options_stand_beside_each_other(browser: Browser, tmp_pa
         row |= {"loglikelihoods": options, "output": chosen, "target": "1", "tokens": 0, "finish": "scored"}
     opened(browser, two_cells(tmp_path, *both))
     cells = "[...document.querySelectorAll('.options tbody tr')].map(r => r.innerText.replace(/\\s+/g, ' ').trim())"
-    assert browser.evaluate(cells) == ["1 fire −1.00 −3.00", "2 snow (target) −2.50 −0.25"]
+    assert browser.evaluate(cells) == ["0 fire −1.00 −3.00", "1 snow (target) −2.50 −0.25"]
     bold = "[...document.querySelectorAll('.options b')].map(b => b.textContent.trim())"
     assert browser.evaluate(bold) == ["−1.00", "−0.25"]
 

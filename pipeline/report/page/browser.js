@@ -234,7 +234,7 @@ function likelihoods(pair) {
     const row = body.insertRow();
     const names = [0, 1].filter((k) => best[k] === i).map((k) => [pair.old, pair.now][k].output);
     const isTarget = pair.target !== null && pair.target.trim() === String(i);
-    row.append(element("th", [`${i + 1}`, names[0], isTarget ? "(target)" : ""].filter(Boolean).join(" ")));
+    row.append(element("th", [String(i), names[0], isTarget ? "(target)" : ""].filter(Boolean).join(" ")));
     [pair.old, pair.now].forEach(({ options }, k) => {
       const cell = row.insertCell();
       if (!options || options[i] === undefined) return;
