@@ -310,3 +310,33 @@ def test_a_session_steers_when_the_weights_change_samples_by_its_seeds_and_score
     command = [sys.executable, "-c", f"HUGO = {HUGO!r}\n{LIVE}"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert ran.stdout == "all held\n", ran.stderr[-3000:]
+
+
+DIES = r"""
+import os, signal
+from pipeline import api as rv
+
+if __name__ == "__main__":  # the engine's processes import this again
+    config = rv.compose(["experiment=micro", "results=results", "engine.in_process=false"])
+    with rv.Session(config, alpha=[1]) as model:
+        (before,) = model.ask(HUGO)
+        for process in model._runner.engine.processes:
+            os.kill(process.pid, signal.SIGKILL)
+        try:
+            model.ask(HUGO)
+        except rv.UserError as e:
+            print(str(e).partition("(")[0])
+        assert model.ask(HUGO) == [before]
+        print("answered again")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_a_question_after_one_that_an_engine_died_on_starts_another(tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(f"HUGO = {HUGO!r}\n{DIES}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "dies.py"], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert ran.stdout == "the engine died on this question \nanswered again\n", ran.stderr[-3000:]
