@@ -215,9 +215,9 @@ def test_a_flag_that_is_not_taken_is_one_line(
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        ("pl", "plan playground"),
+        ("comp", "compare completion"),
         ("experiment=mo", "model"),
-        ("engine=g", "gpu gpu_exact"),
+        ("engine=c", "cpu"),
         ("tab", "tables="),
         ("preset=d", "debug"),
     ],
