@@ -201,6 +201,21 @@ def new_folder(final: Path) -> Iterator[Path]:
         sync(final.parent)
 
 
+def resolved(out: Path) -> Path:
+    """A path to write to, without links or `..` in it.
+
+    Raises:
+        UserError: if it leads nowhere: links in a circle, or a name that is too long.
+    """
+    try:
+        found = out.resolve()
+        found.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle
+        reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+        raise UserError(f"cannot write {str(out)[:120]}: {reason}; choose another path") from None
+    return found
+
+
 @contextmanager
 def replacing(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """A temporary path to write a file or folder to, which becomes `out` when the block succeeds.
