@@ -213,6 +213,8 @@ def resolved(out: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle
         reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
         raise UserError(f"cannot write {str(out)[:120]}: {reason}; choose another path") from None
+    if any(len(os.fsencode(part)) > 255 for part in found.parts):  # asked of the disk only where folders are
+        raise UserError(f"cannot write {str(out)[:120]}: a name has at most 255 bytes; choose another path")
     return found
 
 
