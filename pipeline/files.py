@@ -201,6 +201,23 @@ def new_folder(final: Path) -> Iterator[Path]:
         sync(final.parent)
 
 
+def resolved(out: Path) -> Path:
+    """A path to write to, without links or `..` in it.
+
+    Raises:
+        UserError: if it leads nowhere: links in a circle, or a name that is too long.
+    """
+    try:
+        found = out.resolve()
+        found.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle
+        reason = error.strerror if isinstance(error, OSError) else "its links lead in a circle"
+        raise UserError(f"cannot write {str(out)[:120]}: {reason}; choose another path") from None
+    if any(len(os.fsencode(part)) > 255 for part in found.parts):  # asked of the disk only where folders are
+        raise UserError(f"cannot write {str(out)[:120]}: a name has at most 255 bytes; choose another path")
+    return found
+
+
 @contextmanager
 def replacing(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """A temporary path to write a file or folder to, which becomes `out` when the block succeeds.

@@ -25,7 +25,7 @@ from pipeline.commands.rows import for_one_family, row_of, stem
 from pipeline.config.explain import nearest
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_synced
+from pipeline.files import replacing, resolved, write_synced
 from pipeline.lock import held
 from pipeline.manifest import manifest_path, read_manifest
 from pipeline.plan.family import Family
@@ -102,7 +102,7 @@ def _recipe(plan: Plan, family: Family, row: Condition, out: Path) -> str:
         assert of.grpo is not None and of.sft is not None
         terms.append(Difference(term.alpha, of.grpo, of.sft, term.part))
     text = mergekit.recipe(family.checkpoint(row.start), terms, f"{family.name} · {row.label}")
-    out = out.resolve()
+    out = resolved(out)
     with replacing(out, _check_recipe) as new:
         write_synced(new, text.encode())
     return f"{family.name} · {row.label} written to {out}\nto merge it: mergekit-yaml {out} FOLDER"

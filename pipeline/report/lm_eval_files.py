@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import json_bytes, replacing, sha256, write_synced
+from pipeline.files import json_bytes, replacing, resolved, sha256, write_synced
 from pipeline.manifest import Manifest
 from pipeline.records import Answer, Record, Sample, read_record
 
@@ -51,7 +51,7 @@ def write(
                 said.append(f"left out: {' / '.join(cell.place)}: {hole}")
     if not found:
         raise UserError(f"{manifest.experiment}: no records to export; run the experiment first")
-    out = out.resolve()
+    out = resolved(out)
     with replacing(out, _check_exported) as new:
         new.mkdir()
         for model, records in found.items():

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import open_regular, replacing
+from pipeline.files import open_regular, replacing, resolved
 from pipeline.weights import compatibility
 from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.card import Steering, card
@@ -160,7 +160,7 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = 
         UserError: if something does not fit, with a line for each problem, before any byte is written; if `out` exists
             and is not an earlier result of this function, or holds what is read here; if a sum is not finite.
     """
-    out = out.resolve()
+    out = resolved(out)
     read = {info.file.resolve().parent for info in target.tensors.values()} | {target.path.resolve()}
     read |= {Path(term.vector).resolve() for term in terms}
     if any(source == out or out in source.parents for source in read):

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import SCRATCH, replacing
+from pipeline.files import SCRATCH, replacing, resolved
 from pipeline.weights import compatibility
 from pipeline.weights.checkpoint import Checkpoint, layer_order
 from pipeline.weights.description import (
@@ -196,7 +196,7 @@ def write_vector(
     Raises:
         UserError: if an entry is NaN or infinite, `out` holds something else, or the disk refuses.
     """
-    path = (out / FILE).resolve()
+    path = resolved(out / FILE)
     description: Description = {
         **origin,
         "schema": SCHEMA,
