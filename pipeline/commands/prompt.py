@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Benchmark, Condition, columns, rows, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, asked_of, columns, rows, takes_chat_template
 from pipeline.plan.sources import Sources, find_sources
 
 OPTIONS = ("task", "condition", "document")
@@ -45,7 +45,10 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         UserError: for a benchmark, condition or document that does not exist.
     """
     sources = find_sources(config)
-    benchmark = sources.benchmark(_named("task", options, {t.name: t for t in columns(config)}))
+    family = next(iter(config.chosen_families().values()))
+    benchmark = asked_of(
+        family, sources.benchmark(_named("task", options, {t.name: t for t in columns(config)}))
+    )
     condition = _named("condition", options, {c.name: c for c in rows(config)})
     number = options.get("document", "0")
     if not number.isdigit():
@@ -82,6 +85,9 @@ def build(
     """
     family = next(iter(config.chosen_families().values()))
     tokenizer = load_tokenizer(locate(family.target), sources.revision(family.target))
+    if family.template is not None:
+        other = family.sources()[family.template]
+        tokenizer.chat_template = load_tokenizer(locate(other), sources.revision(other)).chat_template
     chat = takes_chat_template(family, condition.start)
     manager, prompt, start = manager_of([benchmark]), config.prompts[condition.prompt], 0
     for subtask in benchmark.subtasks:

@@ -9,10 +9,12 @@ from typing import Any
 from pipeline.config.explain import nearest, unknown_key
 from pipeline.config.schema import (
     DTYPES,
+    PARTS,
     BenchmarkConfig,
     CheckpointConfig,
     ConditionConfig,
     Config,
+    FamilyConfig,
     Launcher,
     PartConfig,
     Role,
@@ -47,6 +49,8 @@ def check(config: Config) -> None:
     _check_choices(config)
     _check_paths(config)
     _check_duplicates(config)
+    for name, family in config.families.items():
+        _check_template(f"families.{name}", family)
     for name, condition in config.conditions.items():
         _check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
@@ -88,6 +92,25 @@ def _check_choices(config: Config) -> None:
         for name in names or ():
             if name not in known and not (where == "families" and name.lower() in sizes):
                 raise UserError(f"{where}: '{name}' is unknown{nearest(name, list(known))}")
+
+
+def _check_template(where: str, family: FamilyConfig) -> None:
+    """A chat template is that of a checkpoint which the family has, and is applied."""
+    if family.template is None:
+        return
+    if family.template not in PARTS[1:]:
+        raise UserError(
+            f"{where}.template: expected one of {', '.join(PARTS[1:])}, found '{family.template}'"
+        )
+    if getattr(family, family.template) is None:
+        raise UserError(
+            f"{where}.template={family.template}: the family has no such checkpoint; set {where}.{family.template}.id, or"
+            " leave the template out"
+        )
+    if not family.chat:
+        raise UserError(
+            f"{where}.template={family.template}: no template is applied with chat=false; leave one out"
+        )
 
 
 def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
@@ -175,6 +198,9 @@ def _check_numbers(config: Config) -> None:
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }
+    for name, family in config.families.items():
+        counts[f"families.{name}.max_model_len"] = (family.max_model_len, 16, 2**24)
+        counts[f"families.{name}.max_gen_toks"] = (family.max_gen_toks, 1, 2**24)
     for name, b in config.benchmarks.items():
         counts[f"benchmarks.{name}.limit"] = (b.limit, 1, 2**31)
         counts[f"benchmarks.{name}.max_gen_toks"] = (b.max_gen_toks, 1, 2**24)

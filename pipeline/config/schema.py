@@ -143,6 +143,9 @@ class FamilyConfig(Frozen):
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
     chat: bool = True  # apply the chat template of the target
+    template: str | None = None  # the checkpoint whose template is applied in its place: sft, grpo or base
+    max_model_len: int | None = None  # of its engine, where it has fewer positions than engine.max_model_len
+    max_gen_toks: int | None = None  # of an answer at most, where it has no room for what a benchmark allows
     tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 
     def sources(self) -> dict[str, CheckpointConfig]:

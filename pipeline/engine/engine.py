@@ -54,6 +54,7 @@ class Engine:
     def __init__(self, config: EngineConfig, model: Path) -> None:
         self.config = config
         self.model = model
+        self.template_of: Path | None = None  # where it is not the model's own
         check_device(config.device)
         prepare_environment(config)
         self._start(model)
@@ -68,6 +69,8 @@ class Engine:
                 raise UserError(_start_failure(e, output.text(self.log), self.config)) from e
         self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
         self.started_on = weights
+        if self.template_of is not None:
+            self.lm.take_template(self.template_of)
 
     def _load(self, weights: Path) -> "SteeredLM":
         from pipeline.engine.lm import SteeredLM
@@ -108,6 +111,11 @@ class Engine:
             raise SteeringError(
                 "the prefix cache could not be emptied after a swap; no request may be running"
             )
+
+    def set_chat_template(self, checkpoint: Path) -> None:
+        """Have prompts go through the chat template of another checkpoint than the model that it was started on."""
+        self.template_of = checkpoint
+        self.lm.take_template(checkpoint)
 
     def _swap(self, target: Path, terms: Sequence[Term]) -> None:
         plain = [(t.vector, t.alpha, t.random_seed) for t in terms]

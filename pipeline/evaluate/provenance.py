@@ -39,7 +39,7 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
             for part in ("target", "sft", "grpo", "base")
             if (source := getattr(cell.family.config, part)) is not None
         },
-        "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
+        "engine": {k: getattr(v, "value", v) for k, v in asdict(cell.family.engine(config.engine)).items()},
         "chat_template_sha": chat_template_sha,
         "sandbox": str(sandbox.probe()) if cell.benchmark.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},

@@ -19,7 +19,7 @@ from pipeline import hub
 from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device
 from pipeline.errors import UserError
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Benchmark, Grid, make_grid
+from pipeline.plan.grid import Benchmark, Grid, asked_of, make_grid
 from pipeline.plan.revisions import pinned
 from pipeline.weights.checkpoint import DOWNLOADED
 
@@ -151,7 +151,9 @@ def _cells(grid: Grid, family: str) -> list[Benchmark]:
     own = [cell for cell in grid.cells if cell.family == family]
     return list(
         {
-            (c.condition.start, c.condition.added(), c.condition.prompt, c.benchmark.name): c.benchmark
+            (c.condition.start, c.condition.added(), c.condition.prompt, c.benchmark.name): asked_of(
+                grid.families[family], c.benchmark
+            )
             for c in own
         }.values()
     )

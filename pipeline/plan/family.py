@@ -1,10 +1,11 @@
 """The checkpoints of one target and its donors, opened."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.config.schema import CheckpointConfig, FamilyConfig, Start
+from pipeline.config.schema import CheckpointConfig, EngineConfig, FamilyConfig, Start
 from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
 from pipeline.plan.sources import Sources
@@ -44,7 +45,24 @@ class Family:
     @cached_property
     def architecture(self) -> str:
         """Families with equal values can share one engine."""
-        return digest([model_config(self.target), self.target.tokenizer_fingerprint])
+        own = [s for s in (self.config.max_model_len, self.template_hash) if s is not None]
+        return digest([model_config(self.target), self.target.tokenizer_fingerprint, *own])
+
+    @property
+    def template_source(self) -> Checkpoint:
+        """The checkpoint whose chat template prompts go through."""
+        return self.target if self.config.template is None else self.checkpoint(Start(self.config.template))
+
+    @property
+    def template_hash(self) -> str | None:
+        """sha256 of that template, where it is not the target's own."""
+        found = self.template_source.chat_template_hash
+        return None if found == self.target.chat_template_hash else found
+
+    def engine(self, config: EngineConfig) -> EngineConfig:
+        """The options of its engine: with its own length, where it has fewer positions."""
+        own = self.config.max_model_len
+        return config if own is None else replace(config, max_model_len=min(own, config.max_model_len))
 
 
 def vector_key_of(family: Family, part: Part | None) -> str | None:
@@ -71,15 +89,23 @@ def open_family(name: str, config: FamilyConfig, sources: Sources) -> Family:
         for part, source in config.sources().items()
     }
     target = opened["target"]
-    if config.chat and target.chat_template_hash is None:
-        raise UserError(
-            f"{target.source}: expected a chat template, found none; set families.{name}.chat=false for a base model"
-        )
+    _check_template(name, config, opened)
     sft, grpo, base = (opened.get(part) for part in ("sft", "grpo", "base"))
     vector_key = None
     if sft is not None and grpo is not None:
         vector_key = digest({"difference": [grpo.fingerprint, sft.fingerprint]})
     return Family(name, config, target, sft, grpo, base, vector_key)
+
+
+def _check_template(name: str, config: FamilyConfig, opened: Mapping[str, Checkpoint]) -> None:
+    """Refuse a family whose prompts are to go through a chat template that is not there."""
+    source = opened[config.template or "target"]
+    if not config.chat or source.chat_template_hash is not None:
+        return
+    remedy = f"set families.{name}.chat=false for a base model"
+    if config.template is None:
+        remedy += f", or families.{name}.template to the donor whose template it is to be asked with"
+    raise UserError(f"{source.source}: expected a chat template, found none; {remedy}")
 
 
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:

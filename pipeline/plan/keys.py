@@ -42,7 +42,7 @@ def inputs_of(
         "weights": _weights(families, family, condition),
         "model": model_config(family.target),
         "tokenizer": family.target.tokenizer_fingerprint,
-        "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
+        "prompt": asdict(config.prompts[condition.prompt]) | _chat(family, chat),
         "task": {
             "names": names,
             "definition": _task_definition(tuple(names), b.runs_code, benchmark.task_folders),
@@ -62,6 +62,12 @@ def inputs_of(
         "engine": _numerics(config),
         "versions": versions(),
     }
+
+
+def _chat(family: Family, applied: bool) -> dict[str, Any]:
+    """Whether a chat template is applied, and which, where it is not the target's: that is in its tokenizer's fingerprint."""
+    own = family.template_hash if applied else None
+    return {"chat": applied} | ({"template": own} if own is not None else {})
 
 
 def _weights(families: Mapping[str, Family], family: Family, condition: Condition) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.files import digest
 from pipeline.manifest import FamilyEntry, Manifest, PlannedCell
 from pipeline.plan import revisions
 from pipeline.plan.family import Family, open_family, vector_key_of
-from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell
+from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell, asked_of
 from pipeline.plan.keys import inputs_of
 from pipeline.plan.sources import Sources
 from pipeline.records import is_done
@@ -178,16 +178,18 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
     benchmarks = {benchmark.name: sources.benchmark(benchmark) for benchmark in grid.benchmarks}
     cells = []
     for cell in grid.cells:
-        family, benchmark = families[cell.family], benchmarks[cell.benchmark.name]
+        family = families[cell.family]
+        benchmark = asked_of(family.config, benchmarks[cell.benchmark.name])
         inputs = inputs_of(config, families, family, cell.condition, benchmark)
         cells.append(Cell(family, cell.condition, benchmark, inputs, digest(inputs)))
     if not cells:
         raise UserError("; ".join(["nothing to run", *grid.left_out]))
-    pinned = {cell.benchmark.name: _at_commit(cell.benchmark, cell.inputs["documents"][0]) for cell in cells}
-    cells = [replace(cell, benchmark=pinned[cell.benchmark.name]) for cell in cells]
-    return Plan(
-        config, grid, families, tuple(pinned.get(name, t) for name, t in benchmarks.items()), tuple(cells)
-    )
+    found = {cell.benchmark.name: cell.inputs["documents"][0] for cell in cells}
+    cells = [
+        replace(cell, benchmark=_at_commit(cell.benchmark, found[cell.benchmark.name])) for cell in cells
+    ]
+    asked = (_at_commit(b, found[name]) if name in found else b for name, b in benchmarks.items())
+    return Plan(config, grid, families, tuple(asked), tuple(cells))
 
 
 def _at_commit(benchmark: Benchmark, documents: dict[str, Any]) -> Benchmark:
