@@ -82,6 +82,8 @@ class Source(TypedDict):
 
     id: str
     revision: str | None
+    subfolder: NotRequired[str]
+    merge_into: NotRequired[str]  # it is an adapter, in this checkpoint of the family
 
 
 class Provenance(TypedDict):

@@ -8,21 +8,22 @@ track     W&B runs, from records alone                          → the W&B serv
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import hub
+from pipeline.config.compose import without
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.files import move_away, new_folder, write_json
 from pipeline.lock import held
 from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.plan import estimate, revisions
-from pipeline.plan.family import Family
+from pipeline.plan.family import Family, FamilyRefused, of_family
 from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.sources import find_sources
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.weights.parts import Part
 
 Report = Callable[[str], None]
+Done = TypeVar("Done")
 
 
 def prepare(config: Config, report: Report | None = None) -> Plan:
@@ -51,14 +53,57 @@ def prepare(config: Config, report: Report | None = None) -> Plan:
 
 def describe(config: Config, report: Report) -> str:
     """The plan as text; without a network the grid, whose keys are then unknown."""
-    with hub.asked_once():
+
+    def described(config: Config, tell: Report) -> str:
         try:
-            return prepare(config, report).describe()
+            return prepare(config, tell).describe()
         except hub.Unreachable as silent:
             grid = make_grid(config)
             return (
                 f"{grid.describe()}\n{len(grid.cells)} cells; which of them are done (?) is unknown: {silent}"
             )
+
+    with hub.asked_once():
+        text, refused = _with_those_that_open(config, report, described)
+    if refused:
+        report(text)
+        raise UserError(_left_out(refused))
+    return text
+
+
+def _with_those_that_open(
+    config: Config, report: Report, do: Callable[[Config, Report], Done]
+) -> tuple[Done, dict[str, str]]:
+    """Do something with the families that can be opened and used, and say why others cannot.
+
+    What is begun with a family that is refused is begun again without it; lines are not told a second time.
+
+    Raises:
+        UserError: if no family is left: what the first was refused for.
+    """
+    refused: dict[str, str] = {}
+    before, now = set[str](), set[str]()
+
+    def tell(line: str) -> None:
+        if line not in before:
+            report(line)
+        now.add(line)
+
+    while True:
+        try:
+            return do(config, tell), refused
+        except FamilyRefused as e:
+            refused[e.family] = "; ".join(str(e).splitlines())
+            if len(config.chosen_families()) == 1:
+                raise UserError(next(iter(refused.values()))) from e
+            config = without(config, e.family)
+            before |= now
+            tell(f"{e.family} is left out: {refused[e.family]}")
+
+
+def _left_out(refused: Mapping[str, str]) -> str:
+    """What a run that left families out says in the end."""
+    return "; ".join(f"{name} was left out: {reason}" for name, reason in refused.items())
 
 
 def run(config: Config, report: Report = print) -> None:
@@ -83,13 +128,15 @@ def run(config: Config, report: Report = print) -> None:
     only_reads = stages == [Stage.render]
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         try:
-            _run(config, stages, report)
+            _, refused = _with_those_that_open(config, report, partial(_run, stages))
         finally:
             if config.launcher.kind is Launcher.ray:
                 from pipeline.evaluate.cluster import disconnect
 
                 disconnect()
     report(f"done in {time.monotonic() - started:.0f} s")
+    if refused:
+        raise UserError(_left_out(refused))
 
 
 def _check_machine(config: Config) -> None:
@@ -104,7 +151,7 @@ def _check_machine(config: Config) -> None:
         probe(config.launcher)
 
 
-def _run(config: Config, stages: list[Stage], report: Report) -> None:
+def _run(stages: list[Stage], config: Config, report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
     if Stage.extract in stages or Stage.evaluate in stages:
         if Stage.evaluate in stages and config.launcher.address is not None:
@@ -134,11 +181,25 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
     if Stage.extract in stages:
         for family in plan.families.values():
             if plan.parts(family):
-                _check_vectors(plan, family)
+                with _blamed(plan, family):
+                    _check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
         from pipeline.evaluate.checks import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
+
+
+@contextmanager
+def _blamed(plan: Plan, family: Family) -> Iterator[None]:
+    """What is found of a vector is its family's, unless a condition adds it to others too."""
+    others = {
+        cell.family.name
+        for cell in plan.cells
+        for term in cell.condition.added()
+        if plan.of(term.family, cell.family) is family
+    } - {family.name}
+    with nullcontext() if others else of_family(family.name):
+        yield
 
 
 def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
@@ -211,15 +272,16 @@ def extract(plan: Plan, report: Report) -> None:
         if not parts:
             continue
         assert family.sft is not None and family.grpo is not None
-        notes = _check_vectors(plan, family)
-        for note in notes:
-            report(f"{family.name}: {note}")
-        make = partial(extract_vector, family.grpo, family.sft, compact=True)
-        _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
-        for part, alphas in parts.items():
-            assert part is not None
-            make = partial(derive, Vector.open(plan.vector_folder(family)), part)
-            _new_vector(plan, family, part, alphas, notes, report, make)
+        with _blamed(plan, family):
+            notes = _check_vectors(plan, family)
+            for note in notes:
+                report(f"{family.name}: {note}")
+            make = partial(extract_vector, family.grpo, family.sft, compact=True)
+            _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
+            for part, alphas in parts.items():
+                assert part is not None
+                make = partial(derive, Vector.open(plan.vector_folder(family)), part)
+                _new_vector(plan, family, part, alphas, notes, report, make)
 
 
 def _new_vector(

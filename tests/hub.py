@@ -26,12 +26,13 @@ import pyarrow
 from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.config.schema import BenchmarkConfig, Config
+from pipeline.config.schema import BenchmarkConfig, Config, FamilyConfig
 from pipeline.files import ROOT
 from tests import tiny
 
 DATA = ROOT / ".." / "shared" / "data"
 ROWS = 40  # documents of each split
+DONORS = ("sft", "grpo")
 LARGE = 4.0  # GB: checkpoints of this size have a head of their own and three shards
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # as in Qwen2.5
 TEMPLATE = (
@@ -87,17 +88,27 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
         states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.1)
         for part, state in states.items():
             source = getattr(family, part)
-            if source is None or any(r.id == source.id for r in made):
+            if source is None or (part in ("target", "base") and any(r.id == source.id for r in made)):
                 continue
             from_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.id) is not None
-            where = folder / "models" / source.id if from_hub else Path(source.id)
+            repository = folder / "models" / source.id if from_hub else Path(source.id)
+            where = (
+                repository / f"runs-{part}" if _share_a_repository(family) and part in DONORS else repository
+            )
+            if where.exists():
+                continue
             tiny.write(where, state, shards=1 if tied else 3, **settings)
             _finish(where, tokenizer, part, template=family.template in (None, part))
             if from_hub:
-                made.append(Repository("models", source.id, _revision(source), where))
+                made.append(Repository("models", source.id, _revision(source), repository))
             else:
                 (where / "training.json").write_text("{}")  # a recipe's mark that the donor is whole
     return made
+
+
+def _share_a_repository(family: FamilyConfig) -> bool:
+    """Whether the donors are folders of one repository, here `runs-sft` and `runs-grpo`."""
+    return family.sft is not None and family.grpo is not None and family.sft.id == family.grpo.id
 
 
 def trained(results: Path) -> list[str]:

@@ -104,9 +104,9 @@ def test_every_family_is_one_of_theirs_and_the_largest_is_run_by_choice() -> Non
     assert config.families.keys() == MERGES.keys()
     left_out = set(config.families) - set(config.chosen_families())
     assert left_out == {"deepseek_fast_math_r1_14b"}
-    assert list(compose(["experiment=authors", *(f"families=[{n}]" for n in left_out)]).chosen_families()) == [
-        *left_out
-    ]
+    assert list(
+        compose(["experiment=authors", *(f"families=[{n}]" for n in left_out)]).chosen_families()
+    ) == [*left_out]
 
 
 def test_a_published_score_names_what_the_experiment_has() -> None:
@@ -125,10 +125,14 @@ def test_a_published_score_names_what_the_experiment_has() -> None:
 def test_scores_have_the_averages_of_the_log(group: tuple[str, str]) -> None:
     for condition, average in AVERAGES[group].items():
         scores = [
-            f["score"] for f in figures() if (f["family"], f["setting"]) == group and f["condition"] == condition
+            f["score"]
+            for f in figures()
+            if (f["family"], f["setting"]) == group and f["condition"] == condition
         ]
         assert abs(statistics.fmean(scores) - average) <= 0.1, "scores and averages are rounded to a tenth"
-    assert {f["condition"] for f in figures() if (f["family"], f["setting"]) == group} == AVERAGES[group].keys()
+    assert {f["condition"] for f in figures() if (f["family"], f["setting"]) == group} == AVERAGES[
+        group
+    ].keys()
 
 
 def test_the_question_is_asked_in_both_ways_with_the_control_in_each() -> None:
@@ -223,7 +227,9 @@ def test_all_of_it_runs_on_stand_ins(hub: Hub, root: Path) -> None:
         record = read_record(root / "results", cell["key"])
         assert record is not None
         (sample,) = record.samples()
-        assert "<|im_start|>user\n" in sample["prompt"] and sample["prompt"].endswith("<|im_start|>assistant\n")
+        assert "<|im_start|>user\n" in sample["prompt"] and sample["prompt"].endswith(
+            "<|im_start|>assistant\n"
+        )
         boxed = cell["condition"].partition("-s")[0].endswith("_boxed")
         assert ("put your final answer within \\boxed" in sample["prompt"]) == boxed
         assert record.provenance["engine"]["max_model_len"] == (

@@ -190,7 +190,9 @@ def test_a_suite_has_the_same_benchmarks_and_documents_in_every_experiment(
     assert config.benchmarks == alone.benchmarks
     assert config.data.generator == ("micro" if suite == "micro" else None)
     published = [b.published for b in config.benchmarks.values() if b.published]
-    assert sorted(published) == ([] if suite in ("micro", "math", "authors") else ["BBH", "GSM8K", "HumanEval", "SciQ"])
+    assert sorted(published) == (
+        [] if suite in ("micro", "math", "authors") else ["BBH", "GSM8K", "HumanEval", "SciQ"]
+    )
 
 
 def test_overlap_was_checked_against_every_document_that_the_seeds_are_asked() -> None:

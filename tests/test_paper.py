@@ -23,10 +23,11 @@ from pipeline.report import terminal
 from pipeline.report.render import render
 from pipeline.stages import prepare
 from tests import synthetic
-from tests.hub import Hub, environment, fill, trained, write_repositories
+from tests.hub import Hub, environment, fill, write_repositories
 
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
-SFT = "Tahatest123456/Qwen2.5-1.5B-GSM8K-SFT"
+SFT = "open-thoughts/OpenThinker3-1.5B"
+TO_TRAIN = "family@families.qwen7b=qwen2.5-7b-trained"  # donors of the larger size that are yet to be trained
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(root: Path) -> Iterator[Hub]:
-    config = compose(["experiment=paper", "suite=extended", *trained(root / "results")])
+    config = compose(["experiment=paper", "suite=extended"])
     with Hub(write_repositories(root / "hub", config)) as served:
         fill(root / "cache", served, config)
         yield served
@@ -91,7 +92,7 @@ def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
 
 def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path, tmp_path: Path) -> None:
     results = [f"results={tmp_path}", f"tables={tmp_path}"]
-    command = [sys.executable, "-m", "pipeline", "plan", "experiment=paper", *results]
+    command = [sys.executable, "-m", "pipeline", "plan", "experiment=paper", TO_TRAIN, *results]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
     assert ran.returncode == 0, ran.stderr
     (line,) = (line for line in ran.stdout.splitlines() if "left out" in line)
@@ -106,17 +107,17 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("families=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
-        ("families.qwen7b.sft.id=no/such/folder", "families.qwen7b.sft: no folder no/such/folder"),
+        (["families=[7b]", TO_TRAIN], "nothing to run; qwen7b: 1 of 1 conditions are left out"),
+        (["families.qwen7b.sft.id=no/such/folder"], "families.qwen7b.sft: no folder no/such/folder"),
     ],
 )
 def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
-    override: str, message: str, hub: Hub, root: Path, tmp_path: Path
+    overrides: list[str], message: str, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
-    overrides = ["experiment=paper", "engine=cpu", "conditions=[alpha]", "alpha=[1]", override]
-    ran = pipeline(tmp_path, offline(root), "plan", *overrides)
+    fixed = ["experiment=paper", "engine=cpu", "conditions=[alpha]", "alpha=[1]"]
+    ran = pipeline(tmp_path, offline(root), "plan", *fixed, *overrides)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert message in ran.stderr
 

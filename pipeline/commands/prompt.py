@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config.explain import nearest
-from pipeline.config.schema import Config
+from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
@@ -84,10 +84,9 @@ def build(
         UserError: if the document does not exist or the tokenizer cannot be had.
     """
     family = next(iter(config.chosen_families().values()))
-    tokenizer = load_tokenizer(locate(family.target), sources.revision(family.target))
+    tokenizer = _tokenizer(family.target, sources)
     if family.template is not None:
-        other = family.sources()[family.template]
-        tokenizer.chat_template = load_tokenizer(locate(other), sources.revision(other)).chat_template
+        tokenizer.chat_template = _tokenizer(family.sources()[family.template], sources).chat_template
     chat = takes_chat_template(family, condition.start)
     manager, prompt, start = manager_of([benchmark]), config.prompts[condition.prompt], 0
     for subtask in benchmark.subtasks:
@@ -103,6 +102,10 @@ def build(
             return replace(asked, original=_prompt(plain, source, prompt.system, used))
         start += size
     raise UserError(f"document={document}: {benchmark.name} has {start} documents, counted from 0")
+
+
+def _tokenizer(source: CheckpointConfig, sources: Sources) -> Any:
+    return load_tokenizer(locate(source), sources.revision(source), source.subfolder)
 
 
 def _prompt(task: Any, index: int, system: str | None, tokenizer: Any) -> Prompt:

@@ -51,6 +51,7 @@ def check(config: Config) -> None:
     _check_duplicates(config)
     for name, family in config.families.items():
         _check_template(f"families.{name}", family)
+        _check_adapters(f"families.{name}", family)
     for name, condition in config.conditions.items():
         _check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
@@ -111,6 +112,27 @@ def _check_template(where: str, family: FamilyConfig) -> None:
         raise UserError(
             f"{where}.template={family.template}: no template is applied with chat=false; leave one out"
         )
+
+
+def _check_adapters(where: str, family: FamilyConfig) -> None:
+    """A donor that is an adapter is merged into a checkpoint that the family has, and that is no later one."""
+    allowed = {"target": (), "base": (), "sft": ("target", "base"), "grpo": ("target", "base", "sft")}
+    for part, source in family.sources().items():
+        if source.merge_into is None:
+            continue
+        if not allowed[part]:
+            raise UserError(
+                f"{where}.{part}.merge_into: a {part} is a whole model; merge the adapter into it first"
+            )
+        if source.merge_into not in allowed[part]:
+            raise UserError(
+                f"{where}.{part}.merge_into: expected one of {', '.join(allowed[part])}, found '{source.merge_into}'"
+            )
+        if getattr(family, source.merge_into) is None:
+            raise UserError(
+                f"{where}.{part}.merge_into={source.merge_into}: the family has no such checkpoint; set"
+                f" {where}.{source.merge_into}.id"
+            )
 
 
 def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
@@ -268,6 +290,10 @@ def _check_paths(config: Config) -> None:
         revision = source.revision
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
+    for where, checkpoint in sources.items():
+        folder = checkpoint.subfolder or "."
+        if not re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) or ".." in folder:
+            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(

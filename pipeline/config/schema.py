@@ -125,6 +125,10 @@ class CheckpointConfig(Frozen):
 
     id: str = ""  # empty: there is none
     revision: str | None = None
+    subfolder: str | None = None  # of the repository or folder, where the checkpoint is not at its root
+    merge_into: str | None = (
+        None  # it is a LoRA adapter, trained on this checkpoint of its family: target, base or sft
+    )
     size_gb: float | None = None  # estimate for the plan: what is downloaded, where the hub cannot be asked
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config.schema import EngineConfig, PromptConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
-from pipeline.plan.family import Family
+from pipeline.plan.family import Family, of_family
 from pipeline.plan.plan import Cell, Plan
 from pipeline.weights.architecture import EMBEDDING
 from pipeline.weights.checkpoint import Checkpoint
@@ -27,7 +27,8 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
         vectors: check these too; they are not there yet if the stage 'extract' is still to come.
 
     Raises:
-        UserError: for a checkpoint, tokenizer, task, document or vector that a cell could not be computed with.
+        FamilyRefused: for a checkpoint or tokenizer that a cell could not be computed with.
+        UserError: for such a task, document or vector.
     """
     missing = plan.missing()
     if vectors:
@@ -35,10 +36,12 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
             plan.terms(cell.family, cell.condition)
     for cell in {(c.family.name, c.condition.start): c for c in missing}.values():
         checkpoint = cell.family.checkpoint(cell.condition.start)
-        check_compatible(cell.family.target, checkpoint, checkpoint)
+        with of_family(cell.family.name):
+            check_compatible(cell.family.target, checkpoint, checkpoint)
     for family in {c.family.name: c.family for c in missing}.values():
-        _check_model(family.target, family.engine(plan.config.engine))
-        _check_tokenizer(family)
+        with of_family(family.name):
+            _check_model(family.target, family.engine(plan.config.engine))
+            _check_tokenizer(family)
     manager = manager_of(plan.benchmarks)
     for cell in {
         (c.benchmark.name, c.benchmark.config.max_gen_toks, _room(c, plan)[1]): c for c in missing

@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from evals import sandbox
-from pipeline.config.schema import Config
+from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.files import ROOT, sha256
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Cell
-from pipeline.records import Provenance
+from pipeline.records import Provenance, Source
 
 
 def chat_template_sha(tokenizer: Any) -> str:
@@ -35,7 +35,7 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
     """
     return {
         "family": {
-            part: {"id": source.id, "revision": getattr(cell.family, part).revision}
+            part: _origin(source, getattr(cell.family, part).revision)
             for part in ("target", "sft", "grpo", "base")
             if (source := getattr(cell.family.config, part)) is not None
         },
@@ -48,6 +48,16 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         "command": without_secrets("python -m pipeline " + shlex.join(sys.argv[1:])),
         "git": _git_commit(),
     }
+
+
+def _origin(source: CheckpointConfig, commit: str | None) -> Source:
+    """Where a checkpoint comes from."""
+    origin = Source(id=source.id, revision=commit)
+    if source.subfolder is not None:
+        origin["subfolder"] = source.subfolder
+    if source.merge_into is not None:
+        origin["merge_into"] = source.merge_into
+    return origin
 
 
 def without_secrets(text: str) -> str:

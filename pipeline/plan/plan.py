@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import digest
 from pipeline.manifest import FamilyEntry, Manifest, PlannedCell
 from pipeline.plan import revisions
-from pipeline.plan.family import Family, open_family, vector_key_of
+from pipeline.plan.family import Family, of_family, open_family, vector_key_of
 from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell, asked_of
 from pipeline.plan.keys import inputs_of
 from pipeline.plan.sources import Sources
@@ -165,9 +165,13 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
     """Open checkpoints and documents, and give each cell its key.
 
     Raises:
-        UserError: for a checkpoint or document file that is not there or does not fit.
+        FamilyRefused: for a checkpoint that is not there or does not fit.
+        UserError: for a document file that is not there.
     """
-    families = {name: open_family(name, f, sources) for name, f in config.opened_families().items()}
+    families = {}
+    for name, configured in config.opened_families().items():
+        with of_family(name):
+            families[name] = open_family(name, configured, sources)
     for condition in grid.conditions:
         for term in condition.added():
             if term.family is not None and families[term.family].vector_key is None:
