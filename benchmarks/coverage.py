@@ -51,7 +51,8 @@ class Clustered:
     def ours(self) -> tuple[Array, Array]:
         """The interval of `pipeline.analysis.paired.change`."""
         spread = self.square - self.mean**2
-        size = intervals.effective_size(spread, [(self.variance, self.freedom)], self.n, 0.95)
+        alike = self.n**2 / np.square(self.sizes).sum()
+        size = intervals.effective_size(spread, [(self.variance, self.freedom)], self.n, 0.95, alike)
         return intervals.paired(self.mean, self.square, size)
 
     def students(self) -> tuple[Array, Array]:

@@ -48,6 +48,7 @@ class BenchmarkEntry:
     cluster: str | None  # the field of a sample by which documents are not independent
     chance: float  # score of guessing, 0 to 1
     limit: int | None  # documents of each subtask that are asked; None is all
+    generated: bool = False  # written by a generator, from templates
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,9 @@ def parse_manifest(data: dict[str, Any]) -> Manifest:
     """
     if data["schema"] == 1:
         data = data | {"conditions": {name: _upgraded(name, c) for name, c in data["conditions"].items()}}
+        # The shipped experiments of that layout had generated documents and nothing else.
+        generated = {"generated": True} if str(data["experiment"]).startswith("micro") else {}
+        data["benchmarks"] = {name: entry | generated for name, entry in data["benchmarks"].items()}
     manifest = Manifest(
         data["experiment"],
         {name: FamilyEntry(**entry) for name, entry in data["families"].items()},

@@ -12,8 +12,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fingerprints and documents are cached in a folder of this process, not in results/."""
+def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fingerprints and documents are cached in a folder of this process; a make that a test starts is its own."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of the `make test` that this may run in
+            environment.delenv(name, raising=False)
         yield

@@ -239,7 +239,7 @@ def write_geometry(results: Path, layers: int = 3) -> str:
             "norm": norm,
             "relative_norm": norm / 50,
             "sparsity": 0.8,
-            "alphas": [{"alpha": alpha, "swallowed": 0.02, "rounding": 0.1} for alpha in (-1.0, 1.0)],
+            "alphas": [{"alpha": alpha, "lost_in_rounding": 0.02, "rounding": 0.1} for alpha in (-1.0, 1.0)],
             "directions": {"target-base": {"cosine": 0.1, "sign_agreement": 0.55}},
         }
 

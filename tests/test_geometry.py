@@ -88,21 +88,21 @@ def test_entries_lost_in_rounding_and_rounding_error_are_those_of_the_sum(tmp_pa
     for alpha, row in rows.items():
         result = (theta.float() + alpha * v).to(torch.bfloat16)
         changed = v != 0
-        assert row["swallowed"] == pytest.approx(
+        assert row["lost_in_rounding"] == pytest.approx(
             ((result == theta) & changed).sum().item() / changed.sum().item()
         )
         error = result.double() - theta.double() - alpha * v.double()
         assert row["rounding"] == pytest.approx(
             (error.norm() / (alpha * v.double()).norm()).abs().item(), rel=1e-6
         )
-    assert rows[0.1]["swallowed"] > rows[1.0]["swallowed"] > 0
+    assert rows[0.1]["lost_in_rounding"] > rows[1.0]["lost_in_rounding"] > 0
 
 
 def test_rounding_in_fp32_is_small_and_not_nought(tmp_path):
     family(tmp_path, torch.float32)
     row = report(tmp_path)["total"]["alphas"][-1]
     assert 0 < row["rounding"] < 1e-3
-    assert row["swallowed"] < 1e-3
+    assert row["lost_in_rounding"] < 1e-3
 
 
 def test_directions_are_measured_against_both_other_differences(tmp_path):
@@ -139,7 +139,7 @@ def test_a_vector_of_zeros_has_shares_of_nothing(tmp_path):
         Vector.open(tmp_path / "v"), opened(tmp_path / "a"), [1.0], base=opened(tmp_path / "a")
     )
     assert (found["total"]["norm"], found["total"]["sparsity"]) == (0.0, 1.0)
-    assert found["total"]["alphas"] == [{"alpha": 1.0, "swallowed": None, "rounding": None}]
+    assert found["total"]["alphas"] == [{"alpha": 1.0, "lost_in_rounding": None, "rounding": None}]
     assert found["total"]["directions"]["target-base"] == {"cosine": None, "sign_agreement": None}
     assert "—" in geometry.table(found)
 

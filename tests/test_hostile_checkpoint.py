@@ -506,7 +506,7 @@ def report(tmp_path: Path) -> Path:
         lambda g: g["total"].update(norm="1.0"),
         lambda g: g["total"].update(norm=None),
         lambda g: g["total"].update(entries=1.5),
-        lambda g: g["total"]["alphas"][0].update(swallowed="many"),
+        lambda g: g["total"]["alphas"][0].update(lost_in_rounding="many"),
         lambda g: g["total"]["directions"].update({"target-base": 3}),
         lambda g: g.update(modules={}),
         lambda g: g["modules"][0].__delitem__("module"),

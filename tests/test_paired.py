@@ -16,8 +16,7 @@ from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, design, robust_variance, sample_of
 from pipeline.analysis.paired import change, difference, number, score
 from pipeline.analysis.power import detectable, mcnemar_power
-from pipeline.analysis.signflip import sign_flip, smallest_p
-from pipeline.analysis.statistics import mcnemar_exact
+from pipeline.analysis.signflip import mcnemar_exact, sign_flip, smallest_p
 
 EXPERIMENTS = 2000
 SUBTASKS = np.repeat(np.arange(4), 100)
@@ -111,9 +110,26 @@ def test_a_single_large_cluster_takes_degrees_of_freedom_away() -> None:
 
 def test_a_spread_that_a_few_clusters_carry_has_few_degrees_of_freedom() -> None:
     d = changes(10, 0, 200)  # all in the first of ten clusters
-    excess = stats.kurtosis([10.0] + [0.0] * 9, bias=False)
     freedom = design(200, clusters=np.repeat(np.arange(10), 20)).variance(d)[1]
-    assert freedom == pytest.approx(1 / (1 / 9 + excess / 20))
+    residual = np.array([9.0] + [-1.0] * 9)
+    assert freedom == pytest.approx(2 * np.square(residual).sum() ** 2 / np.power(residual, 4).sum())
+    assert freedom < 3
+    spread = changes(10, 0, 200)[np.random.default_rng(1).permutation(200)]
+    assert design(200, clusters=np.repeat(np.arange(10), 20)).variance(spread)[1] > freedom
+
+
+def test_units_of_all_sizes_do_not_make_a_rare_change_worse_known_than_it_is() -> None:
+    sizes = np.array([71, 40, 30, *[5] * 60])
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    d = np.zeros(len(clusters))
+    d[[0, 75, 150, 200]] = [1.0, -1.0, 1.0, -1.0]  # four documents in four clusters
+    found = change(d, design(len(d), clusters=clusters))
+    assert found.freedom >= 2
+    assert -0.04 < found.low < 0 < found.high < 0.04
+    alike = design(len(d), clusters=clusters).alike
+    assert alike == pytest.approx(len(d) ** 2 / np.square(sizes).sum())
+    at_least = intervals.effective_size(0.1, [(10.0, 2.0)], len(d), 0.95, alike)
+    assert at_least == pytest.approx(alike * (1.959964 / stats.t.ppf(0.975, alike - 1)) ** 2, rel=1e-5)
 
 
 def test_strata_have_the_textbook_variance() -> None:

@@ -90,7 +90,13 @@ def test_it_opens_offline_without_an_error_or_a_request(browser: Browser, page: 
     assert browser.console == []
     assert {url.split(":")[0] for url in browser.requested} <= {"file", "data"}
     shown = browser.evaluate("document.body.innerText")
-    for text in ("The claims of the abstract", "What was run", "Accuracy in per cent", "vllm", "reproduced"):
+    for text in (
+        "The claims of the abstract",
+        "What was run",
+        "Accuracy in per cent",
+        "vllm",
+        "found here too",
+    ):
         assert text in shown
     loaded = browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert browser.evaluate("document.images.length") == 4

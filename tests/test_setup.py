@@ -40,10 +40,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def setup(checkout: Path, *arguments: str) -> subprocess.Popen[str]:
     command = ["make", "setup", "PYTHON=./python", *arguments]
-    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the `make test` that this may run in
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.Popen(
-        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

@@ -2,13 +2,13 @@
 
     python -m evals.micro out=data/micro seed=0
 
-Four forms: ``gsm8k`` (word problems), ``humaneval`` (small functions), ``sciq`` (four-way questions) and
-``bbh`` (five subtasks). A document belongs to the test or to the training side by the hash of what is
+Four forms: `gsm8k` (word problems), `humaneval` (small functions), `sciq` (four-way questions) and
+`bbh` (five subtasks). A document belongs to the test or to the training side by the hash of what is
 asked, so the two sides cannot meet whatever the seed or the size; within one file no document occurs twice.
 The same seed gives the same bytes. The prompts of the training text are those of lm-eval's stock tasks
 under a chat template: gsm8k, sciq, bbh_cot_zeroshot and humaneval_instruct (lm_eval/tasks/). It covers
 nothing of the real benchmarks' knowledge. Of the five subtasks logical_deduction_three_objects is generated and
-trained on, and never asked by ``conf/suite/micro.yaml``.
+trained on, and never asked by `conf/suite/micro.yaml`.
 """
 
 import gzip
@@ -68,7 +68,7 @@ def is_test(form: str, document: Document) -> bool:
 
 
 def documents(name: str, split: str, seed: int, count: int) -> list[Document]:
-    """``count`` documents of one form or subtask, test or train, no two the same.
+    """`count` documents of one form or subtask, test or train, no two the same.
 
     Raises UserError when there are not that many.
     """
@@ -76,10 +76,10 @@ def documents(name: str, split: str, seed: int, count: int) -> list[Document]:
 
 
 def write_benchmarks(folder: Path, seed: int, sizes: dict[str, int] | None = None) -> None:
-    """Write all four benchmarks under ``folder``.
+    """Write all four benchmarks under `folder`.
 
-    ``gsm8k/{train,test}.jsonl``, ``humaneval/HumanEval.jsonl.gz``, ``sciq/test.json``,
-    ``bbh/bbh/<subtask>.json`` with the fields of the public sets. ``sizes`` overrides SIZES, the numbers of
+    `gsm8k/{train,test}.jsonl`, `humaneval/HumanEval.jsonl.gz`, `sciq/test.json`,
+    `bbh/bbh/<subtask>.json` with the fields of the public sets. `sizes` overrides SIZES, the numbers of
     documents. A shorter file is the beginning of a longer one.
     """
     sizes = SIZES | (sizes or {})
@@ -102,7 +102,7 @@ def write_benchmarks(folder: Path, seed: int, sizes: dict[str, int] | None = Non
 
 
 def read_functions(folder: Path) -> list[Document]:
-    """The rows of ``humaneval/HumanEval.jsonl.gz`` under ``folder``."""
+    """The rows of `humaneval/HumanEval.jsonl.gz` under `folder`."""
     content = gzip.decompress((Path(folder) / "humaneval" / "HumanEval.jsonl.gz").read_bytes())
     return [json.loads(line) for line in content.splitlines()]
 
@@ -110,10 +110,10 @@ def read_functions(folder: Path) -> list[Document]:
 def training_examples(
     count: int, seed: int, shares: dict[str, float], think: float = 0.25, direct: float = 0.0
 ) -> Iterator[Example]:
-    """``count`` distinct training examples, the four forms in the given ``shares``, mixed.
+    """`count` distinct training examples, the four forms in the given `shares`, mixed.
 
-    A share ``think`` of the prompts begins with "Think step by step.". Of the word problems without it a share
-    ``direct`` is answered by the last line alone, with no steps; with it, half as many.
+    A share `think` of the prompts begins with "Think step by step.". Of the word problems without it a share
+    `direct` is answered by the last line alone, with no steps; with it, half as many.
     """
     rng = random.Random(f"examples/{seed}")
     forms = rng.choices(list(shares), weights=list(shares.values()), k=count)
@@ -128,7 +128,7 @@ def training_examples(
 
 
 def example(name: str, document: Document, answer: str, think: bool = False) -> Example:
-    """The prompt of lm-eval's stock task for this document, and ``answer`` as the assistant's words."""
+    """The prompt of lm-eval's stock task for this document, and `answer` as the assistant's words."""
     system, prefix, form = None, "", name
     if name == "gsm8k":
         user = f"Question: {document['question']}\nAnswer:"
@@ -161,7 +161,7 @@ def _sample(name: str, rng: random.Random, split: str) -> tuple[Document, str]:
 
 
 def _distinct(name: str, split: str, seed: int, count: int) -> Iterator[tuple[Document, str]]:
-    """``count`` documents of one side with their answers, no two the same.
+    """`count` documents of one side with their answers, no two the same.
 
     Raises UserError when the form has too few different documents.
     """

@@ -1,7 +1,7 @@
 """Word problems of one to four steps in the form of GSM8K (arXiv 2110.14168).
 
-Each step of an answer is one line with the computation repeated as ``<<a+b=c>>``, and the last line is
-``#### n``, so that the annotations can be replayed. Three kinds of story: a quantity that changes (order
+Each step of an answer is one line with the computation repeated as `<<a+b=c>>`, and the last line is
+`#### n`, so that the annotations can be replayed. Three kinds of story: a quantity that changes (order
 matters), amounts defined one by another (order does not), and shopping (two products or a remainder). All
 numbers are written as digits, all are positive integers, and no number occurs twice in a question.
 """
@@ -91,7 +91,7 @@ class _Ledger:
 
 
 def evaluate(expression: str) -> int:
-    """The value of ``a<op>b`` with op one of ``+ - * /``; a division must come out even."""
+    """The value of `a<op>b` with op one of `+ - * /`; a division must come out even."""
     left, operator, right = re.fullmatch(r"(\d+)([-+*/])(\d+)", expression).groups()  # type: ignore[union-attr]
     a, b = int(left), int(right)
     if operator == "/":
@@ -180,7 +180,7 @@ def _shopping(ledger: _Ledger, steps: int) -> str:
 
 
 def sample(rng: random.Random, steps: int, limit: int = 100) -> dict[str, str]:
-    """One problem, ``{"question", "answer"}``, of 1 to 4 ``steps``; all numbers lie in 1..``limit``."""
+    """One problem, `{"question", "answer"}`, of 1 to 4 `steps`; all numbers lie in 1..`limit`."""
     while True:
         ledger = _Ledger(rng, limit)
         try:

@@ -82,7 +82,7 @@ def _argument(rng: random.Random, kind: str) -> Any:
 
 
 def sample(rng: random.Random) -> dict[str, str]:
-    """One function with HumanEval's fields, less ``task_id``; its check sees two results or more."""
+    """One function with HumanEval's fields, less `task_id`; its check sees two results or more."""
     while True:
         name = rng.choice(list(FAMILIES))
         argument, kind, result, doc, body = FAMILIES[name]

@@ -1,6 +1,6 @@
 """Five subtasks in the input style of BIG-Bench Hard (arXiv 2210.09261), each with a short chain of thought.
 
-A sample is the document (``input``, ``target``) and the chain, which ends in ``So the answer is X.`` as the
+A sample is the document (`input`, `target`) and the chain, which ends in `So the answer is X.` as the
 chains of BIG-Bench Hard's own prompts do.
 """
 

@@ -27,7 +27,7 @@ FACTS = {
 
 
 def sample(rng: random.Random) -> dict[str, str]:
-    """One question with SciQ's fields; its ``support`` holds 4 or 6 sentences."""
+    """One question with SciQ's fields; its `support` holds 4 or 6 sentences."""
     asked, other = rng.sample(list(VERBS), 2)
     while True:
         creatures = list(dict.fromkeys(rng.choices(CREATURES, WEIGHTS, k=rng.choice([2, 3]))))

@@ -6,9 +6,9 @@ changes.
     variant = perturb("gsm8k", "larger_numbers", documents, seed=0)
     len(variant) / len(documents)                        # the share that could be changed soundly
 
-A form is a layout of documents, not a data set: ``gsm8k`` {question, answer}, ``sciq`` {question, support,
-distractor1..3, correct_answer}, ``humaneval`` {task_id, prompt, entry_point, canonical_solution, test} and
-``bbh`` {input, target}. The micro benchmarks have the same layouts. The paper (arXiv:2509.01363) evaluates on
+A form is a layout of documents, not a data set: `gsm8k` {question, answer}, `sciq` {question, support,
+distractor1..3, correct_answer}, `humaneval` {task_id, prompt, entry_point, canonical_solution, test} and
+`bbh` {input, target}. The micro benchmarks have the same layouts. The paper (arXiv:2509.01363) evaluates on
 adversarial variants of its own that are not published; these stand in their place and are not the paper's
 sets.
 
@@ -51,7 +51,7 @@ def perturb(
 ) -> list[Document]:
     """The documents that the perturbation can change soundly, changed, in their order.
 
-    Each has the fields of its original with the same types, and ``source_doc``, the index of the original.
+    Each has the fields of its original with the same types, and `source_doc`, the index of the original.
     What a document becomes depends on the seed, the perturbation's id, the subtask and the document's index,
     not on other documents. Raises UserError for an unknown form or name.
     """

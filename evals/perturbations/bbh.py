@@ -1,6 +1,6 @@
 """Perturbations of BIG-Bench-Hard-like documents {input, target}.
 
-Options are lines ``(A) text`` or ``- text`` after a line ``Options:``. The kinds follow studies of option
+Options are lines `(A) text` or `- text` after a line `Options:`. The kinds follow studies of option
 order (arXiv:2309.03882), irrelevant context (arXiv:2302.00093) and prompt format (arXiv:2310.11324).
 """
 

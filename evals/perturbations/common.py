@@ -23,8 +23,8 @@ Function = Callable[[Document, random.Random, str | None], Document | None]  # d
 class Perturbation:
     """A perturbation of one benchmark form.
 
-    ``version`` is raised whenever the same seed would give other documents; ``id`` (``larger_numbers.v2``)
-    names both and is what goes into a cell's key. ``without`` are subtasks in which it can change nothing.
+    `version` is raised whenever the same seed would give other documents; `id` (`larger_numbers.v2`)
+    names both and is what goes into a cell's key. `without` are subtasks in which it can change nothing.
     The function's docstring says what changes, what must stay true and the source.
     """
 
@@ -109,7 +109,7 @@ def words(text: str) -> set[str]:
 def irrelevant_facts(
     rng: random.Random, text: str, count: int, numbers: Sequence[int] | None = None
 ) -> list[str]:
-    """``count`` facts that share no word with ``text``, with a number from ``numbers`` if there are any.
+    """`count` facts that share no word with `text`, with a number from `numbers` if there are any.
 
     Returns fewer when the text leaves fewer to choose from.
     """
@@ -189,11 +189,11 @@ def mistype(word: str, rng: random.Random) -> str:
 
 
 def mistype_text(text: str, rng: random.Random, keep: Iterable[str] = (), share: float = 0.15) -> str | None:
-    """The text with typing errors in about ``share`` of its plain words, at least two if it has them; None
+    """The text with typing errors in about `share` of its plain words, at least two if it has them; None
     without any.
 
     A plain word has four letters or more, all lower case, stands between white space or sentence punctuation,
-    is no number word, no word of ``keep`` and none that a slip would turn into another word.
+    is no number word, no word of `keep` and none that a slip would turn into another word.
     """
     kept = {word.lower() for word in keep}
     spans = [

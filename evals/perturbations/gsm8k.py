@@ -1,8 +1,8 @@
 """Perturbations of GSM8K-like word problems {question, answer}.
 
-The answer carries its computation as ``<<48/2=24>>`` annotations and ends in ``#### n``. `larger_numbers` and
+The answer carries its computation as `<<48/2=24>>` annotations and ends in `#### n`. `larger_numbers` and
 `more_steps` replay that computation in exact arithmetic and leave out every document whose annotations do not
-reproduce ``n``. The kinds follow GSM-Plus (arXiv:2402.19255: numerical variation, adding operation, digit
+reproduce `n`. The kinds follow GSM-Plus (arXiv:2402.19255: numerical variation, adding operation, digit
 expansion, distractor insertion, problem understanding), GSM-IC (arXiv:2302.00093: irrelevant context),
 GSM-Symbolic (arXiv:2410.05229: names and numbers) and R-GSM (arXiv:2402.08939: premise order).
 """
@@ -49,7 +49,7 @@ def parse_expression(expression: str) -> ast.Expression | None:
 def evaluate(expression: str, operands: Sequence[Fraction] | None = None) -> Fraction | None:
     """The exact value of an annotation's arithmetic (+ - * / and brackets), or None if it is anything else.
 
-    ``operands``, if given, take the places of the expression's numbers, in order.
+    `operands`, if given, take the places of the expression's numbers, in order.
     """
     replacements = None if operands is None else iter(operands)
 
@@ -82,7 +82,7 @@ def evaluate(expression: str, operands: Sequence[Fraction] | None = None) -> Fra
 
 
 def replay(answer: str) -> list[Fraction] | None:
-    """The results of an answer's annotations, or None unless each is exact and the last is ``#### n``."""
+    """The results of an answer's annotations, or None unless each is exact and the last is `#### n`."""
     final = FINAL.search(answer)
     results = []
     for annotation in ANNOTATION.finditer(answer):
@@ -197,7 +197,7 @@ def constants(question: str, fixed: set[Fraction]) -> set[Fraction]:
 
 
 def like(value: Fraction, written: str) -> str:
-    """``value``, which has at most two decimals, written as ``written`` is: commas, decimals, leading
+    """`value`, which has at most two decimals, written as `written` is: commas, decimals, leading
     zero."""
     decimals = len(written.partition(".")[2])
     while (value * 10**decimals).denominator != 1:
@@ -211,8 +211,8 @@ def like(value: Fraction, written: str) -> str:
 class Slot:
     """A number in the answer and what it may stand for.
 
-    ``quantity``: a number of the question with this value; ``results``: the earlier steps with this result;
-    ``constant``: a number that never changes. ``step``: the annotation whose result it is, if it is one, with
+    `quantity`: a number of the question with this value; `results`: the earlier steps with this result;
+    `constant`: a number that never changes. `step`: the annotation whose result it is, if it is one, with
     the slots of its operands.
     """
 
@@ -234,7 +234,7 @@ class Problem:
     slots: list[Slot]
 
     def follow(self, new: dict[Fraction, Fraction]) -> list[Fraction] | None:
-        """The values of all slots when the question's quantities take ``new`` values.
+        """The values of all slots when the question's quantities take `new` values.
 
         None unless they follow in one way: a number that may stand for a quantity, for an earlier result or
         for a constant is accepted only if all of these agree on its new value. None too if a result is not

@@ -1,6 +1,6 @@
 """Perturbations of HumanEval-like documents {task_id, prompt, entry_point, canonical_solution, test}.
 
-``prompt + canonical_solution + test + check(entry_point)`` is the program that must still pass. The kinds
+`prompt + canonical_solution + test + check(entry_point)` is the program that must still pass. The kinds
 follow ReCode (arXiv:2212.10264: function names, docstrings, syntax). Nothing is executed here; the tests do
 that.
 """
@@ -28,7 +28,7 @@ class Program:
     docstring: tuple[int, int]
 
     def offset(self, position: tuple[int, int]) -> int:
-        """The index in ``text`` of a token's (line, column)."""
+        """The index in `text` of a token's (line, column)."""
         return self.line_starts[position[0] - 1] + position[1]
 
     def arguments(self) -> list[str]:
@@ -59,7 +59,7 @@ def parse(document: Document) -> Program | None:
 
 
 def apply(text: str, edits: list[tuple[int, int, str]], start: int = 0) -> str:
-    """The text with each (start, end, new) replaced; positions count from ``start``."""
+    """The text with each (start, end, new) replaced; positions count from `start`."""
     for begin, end, new in sorted(edits, reverse=True):
         text = text[: begin - start] + new + text[end - start :]
     return text
@@ -69,7 +69,7 @@ def apply(text: str, edits: list[tuple[int, int, str]], start: int = 0) -> str:
 
 
 def new_arguments(program: Program, taken: set[str]) -> dict[str, str]:
-    """New names: another letter for a letter, ``input_x`` for an English word x, else ``argN``.
+    """New names: another letter for a letter, `input_x` for an English word x, else `argN`.
 
     Not renamed: arguments that the body also uses as a keyword of a call or inside an f-string.
     """
@@ -200,9 +200,9 @@ CODE = re.compile(r"[\[(=>➞]|^\s*(?:Input|Output|Explanation|#)")
 def example_lines(lines: list[str], entry_point: str) -> set[int]:
     """Which lines of a docstring are examples.
 
-    That is: ``>>>`` lines with what follows up to a blank line; what stands under a heading such as
+    That is: `>>>` lines with what follows up to a blank line; what stands under a heading such as
     "Examples:" as long as it is indented more or has code in it; elsewhere, lines that begin with a call of
-    the function and state a result, unless they define it (``f(n) = f(n-1) + ...``). Examples inside a
+    the function and state a result, unless they define it (`f(n) = f(n-1) + ...`). Examples inside a
     sentence are not found.
     """
     found: set[int] = set()
@@ -292,7 +292,7 @@ def docstring_noise(document: Document, rng: random.Random, subtask: str | None)
 
 
 class BuiltinGenerics(ast.NodeTransformer):
-    """``List[int]`` as ``list[int]`` and ``Optional[str]`` as ``str | None``."""
+    """`List[int]` as `list[int]` and `Optional[str]` as `str | None`."""
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         self.generic_visit(node)
@@ -308,9 +308,9 @@ class BuiltinGenerics(ast.NodeTransformer):
 
 @perturbation("humaneval", version=1)
 def reworded_signature(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
-    """The same signature otherwise written: one parameter a line, generics of ``typing`` as built-in ones.
+    """The same signature otherwise written: one parameter a line, generics of `typing` as built-in ones.
 
-    Changes: the lines from ``def`` to its colon. Must stay true: the function's name, its parameters, their
+    Changes: the lines from `def` to its colon. Must stay true: the function's name, its parameters, their
     order, defaults and types, and everything else. Left out: functions with anything but plain parameters.
     Source: ReCode, syntax and format perturbations (NaturalGen).
     """

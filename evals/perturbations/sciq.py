@@ -1,7 +1,7 @@
 """Perturbations of SciQ-like documents {question, support, distractor1, distractor2, distractor3,
 correct_answer}.
 
-lm-eval scores the four options by log-likelihood after ``support, Question: ..., Answer:``. The kinds follow
+lm-eval scores the four options by log-likelihood after `support, Question: ..., Answer:`. The kinds follow
 the robustness studies of multiple choice (arXiv:2309.03882: option order; arXiv:2307.03172 and 2302.00093:
 text that does not help).
 """
@@ -61,7 +61,7 @@ def no_support(document: Document, rng: random.Random, subtask: str | None) -> D
 def choice_order(document: Document, rng: random.Random, subtask: str | None) -> Document | None:
     """The question lists its four options, in a random order.
 
-    Changes: ``question`` gets a line "Options:" and a line for each option. lm-eval's sciq keeps the options
+    Changes: `question` gets a line "Options:" and a line for each option. lm-eval's sciq keeps the options
     out of the prompt and scores each by itself, so that their order in the fields could not matter; it can
     once the prompt lists them. The option fields stay as they are, and with them lm-eval's gold index. Must
     stay true: question, support, options and answer. Left out: documents in which two options are the same.

@@ -4,10 +4,15 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from pipeline.analysis.estimate import Difference, Estimate
+from pipeline.analysis.holm import holm
+from pipeline.analysis.power import LEVEL
+from pipeline.analysis.repeats import mean_difference as over_repetitions
+from pipeline.analysis.repeats import mean_score
 from pipeline.analysis.results import Results, Row
-from pipeline.analysis.statistics import Difference, Estimate, holm, mean_over_seeds
+from pipeline.analysis.scores import CellScores, average, common
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = LEVEL
 
 Contrast = tuple[Row, Row]  # a row, and the row that it is compared with
 Key = TypeVar("Key", bound=Hashable)
@@ -24,7 +29,7 @@ class Pairing(NamedTuple):
 
 @dataclass(frozen=True)
 class Compared:
-    """A paired difference with its p value after Holm's correction over all comparisons of its table."""
+    """A paired difference with its p value after Holm's correction over all comparisons that share it."""
 
     difference: Difference
     p_holm: float
@@ -37,15 +42,31 @@ class Compared:
 def compare(
     results: Results, contrasts: Iterable[Contrast], benchmarks: Sequence[str]
 ) -> dict[Pairing, Compared]:
-    """Every contrast in every family on every benchmark, where both cells are there; Holm over all of them."""
-    found: dict[Pairing, Difference] = {}
-    for new, reference in contrasts:
-        for family in results.families:
-            for benchmark in benchmarks:
-                difference = results.difference(family, new, reference, benchmark)
-                if difference is not None:
-                    found[Pairing(family, new.name, reference.name, benchmark)] = difference
-    return corrected(found)
+    """Every contrast in every family on every benchmark, where both cells are there; Holm over all of them.
+
+    What is detectable is so at the level of the correction's first step.
+    """
+    asked = {
+        Pairing(family, new.name, reference.name, benchmark): (family, new, reference, benchmark)
+        for new, reference in contrasts
+        for family in results.families
+        for benchmark in benchmarks
+        if results.pairs(family, new, reference, benchmark)
+    }
+    level = SIGNIFICANT / max(len(asked), 1)
+    found = {pairing: results.difference(*places, level) for pairing, places in asked.items()}
+    return corrected({pairing: one for pairing, one in found.items() if one is not None})
+
+
+def gains(results: Results) -> dict[Pairing, Compared]:
+    """Every main and control row against Baseline, on every benchmark and variant: one set of tests, one correction.
+
+    Tables, figures and the report show the same stars because all of them read this.
+    """
+    rows = results.rows("main", "control")
+    return results.remembered(
+        "gains", lambda: compare(results, against(rows, results.reference), list(results.benchmarks))
+    )
 
 
 def corrected(found: Mapping[Key, Difference]) -> dict[Key, Compared]:
@@ -84,7 +105,7 @@ def control_contrasts(results: Results) -> list[Contrast]:
 
 
 class Mean(NamedTuple):
-    """A mean over the families that have a number, with Student's t interval; None where none has it."""
+    """A mean over the families that have a number, over trainings and documents; None where none has it."""
 
     estimate: Estimate | None
     families: int  # how many have it
@@ -100,15 +121,23 @@ def repeated_families(results: Results) -> dict[str, list[str]]:
 
 
 def mean_value(results: Results, families: Iterable[str], row: Row, benchmark: str) -> Mean:
-    return _mean(results.value(family, row, benchmark) for family in families)
+    found = [cell for family in families if (cell := results.cell(family, row, benchmark)) is not None]
+    if not found or not (cells := common(found))[0].docs:
+        return Mean(None, 0)
+    return Mean(mean_score([cell.score for cell in cells], cells[0].design), len(cells))
 
 
 def mean_difference(
     results: Results, families: Iterable[str], row: Row, reference: Row, benchmark: str
 ) -> Mean:
-    return _mean(results.difference(family, row, reference, benchmark) for family in families)
-
-
-def _mean(found: Iterable[Estimate | None]) -> Mean:
-    values = [estimate.value for estimate in found if estimate is not None]
-    return Mean(mean_over_seeds(values) if values else None, len(values))
+    found: list[tuple[CellScores, CellScores]] = []
+    for family in families:
+        if pairs := results.pairs(family, row, reference, benchmark):
+            found.append((average([new for new, _ in pairs]), average([old for _, old in pairs])))
+    if not found:
+        return Mean(None, 0)
+    cells = common([cell for pair in found for cell in pair])
+    if not cells[0].docs:
+        return Mean(None, 0)
+    changes = [new.score - old.score for new, old in zip(cells[::2], cells[1::2], strict=True)]
+    return Mean(over_repetitions(changes, cells[0].design, level=None), len(found))

@@ -63,6 +63,11 @@ class Design:
         return float(len(self.sizes) ** 2 / (1.0 / self.sizes).sum())
 
     @cached_property
+    def alike(self) -> float:
+        """Units that would say as much with equal weights, if the documents of each were all alike (Kish 1965)."""
+        return float(1.0 / np.square(total(self.units, self.weights)).sum())
+
+    @cached_property
     def blocks(self) -> Blocks:
         """What the variance needs to know of the units."""
         return Blocks(
@@ -70,6 +75,10 @@ class Design:
             total(self.units, self.weights**2),
             self.strata[np.unique(self.units, return_index=True)[1]],
         )
+
+    def subset(self, kept: Codes) -> Design:
+        """Of some of the documents, given by position."""
+        return Design(codes(self.units[kept]), codes(self.strata[kept]), codes(self.parts[kept]))
 
     def mean(self, x: Floats) -> float:
         return float((total(self.parts, x) / self.sizes).mean())
@@ -152,8 +161,9 @@ def robust_variance(sums: Floats, blocks: Blocks) -> tuple[Floats, Floats]:
     variance = np.square(residual).sum(axis=-1)
     share = np.square(blocks.square).sum() / blocks.square.sum() ** 2
     excess = _excess_kurtosis(residual / np.sqrt(blocks.square))
-    freedom = 1.0 / (1.0 / _bell_mccaffrey(leverage, blocks.square, stratum) + excess * share / 2.0)
-    return variance, freedom
+    normal = _bell_mccaffrey(leverage, blocks.square, stratum)
+    lowered = 1.0 / (1.0 / normal + excess * share / 2.0)
+    return variance, np.maximum(lowered, np.minimum(normal, 2.0 * _participating(residual)))
 
 
 def _bell_mccaffrey(leverage: Floats, square: Floats, stratum: Codes) -> float:
@@ -171,6 +181,16 @@ def _bell_mccaffrey(leverage: Floats, square: Floats, stratum: Codes) -> float:
     squares = float((2 * p * q + 2 * r**2 + (k_sum * p) ** 2 - 4 * k_sum * p * r).sum())
     squares += float((c2**2 * ((square + diagonal) ** 2 - diagonal**2)).sum())
     return trace**2 / squares
+
+
+def _participating(x: Floats) -> Floats:
+    """How many of the values carry the sum of squares (over the last axis): 1 where one value is all of it.
+
+    The variance of a sum of squares that m rare events make has 2m degrees of freedom, whatever the sizes of the
+    units; one kurtosis for units of all sizes would give less.
+    """
+    second, fourth = np.square(x).sum(axis=-1), np.power(x, 4).sum(axis=-1)
+    return np.where(fourth > 0, second**2 / np.where(fourth > 0, fourth, 1.0), 1.0)
 
 
 def _excess_kurtosis(x: Floats) -> Floats:

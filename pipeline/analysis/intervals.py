@@ -32,7 +32,11 @@ def student_quantile(freedom: ArrayLike, confidence: ArrayLike) -> Floats:
 
 
 def effective_size(
-    spread: ArrayLike, parts: Sequence[Part], largest: ArrayLike, confidence: ArrayLike
+    spread: ArrayLike,
+    parts: Sequence[Part],
+    largest: ArrayLike,
+    confidence: ArrayLike,
+    alike: ArrayLike = 0.0,
 ) -> Floats:
     """Independent documents of this spread (variance of one) whose mean is known as well.
 
@@ -41,12 +45,17 @@ def effective_size(
             taken for better known than it is (as in Cochran's test of 1964, which errs on the safe side).
         largest: the size if the documents are independent: dependence only ever takes away, so that a
             variance of zero by chance claims no certainty.
+        alike: the number of units, if the documents of each are all alike (`Design.alike`): the last part, which is
+            that of the documents, is no larger than that makes it, however badly it is known.
 
     NaN where a part has no degrees of freedom.
     """
-    z = normal_quantile(confidence)
-    inflated = sum(np.asarray(v) * (student_quantile(df, confidence) / z) ** 2 for v, df in parts)
-    inflated = np.asarray(inflated, dtype=float)
+    z, units = normal_quantile(confidence), np.asarray(alike, dtype=float)
+    known = [np.asarray(v) * (student_quantile(df, confidence) / z) ** 2 for v, df in parts]
+    quantile = student_quantile(np.where(units > 1, units - 1.0, 1.0), confidence)
+    most = np.where(units > 1, np.asarray(spread) / np.maximum(units, 1.0) * (quantile / z) ** 2, np.inf)
+    known[-1] = np.minimum(known[-1], most)
+    inflated = np.asarray(sum(known), dtype=float)
     some = inflated > _ROUNDING
     size = np.where(some, np.minimum(np.asarray(spread) / np.where(some, inflated, 1.0), largest), largest)
     return np.where(np.isnan(inflated), np.nan, size)

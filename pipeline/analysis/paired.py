@@ -10,32 +10,16 @@ What is done, and why these methods were chosen: docs/statistics.md, with the co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Design, total
+from pipeline.analysis.estimate import Difference, Estimate
 from pipeline.analysis.intervals import CONFIDENCE, Floats
 from pipeline.analysis.power import LEVEL, detectable
 from pipeline.analysis.signflip import sign_flip
-from pipeline.analysis.statistics import Difference, Estimate
-
-
-@dataclass(frozen=True)
-class PairedDifference(Difference):
-    """A paired difference with what its interval rests on.
-
-    `units` independent units; `freedom` of the variance between them (infinite where documents are
-    independent); `effective` size, the independent documents that would say as much; `assumed` is what
-    `detectable` takes for the share of documents that change.
-    """
-
-    units: int
-    freedom: float
-    effective: float
-    assumed: float
 
 
 def score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
@@ -49,7 +33,8 @@ def score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> 
     if design.clustered:
         between, freedom = design.variance(x)
         largest = design.count if _all_alike(x) else size
-        size = float(intervals.effective_size(spread, [(between, freedom)], largest, confidence))
+        parts = [(between, freedom)]
+        size = float(intervals.effective_size(spread, parts, largest, confidence, design.alike))
         variance = max(between, within) if freedom else math.nan
     low, high = intervals.share(value, size, confidence)
     return Estimate(value, math.sqrt(variance), float(low), float(high), len(x))
@@ -69,7 +54,7 @@ def difference(
     design: Design,
     level: float | None = LEVEL,
     confidence: float = CONFIDENCE,
-) -> PairedDifference:
+) -> Difference:
     """Mean of new - reference (both (n,), scores in [0, 1] of the same documents in the same order).
 
     Args:
@@ -85,7 +70,7 @@ def change(
     scale: float = 1.0,
     level: float | None = LEVEL,
     confidence: float = CONFIDENCE,
-) -> PairedDifference:
+) -> Difference:
     """Mean of differences (n,) that lie in [-scale, scale], against zero.
 
     The test is the exact sign flip over the units (documents: McNemar's). The interval is that of
@@ -101,13 +86,13 @@ def change(
         largest = design.count if mean and _all_alike(x) else size
         parts = [(between, freedom)]
         size, strict = (
-            float(intervals.effective_size(spread, parts, largest, asked))
+            float(intervals.effective_size(spread, parts, largest, asked, design.alike))
             for asked in (confidence, 1.0 - (level or LEVEL))
         )
         variance = max(between, variance) if freedom else math.nan
     low, high = intervals.paired(mean, square, size, confidence)
     smallest = detectable(strict, square, level, units=design.count)
-    return PairedDifference(
+    return Difference(
         value=scale * mean,
         se=scale * math.sqrt(variance),
         low=scale * float(low),

@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike
 
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Design
+from pipeline.analysis.estimate import Difference, Estimate
+from pipeline.analysis.holm import holm
 from pipeline.analysis.intervals import CONFIDENCE, Floats
-from pipeline.analysis.paired import PairedDifference, change, difference, score
 from pipeline.analysis.power import LEVEL
-from pipeline.analysis.statistics import Estimate, holm
+from pipeline.analysis.repeats import crossed, mean_difference, mean_score
 
 NEAR_CHANCE = 0.05  # a baseline less than this above chance has nothing that a perturbation could take
 KEPT = 0.5  # "yes" needs that more than this share of the gain is left, by the share's interval
@@ -46,9 +47,9 @@ class Persistence:
     gain_plain, `share` is gain / gain_plain; `reference` is the reference's perturbed score.
     """
 
-    gain_plain: PairedDifference
-    gain: PairedDifference
-    change: PairedDifference
+    gain_plain: Difference
+    gain: Difference
+    change: Difference
     share: Share
     reference: Estimate
     chance: float
@@ -77,18 +78,20 @@ def persistence(
     """Gains of one condition on perturbed documents and on their sources, pair by pair.
 
     Args:
-        plain_reference, plain, perturbed_reference, perturbed: scores (n,) of reference and condition.
+        plain_reference, plain, perturbed_reference, perturbed: scores of reference and condition, (n,), or (k, n)
+            of k families that are averaged.
         chance: score of guessing on the perturbed documents.
     """
     a0, a, b0, b = (
-        np.asarray(x, dtype=float) for x in (plain_reference, plain, perturbed_reference, perturbed)
+        np.atleast_2d(np.asarray(x, dtype=float))
+        for x in (plain_reference, plain, perturbed_reference, perturbed)
     )
     return Persistence(
-        difference(a0, a, design, level, confidence),
-        difference(b0, b, design, level, confidence),
-        change((b - b0) - (a - a0), design, 2.0, level, confidence),
+        mean_difference(a - a0, design, 1.0, level, confidence),
+        mean_difference(b - b0, design, 1.0, level, confidence),
+        mean_difference((b - b0) - (a - a0), design, 2.0, level, confidence),
         share_left(a - a0, b - b0, design, confidence),
-        score(b0, design, confidence),
+        mean_score(b0, design, confidence),
         chance,
     )
 
@@ -116,9 +119,9 @@ def decide(cases: Sequence[Persistence], level: float = LEVEL) -> list[Decision]
 def share_left(
     plain: ArrayLike, perturbed: ArrayLike, design: Design, confidence: float = CONFIDENCE
 ) -> Share:
-    """Mean of `perturbed` over mean of `plain` (gains by document, both (n,)), with Fieller's interval."""
-    a, b = np.asarray(plain, dtype=float), np.asarray(perturbed, dtype=float)
-    mean_a, mean_b = design.mean(a), design.mean(b)
+    """Mean of `perturbed` over mean of `plain` (gains by document, both (n,) or (k, n)), with Fieller's interval."""
+    a, b = (np.atleast_2d(np.asarray(x, dtype=float)) for x in (plain, perturbed))
+    mean_a, mean_b = design.mean(a.mean(axis=0)), design.mean(b.mean(axis=0))
     if mean_a == 0:
         return Share(math.nan, -math.inf, math.inf)
     covariance, freedom = _covariance(a, b, design)
@@ -130,7 +133,7 @@ def share_left(
 
 
 def _covariance(a: Floats, b: Floats, design: Design) -> tuple[Floats, float]:
-    """Covariance (2, 2) of the means of b and a, and degrees of freedom; never below that of independent documents.
+    """Covariance (2, 2) of the means of b and a (k, n), and degrees of freedom; never below that of independent documents.
 
     Variances of the sum and of the difference give the covariance. Independent documents get one more gain and one
     more loss each, as in `intervals.paired`.
@@ -138,13 +141,17 @@ def _covariance(a: Floats, b: Floats, design: Design) -> tuple[Floats, float]:
     size = design.effective
 
     def of(x: Floats) -> float:
-        mean = design.mean(x)
-        floor = (design.mean(x**2) - mean**2) / size
-        return max(design.variance(x)[0], floor) if design.clustered else floor
+        mean = design.mean(x.mean(axis=0))
+        floor = (design.mean(x.mean(axis=0) ** 2) - mean**2) / size
+        if len(x) > 1:
+            return max(sum(float(variance) for variance, _ in crossed(x, design)), floor)
+        return max(design.variance(x[0])[0], floor) if design.clustered else floor
 
     shared = (of(b + a) - of(b - a)) / 4
     extra = 2.0 / (size + 2) ** 2
-    freedom = min(design.variance(x)[1] for x in (a, b)) if design.clustered else size - 1
+    freedom = min(design.variance(x[0])[1] for x in (a, b)) if design.clustered else size - 1
+    if len(a) > 1:
+        freedom = min(freedom, len(a) - 1.0)
     return np.array([[of(b) + extra, shared], [shared, of(a) + extra]]), freedom
 
 

@@ -39,6 +39,7 @@ class Published:
 
     sources: dict[str, str]
     figures: tuple[PublishedFigure, ...]
+    documents: dict[str, int]  # of each benchmark by its published name
     context: tuple[Context, ...]
 
 
@@ -48,6 +49,7 @@ def published() -> Published:
     return Published(
         data["sources"],
         tuple(PublishedFigure(**entry | {"source": tuple(entry["source"])}) for entry in data["figures"]),
+        data["documents"],
         tuple(Context(**entry) for entry in data["context"]),
     )
 
@@ -65,6 +67,11 @@ def published_figures(results: Results, family: str, row: Row, benchmark: str) -
         for figure in published().figures
         if figure.size in (size, None) and (figure.benchmark, figure.condition) == (name, row.name)
     ]
+
+
+def documents_of(benchmark: str) -> int | None:
+    """How many documents a published figure is over, by the benchmark's published name; None where not known."""
+    return published().documents.get(benchmark)
 
 
 def context(table: str) -> list[str]:

@@ -21,10 +21,10 @@ from numpy.typing import ArrayLike
 
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, Design, robust_variance
+from pipeline.analysis.estimate import Difference, Estimate
 from pipeline.analysis.intervals import CONFIDENCE, Floats
-from pipeline.analysis.paired import PairedDifference, change, score
+from pipeline.analysis.paired import change, score
 from pipeline.analysis.power import LEVEL, detectable
-from pipeline.analysis.statistics import Estimate
 
 Parts = list[tuple[Floats, Floats]]  # variances with their degrees of freedom
 _STEPS = 50  # of bisection for a p value
@@ -48,7 +48,7 @@ def against_seeds(
     design: Design,
     level: float | None = LEVEL,
     confidence: float = CONFIDENCE,
-) -> PairedDifference:
+) -> Difference:
     """Scores (n,) less the mean over seeds of a control (k, n), as an estimate for any seed and document."""
     d = np.asarray(scores, dtype=float) - np.asarray(seeds, dtype=float)
     return mean_difference(d, design, level=level, confidence=confidence)
@@ -60,7 +60,7 @@ def mean_difference(
     scale: float = 1.0,
     level: float | None = LEVEL,
     confidence: float = CONFIDENCE,
-) -> PairedDifference:
+) -> Difference:
     """Mean of differences (k, n) over repetitions and documents, against zero.
 
     `p` is the smallest level at which the interval of `change` with this variance leaves zero out.
@@ -81,7 +81,7 @@ def mean_difference(
         se=scale * math.sqrt(sum(float(variance) for variance, _ in parts)),
         low=scale * float(low),
         high=scale * float(high),
-        p=float(p_value(mean, square, parts, design.effective)),
+        p=float(p_value(mean, square, parts, design.effective, design.alike)),
         test="t over repetitions and documents",
         detectable=scale * smallest.effect,
         freedom=float(parts[0][1]),
@@ -97,7 +97,9 @@ def mean_score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE
     if len(x) < 2:
         return alone
     parts = crossed(x, design)
-    size = intervals.effective_size(alone.value * (1.0 - alone.value), parts, math.inf, confidence)
+    size = intervals.effective_size(
+        alone.value * (1.0 - alone.value), parts, math.inf, confidence, design.alike
+    )
     if np.isinf(size):
         return alone  # the repetitions do not differ
     low, high = (float(end) for end in intervals.share(alone.value, size, confidence))
@@ -136,7 +138,9 @@ def crossed_variance(sums: Floats, blocks: Blocks) -> Parts:
     ]
 
 
-def p_value(mean: ArrayLike, square: ArrayLike, parts: Parts, largest: ArrayLike) -> Floats:
+def p_value(
+    mean: ArrayLike, square: ArrayLike, parts: Parts, largest: ArrayLike, alike: ArrayLike = 0.0
+) -> Floats:
     """The smallest level at which Bonett and Price's interval at the effective size leaves zero out."""
     m, q = np.asarray(mean, dtype=float), np.asarray(square, dtype=float)
     out = np.zeros(np.broadcast_shapes(m.shape, np.shape(parts[0][0])))
@@ -144,7 +148,7 @@ def p_value(mean: ArrayLike, square: ArrayLike, parts: Parts, largest: ArrayLike
     for _ in range(_STEPS):
         middle = (low + high) / 2
         confidence = 1.0 - np.exp(middle)
-        size = intervals.effective_size(q - m**2, parts, largest, confidence)
+        size = intervals.effective_size(q - m**2, parts, largest, confidence, alike)
         centre = m * size / (size + 2)
         variance = ((q * size + 2) / (size + 2) - centre**2) / (size + 2)
         out_of_it = np.abs(centre) > intervals.normal_quantile(confidence) * np.sqrt(variance)
@@ -154,4 +158,4 @@ def p_value(mean: ArrayLike, square: ArrayLike, parts: Parts, largest: ArrayLike
 
 def _size(spread: float, parts: Parts, design: Design, confidence: float) -> Floats:
     """Effective size, never above that of the documents alone."""
-    return intervals.effective_size(spread, parts, design.effective, confidence)
+    return intervals.effective_size(spread, parts, design.effective, confidence, design.alike)

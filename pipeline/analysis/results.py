@@ -6,20 +6,36 @@
 A missing or damaged record becomes one line in `results.problems` and a hole, never a stop.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pipeline.analysis.robustness import Robustness, robustness
-from pipeline.analysis.scores import FLAG_SHARE, CellScores, average, difference, read_scores
-from pipeline.analysis.statistics import Difference, Estimate, mean_interval
+from pipeline.analysis.estimate import Difference, Estimate
+from pipeline.analysis.guessing import Guessing, guessing
+from pipeline.analysis.paired import number
+from pipeline.analysis.repeats import mean_difference, mean_score
+from pipeline.analysis.robustness import Robustness, Sources, beside_their_sources, robustness
+from pipeline.analysis.scores import (
+    FLAG_SHARE,
+    ONE_ANSWER,
+    CellScores,
+    Labels,
+    average,
+    common,
+    independent_units,
+    read_scores,
+)
+from pipeline.analysis.units import Units, count
 from pipeline.errors import UserError
 from pipeline.manifest import BenchmarkEntry, ConditionEntry, FamilyEntry, Manifest, Place
 
 REFERENCE = "baseline"
-FEW_CLUSTERS = 10
+FEW_UNITS = 10
+
+Found = TypeVar("Found")
+Pair = tuple[CellScores, CellScores]  # new, reference
 
 MARKS = {
     "m": "missing: planned, but no record has been written (or not for every seed)",
@@ -28,7 +44,8 @@ MARKS = {
     "l": "limited: only the first documents of the benchmark were evaluated",
     "t": f"more than {FLAG_SHARE:.0%} of the answers hit the token limit",
     "x": f"from more than {FLAG_SHARE:.0%} of the answers nothing could be extracted",
-    "c": f"fewer than {FEW_CLUSTERS} clusters of documents, so the interval is rough",
+    "o": f"one answer to all: {ONE_ANSWER:.0%} of the answers or more are the same (of each subtask)",
+    "c": f"fewer than {FEW_UNITS} independent units, so the interval is wide and a test can hardly find anything",
     "h": "the record's headline score is not the mean of its samples",
 }
 
@@ -223,8 +240,8 @@ class Results:
 
     def header_marks(self, benchmark: str) -> str:
         """Marks of a whole column."""
-        clusters = [cell.clusters for place, cell in self.cells.items() if place.benchmark == benchmark]
-        return "c" if any(c is not None and c.max() + 1 < min(FEW_CLUSTERS, len(c)) for c in clusters) else ""
+        units = self.units(benchmark)
+        return "c" if units is not None and units.units < min(FEW_UNITS, units.documents) else ""
 
     @cached_property
     def _most_documents(self) -> dict[tuple[str, str], int]:
@@ -235,28 +252,108 @@ class Results:
             most[column] = max(most.get(column, 0), len(cell.docs))
         return most
 
+    # ---- documents ----
+
+    def units(self, benchmark: str) -> Units | None:
+        """How many documents a benchmark has, and how many independent units they make; None without a cell."""
+        cell = next((cell for place, cell in self.cells.items() if place.benchmark == benchmark), None)
+        return None if cell is None else count(cell.units)
+
+    def guessing(self, benchmark: str) -> Guessing:
+        """What a model that knows nothing scores: as configured where options are scored, else from the answers."""
+        configured = self.benchmarks[benchmark].chance
+        for place, cell in self.cells.items():
+            if place.benchmark == benchmark and cell.traits is not None:
+                strata = [subtask or "" for subtask, _ in cell.sources] if cell.is_stratified else None
+                found = guessing(cell.targets, strata)
+                return Guessing(max(configured, found.chance), max(configured, found.majority))
+        return Guessing(configured, configured)
+
     # ---- numbers ----
 
-    def value(self, family: str, row: Row, benchmark: str) -> Estimate | None:
-        """Mean score of a row's cell."""
-        cell = self.cell(family, row, benchmark)
-        return None if cell is None else mean_interval(cell.score, cell.clusters)
+    def repetitions(self, family: str, row: Row, benchmark: str) -> list[CellScores]:
+        """The cells of a row's members that exist, on the documents that all of them have."""
+        places = (Place(family, name, benchmark) for name in row.members)
+        found = [self.cells[place] for place in places if place in self.cells]
+        return common(found) if found else []
 
-    def difference(self, family: str, row: Row, reference: Row, benchmark: str) -> Difference | None:
-        """Paired difference of two rows; None where a cell is missing or both rows are the same cell."""
-        new, old = self.cell(family, row, benchmark), self.cell(family, reference, benchmark)
-        return None if new is None or old is None or new.key == old.key else difference(old, new)
+    def value(self, family: str, row: Row, benchmark: str) -> Estimate | None:
+        """Mean score of a row's cell, over its seeds where it has several."""
+        cells = self.repetitions(family, row, benchmark)
+        return mean_score([cell.score for cell in cells], cells[0].design) if cells else None
+
+    def length(self, family: str, row: Row, benchmark: str) -> Estimate | None:
+        """Mean length of a row's answers in tokens."""
+        cell = self.cell(family, row, benchmark)
+        return None if cell is None else number(cell.tokens, cell.design)
+
+    def pairs(self, family: str, new: Row, reference: Row, benchmark: str) -> list[Pair]:
+        """The cells that a difference is between, on the documents that all have: (new, reference) by seed.
+
+        A row of several seeds is paired with each of the other's, or with the same seed of it. Empty where a cell is
+        missing, no document is shared, or both rows are the same cell.
+        """
+        if new.members == reference.members:
+            return []
+        places = [
+            (Place(family, a, benchmark), Place(family, b, benchmark))
+            for a in new.members
+            for b in reference.members
+            if min(len(new.members), len(reference.members)) == 1
+            or self.conditions[a].seed == self.conditions[b].seed
+        ]
+        found = [(self.cells[a], self.cells[b]) for a, b in places if a in self.cells and b in self.cells]
+        if not found or all(a.key == b.key for a, b in found):
+            return []
+        cells = common([cell for pair in found for cell in pair])
+        if not cells[0].docs:
+            return []
+        return list(zip(cells[::2], cells[1::2], strict=True))
+
+    def difference(
+        self, family: str, new: Row, reference: Row, benchmark: str, level: float | None = None
+    ) -> Difference | None:
+        """Paired difference of two rows; None where `pairs` is empty.
+
+        Args:
+            level: at which the detectable difference is computed; None leaves it out.
+        """
+        asked = (family, new.members, reference.members, benchmark, level)
+        if asked not in self._differences:
+            pairs = self.pairs(family, new, reference, benchmark)
+            self._differences[asked] = (
+                mean_difference([a.score - b.score for a, b in pairs], pairs[0][0].design, level=level)
+                if pairs
+                else None
+            )
+        return self._differences[asked]
+
+    @cached_property
+    def _differences(self) -> dict[tuple[object, ...], Difference | None]:
+        return {}
+
+    def remembered(self, name: str, find: Callable[[], Found]) -> Found:
+        """What `find` gives for these results, found once under this name."""
+        if name not in self._remembered:
+            self._remembered[name] = find()
+        return self._remembered[name]
+
+    @cached_property
+    def _remembered(self) -> dict[str, Any]:
+        return {}
+
+    def sources(self, family: str, row: Row, variant: str) -> Sources | None:
+        """A row's perturbed documents beside their sources; None where a cell is missing or no source is shared."""
+        plain = self.plain_of(variant)
+        is_reference = row.members == self.reference.members
+        rows = [row] if is_reference else [row, self.reference]
+        cells = [self.cell(family, one, benchmark) for one in rows for benchmark in (plain, variant)]
+        return beside_their_sources(cells, self.guessing(variant).chance)
 
     def robustness(self, family: str, row: Row, variant: str) -> Robustness | None:
         """Plain against perturbed documents of one row; None where one of the two is missing."""
-        both = (self.plain_of(variant), variant)
-        plain, perturbed = (self.cell(family, row, benchmark) for benchmark in both)
-        if plain is None or perturbed is None:
-            return None
-        old_plain, old_perturbed = (self.cell(family, self.reference, benchmark) for benchmark in both)
-        if old_plain is None or old_perturbed is None or row.members == self.reference.members:
-            return robustness(plain, perturbed, None)
-        return robustness(plain, perturbed, (old_plain, old_perturbed))
+        found = self.sources(family, row, variant)
+        return None if found is None else robustness([found])
 
 
 def read_results(manifest: Manifest, folder: Path) -> Results:
@@ -269,17 +366,36 @@ def read_results(manifest: Manifest, folder: Path) -> Results:
     absent: dict[Place, str] = {}
     problems: list[str] = []
     read: dict[str, CellScores | _Absent] = {}  # by key
+    labels: dict[str, Labels] = {}  # by benchmark
     for planned in manifest.cells:
         place, key = planned.place, planned.key
         if key not in read:
-            read[key] = _read(folder, key, manifest.benchmarks[place.benchmark].cluster)
+            read[key] = _read(folder, key)
             if isinstance(found := read[key], _Absent):
                 problems.append(f"{' / '.join(place)}: {found.reason}")
         if isinstance(found := read[key], _Absent):
             absent[place] = found.mark
-        else:
-            cells[place] = found
+            continue
+        entry = manifest.benchmarks[place.benchmark]
+        if place.benchmark not in labels:
+            labels[place.benchmark] = independent_units(folder, key, entry)
+        cells[place] = found
+    drawn: dict[tuple[str, str], CellScores] = {}  # by key and benchmark: a record may be in several places
+    for place, cell in cells.items():
+        if (known := (cell.key, place.benchmark)) not in drawn:
+            entry = manifest.benchmarks[place.benchmark]
+            of_cell = labels[place.benchmark]
+            if entry.variant_of in labels:
+                of_cell = _of_sources(cell, labels[entry.variant_of])
+            drawn[known] = cell.drawn(of_cell, entry.cluster == "subtask")
+        cells[place] = drawn[known]
     return Results(manifest, folder, cells, absent, tuple(problems))
+
+
+def _of_sources(cell: CellScores, plain: Labels) -> Labels:
+    """Units of perturbed documents: those of the plain documents that they were made from."""
+    others = {source: -1 - i for i, source in enumerate(dict.fromkeys(cell.sources))}
+    return {doc: plain.get((*doc[:2], 0), others[doc[:2]]) for doc in cell.docs}
 
 
 class _Absent(NamedTuple):
@@ -289,9 +405,9 @@ class _Absent(NamedTuple):
     reason: str
 
 
-def _read(folder: Path, key: str, cluster: str | None) -> CellScores | _Absent:
+def _read(folder: Path, key: str) -> CellScores | _Absent:
     try:
-        scores = read_scores(folder, key, cluster)
+        scores = read_scores(folder, key)
     except UserError as error:
         return _Absent("d", str(error))
     if scores is None:

@@ -5,30 +5,55 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.analysis.scores import CellScores, Doc, Positions, codes, positions
-from pipeline.analysis.statistics import (
-    Difference,
-    Estimate,
-    mean_interval,
-    mean_over_seeds,
-    paired_difference,
-)
+from pipeline.analysis.design import Design, Floats
+from pipeline.analysis.estimate import Difference, Estimate
+from pipeline.analysis.persistence import Persistence, persistence
+from pipeline.analysis.repeats import mean_difference, mean_score
+from pipeline.analysis.scores import CellScores, Doc, positions
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Scores of one row on perturbed documents and on their sources (each (n,)), and those of the reference."""
+
+    docs: tuple[Doc, ...]
+    design: Design
+    plain: Floats
+    perturbed: Floats
+    reference: tuple[Floats, Floats] | None  # plain and perturbed
+    chance: float  # score of guessing on the perturbed documents
+
+    def on(self, docs: Sequence[Doc]) -> "Sources":
+        """On some of the documents."""
+        kept = positions(self.docs, docs)
+        reference = None if self.reference is None else (self.reference[0][kept], self.reference[1][kept])
+        plain, perturbed, design = self.plain[kept], self.perturbed[kept], self.design.subset(kept)
+        return Sources(tuple(docs), design, plain, perturbed, reference, self.chance)
 
 
 @dataclass(frozen=True)
 class Robustness:
     """One row on a perturbed benchmark, over the perturbed documents and their sources.
 
-    `drop` is perturbed - plain; `gain_plain` and `gain` are row - reference on plain and perturbed documents; `change`
-    is gain - gain_plain, the difference in differences. None: the reference is missing.
+    `drop` is perturbed - plain; `persistence` has the gains over the reference, None where that is missing.
     """
 
     plain: Estimate
     perturbed: Estimate
     drop: Difference
-    gain_plain: Difference | None
-    gain: Difference | None
-    change: Difference | None
+    persistence: Persistence | None
+
+    @property
+    def gain_plain(self) -> Difference | None:
+        return self.persistence.gain_plain if self.persistence else None
+
+    @property
+    def gain(self) -> Difference | None:
+        return self.persistence.gain if self.persistence else None
+
+    @property
+    def change(self) -> Difference | None:
+        return self.persistence.change if self.persistence else None
 
 
 SHARES = ("plain", "perturbed")  # fields of a Robustness: scores
@@ -36,63 +61,51 @@ CHANGES = ("drop", "gain_plain", "gain", "change")  # and differences of scores
 MEASURES = SHARES + CHANGES
 
 
-def robustness(
-    plain: CellScores, perturbed: CellScores, reference: tuple[CellScores, CellScores] | None
-) -> Robustness | None:
-    """Plain against perturbed documents of one row, and what is left of its gain there; None if no source is shared.
+def beside_their_sources(cells: Sequence[CellScores | None], chance: float) -> Sources | None:
+    """Perturbed documents beside their sources, on those that all cells have; None where there are none.
 
     Args:
-        reference: the plain and the perturbed cell of the row that gains are counted from.
+        cells: plain and perturbed of a row, then plain and perturbed of the reference, where there is one.
+        chance: score of guessing on the perturbed documents.
     """
-    at_perturbed, at_plain = _pairs(perturbed, plain)
-    if not len(at_perturbed):
+    plain, perturbed = cells[:2]
+    if plain is None or perturbed is None:
         return None
-    # The plain benchmark's clusters where it has some (the coarser ones), else the source documents.
-    clusters = (
-        plain.clusters[at_plain]
-        if plain.clusters is not None
-        else codes(perturbed.sources[i] for i in at_perturbed)
+    known = [cell for cell in cells if cell is not None]
+    used = known if len(known) == 4 else known[:2]
+    plains, variants = [set(cell.docs) for cell in used[::2]], [set(cell.docs) for cell in used[1::2]]
+    docs = [
+        doc
+        for doc in perturbed.docs
+        if all(doc in have for have in variants) and all((*doc[:2], 0) in have for have in plains)
+    ]
+    if not docs:
+        return None
+    sources: list[Doc] = [(*doc[:2], 0) for doc in docs]
+    scores = [
+        cell.score[positions(cell.docs, sources if i % 2 == 0 else docs)] for i, cell in enumerate(used)
+    ]
+    reference = (scores[2], scores[3]) if len(scores) == 4 else None
+    return Sources(tuple(docs), perturbed.on(docs).design, scores[0], scores[1], reference, chance)
+
+
+def robustness(found: Sequence[Sources]) -> Robustness | None:
+    """Plain against perturbed documents of one row in one family, or its mean over several; None if none is shared."""
+    have = set(found[0].docs).intersection(*(one.docs for one in found[1:]))
+    docs = [doc for doc in found[0].docs if doc in have]
+    if not docs:
+        return None
+    shared = [one.on(docs) for one in found]
+    design, chance = shared[0].design, shared[0].chance
+    plain, perturbed = (np.stack([getattr(one, name) for one in shared]) for name in SHARES)
+    references = [one.reference for one in shared if one.reference is not None]
+    persisting = None
+    if len(references) == len(shared):
+        old_plain, old_perturbed = (np.stack([pair[i] for pair in references]) for i in (0, 1))
+        persisting = persistence(old_plain, plain, old_perturbed, perturbed, design, chance, level=None)
+    return Robustness(
+        mean_score(plain, design),
+        mean_score(perturbed, design),
+        mean_difference(perturbed - plain, design, level=None),
+        persisting,
     )
-    a, b = plain.score[at_plain], perturbed.score[at_perturbed]
-    drop = paired_difference(a, b, clusters)
-    result = Robustness(mean_interval(a, clusters), mean_interval(b, clusters), drop, None, None, None)
-    if reference is None:
-        return result
-    old_plain, old_perturbed = reference
-    at_old_perturbed = positions(old_perturbed.docs, [perturbed.docs[i] for i in at_perturbed])
-    at_old_plain = positions(old_plain.docs, [plain.docs[i] for i in at_plain])
-    both = (at_old_plain >= 0) & (at_old_perturbed >= 0)
-    if not both.any():
-        return result
-    kept = clusters[both]
-    a0, b0 = old_plain.score[at_old_plain[both]], old_perturbed.score[at_old_perturbed[both]]
-    gain_plain = paired_difference(a0, a[both], kept)
-    gain = paired_difference(b0, b[both], kept)
-    change = paired_difference(a[both] - a0, b[both] - b0, kept)
-    return Robustness(result.plain, result.perturbed, drop, gain_plain, gain, change)
-
-
-def mean_robustness(found: Sequence[Robustness]) -> dict[str, Estimate | None]:
-    """The mean of each of MEASURES over families, with Student's t interval; None where no family has it."""
-    means: dict[str, Estimate | None] = {}
-    for measure in MEASURES:
-        values = [e.value for one in found if (e := getattr(one, measure)) is not None]
-        means[measure] = mean_over_seeds(values) if values else None
-    return means
-
-
-def persists(gain_plain: Estimate | None, gain: Estimate | None) -> str | None:
-    """Whether a gain is there on the perturbed documents, in words; None where there is no reference."""
-    if gain_plain is None or gain is None:
-        return None
-    if gain_plain.high < 0:
-        return "a loss"
-    return "yes" if gain.low > 0 else "reversed" if gain.high < 0 else "not shown"
-
-
-def _pairs(perturbed: CellScores, plain: CellScores) -> tuple[Positions, Positions]:
-    """Positions of the perturbed documents whose source is among the plain ones, and of those sources."""
-    first_of_source: list[Doc] = [(*source, 0) for source in perturbed.sources]
-    at_plain = positions(plain.docs, first_of_source)
-    at_perturbed = np.flatnonzero(at_plain >= 0)
-    return at_perturbed, at_plain[at_perturbed]

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from pipeline.analysis.statistics import mcnemar_exact
+from scipy.special import bdtr
 
 SMALLEST = 1e-14  # the tail comes from a Fourier transform, whose rounding error is below this
 _DENOMINATORS = 60  # sums that are multiples of a common fraction are compared without rounding
@@ -30,6 +29,12 @@ def sign_flip(sums: ArrayLike) -> float:
     if (np.abs(steps) == abs(steps[0])).all():
         return mcnemar_exact(int((steps > 0).sum()), int((steps < 0).sum()))
     return _tail(steps)
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """Two-sided exact McNemar p: a fair coin over the discordant documents (Fagerland et al. 2013)."""
+    n = gained + lost
+    return 1.0 if n == 0 else min(1.0, 2 * float(bdtr(min(gained, lost), n, 0.5)))
 
 
 def smallest_p(units: float) -> float:

@@ -77,9 +77,8 @@ def skeletons(answers: Sequence[str]) -> Codes:
 
     A solution without annotations stands alone.
     """
-    return _coded(
-        answers, lambda answer: "".join(re.findall(r"<<[^<>=]*?([-+*/])[^<>]*?=", answer)) or answer
-    )
+    found = ["".join(re.findall(r"<<[^<>=]*?([-+*/])[^<>]*?=", answer)) for answer in answers]
+    return _coded([operators or f"document {i}" for i, operators in enumerate(found)], str)
 
 
 def merge(*labels: ArrayLike) -> Codes:

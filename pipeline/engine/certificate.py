@@ -165,9 +165,8 @@ class Certificate:
             return every, every
         if hasattr(module, "num_kv_head_replicas") and part > 0:
             size, rank = size // module.num_kv_head_replicas, rank // module.num_kv_head_replicas
-        if hasattr(
-            module, "input_is_parallel"
-        ):  # split by columns; a bias is whole, and added by one worker alone
+        if hasattr(module, "input_is_parallel"):
+            # Split by columns; a bias is whole, and added by one worker alone.
             width = shape[-1] // size
             return (every, slice(rank * width, (rank + 1) * width)) if len(shape) > 1 else (every, every)
         height = shape[0] // size

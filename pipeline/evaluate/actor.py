@@ -19,13 +19,8 @@ from pipeline.manifest import manifest_path
 from pipeline.plan.plan import Plan
 from pipeline.records import Metrics, is_done
 
-ENVIRONMENT = (
-    "HF_",
-    "VLLM_",
-    "RV_",
-    "TOKENIZERS_",
-    "TQDM_",
-)  # prefixes of the variables that workers take over
+# Prefixes of the variables that workers take over.
+ENVIRONMENT = ("HF_", "VLLM_", "RV_", "TOKENIZERS_", "TQDM_")
 
 
 class WorkerFailed(UserError):

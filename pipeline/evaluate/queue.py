@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.evaluate.actor import Actor, Process, WorkerFailed, reason
 from pipeline.evaluate.progress import Progress, name_of
-from pipeline.evaluate.runner import ATTEMPTS
+from pipeline.evaluate.runner import DEATHS_PER_CELL
 from pipeline.plan.plan import Cell, Plan
 
 NOTICE_AFTER = 60.0  # seconds without a running worker before the user is told
@@ -90,7 +90,7 @@ class Queue:
         if self.given_up:
             *_, cause = self.given_up.values()
             raise UserError(
-                f"given up after {ATTEMPTS} workers died on each: {', '.join(self.given_up)}; the last one died of:"
+                f"given up after {DEATHS_PER_CELL} workers died on each: {', '.join(self.given_up)}; the last one died of:"
                 f" {cause}; run again, with less on a GPU"
             )
         return self.progress.computed
@@ -131,10 +131,10 @@ class Queue:
             self.report(f"a worker died while it was starting ({cause})")
         else:
             self.deaths[cell.key] += 1
-            again = self.deaths[cell.key] < ATTEMPTS
+            again = self.deaths[cell.key] < DEATHS_PER_CELL
             self.report(
                 f"a worker died on {name_of(cell)} ({cause}); "
-                + ("it is tried again" if again else f"given up after {ATTEMPTS} such deaths")
+                + ("it is tried again" if again else f"given up after {DEATHS_PER_CELL} such deaths")
             )
             if again:
                 self.cells.append(cell)

@@ -26,11 +26,11 @@ from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
 from pipeline.plan.plan import Cell, Plan
 from pipeline.records import Cost, Metrics, Sample, is_done, read_record, write_record
 
-ATTEMPTS = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
+DEATHS_PER_CELL = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
 
 
 class EngineDied(UserError):
-    """As many engines as `ATTEMPTS` died on one cell; the next cell gets a new one."""
+    """As many engines as `DEATHS_PER_CELL` died on one cell; the next cell gets a new one."""
 
 
 def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
@@ -68,7 +68,7 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
         runner.close()
     if given_up:
         raise UserError(
-            f"given up after {ATTEMPTS} engines died on each: {', '.join(map(name_of, given_up))}; run again, with less"
+            f"given up after {DEATHS_PER_CELL} engines died on each: {', '.join(map(name_of, given_up))}; run again, with less"
             " in memory (engine.max_num_seqs, engine.kv_cache_gb, engine.gpu_memory_utilization)"
         )
     return progress.computed
@@ -113,7 +113,7 @@ class Runner:
         Raises:
             EngineDied: if the second one dies too.
         """
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, DEATHS_PER_CELL + 1):
             engine = self._engine(cell.family)
             try:
                 return self._run(engine, cell)
@@ -123,12 +123,14 @@ class Runner:
                 cause = engine.last_error()
                 self.close()
                 again = (
-                    "it is tried again" if attempt < ATTEMPTS else f"given up after {ATTEMPTS} such deaths"
+                    "it is tried again"
+                    if attempt < DEATHS_PER_CELL
+                    else f"given up after {DEATHS_PER_CELL} such deaths"
                 )
                 self.report(
                     f"the engine died on {name_of(cell)}; {again}" + (f" ({cause:.200})" if cause else "")
                 )
-        raise EngineDied(f"{ATTEMPTS} engines died on {name_of(cell)}")
+        raise EngineDied(f"{DEATHS_PER_CELL} engines died on {name_of(cell)}")
 
     def check_again(self) -> None:
         """Steer back to the first cell that the engine has computed, and ask some of its documents again.

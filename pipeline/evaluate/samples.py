@@ -129,7 +129,7 @@ def summarise(samples: Sequence[Sample], metric: str) -> Metrics:
     """Means over documents; shares and lengths over answers.
 
     `stderr` is lm-eval's: the sample standard error (Bessel-corrected) of documents taken as independent, in the metric's
-    unit (0 to 1); None for one document. Tables have intervals that know of clusters (pipeline/analysis/statistics.py).
+    unit (0 to 1); None for one document. Tables have intervals that know of clusters (pipeline/analysis/design.py).
     """
     n = len(samples)
     scores = [s["score"] for s in samples]

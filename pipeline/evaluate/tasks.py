@@ -38,9 +38,8 @@ def load_tokenizer(where: str, revision: str | None = None, subfolder: str | Non
     """
     from transformers import AutoTokenizer
 
-    logging.getLogger("transformers").setLevel(
-        logging.ERROR
-    )  # it warns of one model's flaw for all in folders
+    # It warns of one model's flaw for all in folders.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         return AutoTokenizer.from_pretrained(
             where, revision=revision, subfolder=subfolder or "", trust_remote_code=False
@@ -145,11 +144,33 @@ def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None,
         UserError: if lm-eval has no task of that name, it does not fit what the benchmark says of it, or its
             documents or examples cannot be had.
     """
-    from jinja2 import TemplateError
-    from lm_eval.config.task import TaskConfig
-
     b, where = benchmark.config, f"benchmarks.{benchmark.origin}"
     name = b.task.format(subtask=subtask)
+    settings = _settings(manager, name, b, where)
+    documents = data.load(
+        asdict(b.dataset), benchmark.folder, subtask, b.form, benchmark.perturbation, benchmark.seed
+    )
+    if b.num_fewshot:
+        _check_split_of_examples(settings, benchmark, list(documents), benchmark.folder)
+    spec = {"task": name, **plain(b.changes), "custom_dataset": lambda **_: documents}
+    loaded = _loaded(manager, spec if b.num_fewshot else spec | _without_examples(b), benchmark, documents)
+    _take_examples(loaded, b, where)
+    _check_metrics(loaded, b, where)
+    if b.max_gen_toks is not None:
+        if loaded.OUTPUT_TYPE != "generate_until":
+            raise UserError(f"{where}.max_gen_toks: '{name}' scores options and generates nothing; remove it")
+        loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
+    if b.temperature:
+        _sample(loaded, b, where)
+    if prompt.prefix:
+        _prefix(loaded, prompt.prefix)
+    return loaded
+
+
+def _settings(manager: "TaskManager", name: str, b: BenchmarkConfig, where: str) -> dict[str, Any]:
+    """What lm-eval's file of a task says, with the benchmark's changes, which must be keys of a task."""
+    from lm_eval.config.task import TaskConfig
+
     if name not in manager.all_subtasks:
         raise UserError(f"{where}.task: lm-eval has no task '{name}'; see `lm_eval ls tasks`")
     defaults = manager.task_index[name].cfg or {}
@@ -158,25 +179,24 @@ def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None,
         raise UserError(
             f"{where}.changes: '{unknown[0]}' is no key of an lm-eval task; known: {', '.join(defaults)}"
         )
-    changes = plain(b.changes)  # lm-eval changes what it is given
-    settings = defaults | changes
+    settings: dict[str, Any] = defaults | plain(b.changes)
     asked = settings.get("test_split") or settings.get("validation_split")
     if asked != b.dataset.split:
         raise UserError(f"{where}: '{name}' asks the split '{asked}'; set {where}.dataset.split={asked}")
-    documents = data.load(
-        asdict(b.dataset), benchmark.folder, subtask, b.form, benchmark.perturbation, benchmark.seed
-    )
-    spec = {"task": name, **changes, "custom_dataset": lambda **_: documents}
-    if b.num_fewshot == 0:  # lm-eval opens the split of the examples even where there are none
-        spec |= {
-            "training_split": None,
-            "validation_split": None,
-            "fewshot_split": None,
-            "fewshot_config": None,
-        }
-        spec["test_split"] = asked
-    else:
-        _check_split_of_examples(settings, benchmark, list(documents), benchmark.folder)
+    return settings
+
+
+def _without_examples(b: BenchmarkConfig) -> dict[str, Any]:
+    """Changes that name no split of examples: lm-eval opens it even where there are none."""
+    nowhere = dict.fromkeys(("training_split", "validation_split", "fewshot_split", "fewshot_config"))
+    return nowhere | {"test_split": b.dataset.split}
+
+
+def _loaded(manager: "TaskManager", spec: dict[str, Any], benchmark: Benchmark, documents: Any) -> Any:
+    """The task of a specification, once its first document has been asked."""
+    from jinja2 import TemplateError
+
+    where, name = f"benchmarks.{benchmark.origin}", spec["task"]
     try:  # an inline group is lm-eval's way to take a stock task with overrides
         loaded = manager.load([{"group": "cell", "task": [spec]}])["tasks"][name]
         first = loaded.eval_docs[0]
@@ -184,36 +204,45 @@ def load_task(manager: "TaskManager", benchmark: Benchmark, subtask: str | None,
         if loaded.OUTPUT_TYPE == "multiple_choice":
             loaded.doc_to_choice(first)
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as e:
-        columns = ", ".join(documents[b.dataset.split].column_names)
+        columns = ", ".join(documents[benchmark.config.dataset.split].column_names)
         raise UserError(
             f"{where}: '{name}' cannot ask its documents ({type(e).__name__}: {' '.join(str(e).split())[:160]}); found"
             f" the columns {columns}; see {where}.task, {where}.changes and {where}.dataset"
         ) from e
+    return loaded
+
+
+def _take_examples(loaded: Any, b: BenchmarkConfig, where: str) -> None:
+    """Have a task show as many examples as its benchmark says, of which there must be enough."""
     loaded.set_config(key="num_fewshot", value=b.num_fewshot)
     loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
-    available = len(loaded.sampler.df) - (loaded.fewshot_cfg.split == asked)  # never the document itself
+    itself = loaded.fewshot_cfg.split == b.dataset.split  # a document is no example of its own
+    available = len(loaded.sampler.df) - itself
     if b.num_fewshot > available:
-        raise UserError(f"{where}.num_fewshot={b.num_fewshot}: '{name}' has {available} examples; lower it")
+        raise UserError(
+            f"{where}.num_fewshot={b.num_fewshot}: '{loaded.config.task}' has {available} examples; lower it"
+        )
+
+
+def _check_metrics(loaded: Any, b: BenchmarkConfig, where: str) -> None:
     filters = [f["name"] for f in loaded.config.filter_list or [{"name": "none"}]]
     metrics = [f"{metric},{f}" for metric in loaded.aggregation() for f in filters]
     for metric in (b.metric, *b.also):
         if metric not in metrics:
-            raise UserError(f"{where}: '{name}' has no metric '{metric}'; it has {' and '.join(metrics)}")
-    if b.max_gen_toks is not None:
-        if loaded.OUTPUT_TYPE != "generate_until":
-            raise UserError(f"{where}.max_gen_toks: '{name}' scores options and generates nothing; remove it")
-        loaded.set_config(key="generation_kwargs", value={"max_gen_toks": b.max_gen_toks}, update=True)
-    if b.temperature:
-        _sample(loaded, b, where)
-    if prompt.prefix:
-        stock = loaded.doc_to_text
+            raise UserError(
+                f"{where}: '{loaded.config.task}' has no metric '{metric}'; it has {' and '.join(metrics)}"
+            )
 
-        def prefixed(doc: dict[str, Any], doc_to_text: Any = None) -> Any:
-            text = stock(doc, doc_to_text)  # doc_to_text is given for few-shot examples alone
-            return prompt.prefix + text if doc_to_text is None else text
 
-        loaded.doc_to_text = prefixed
-    return loaded
+def _prefix(loaded: Any, prefix: str) -> None:
+    """Begin what is asked with `prefix`, and leave the examples as they are."""
+    stock = loaded.doc_to_text
+
+    def prefixed(doc: dict[str, Any], doc_to_text: Any = None) -> Any:
+        text = stock(doc, doc_to_text)  # doc_to_text is given for few-shot examples alone
+        return prefix + text if doc_to_text is None else text
+
+    loaded.doc_to_text = prefixed
 
 
 def _sample(loaded: Any, b: BenchmarkConfig, where: str) -> None:

@@ -89,6 +89,7 @@ class Benchmark:
     seed: int = 0  # of the perturbation
     folder: str | None = None  # where the documents are; None is the hub
     task_folders: tuple[str, ...] = ()  # of task files of one's own
+    generated: bool = False  # the documents are written by a generator
 
     @property
     def subtasks(self) -> list[str | None]:
@@ -116,6 +117,7 @@ class Benchmark:
             cluster="subtask" if self.config.subtasks else "source_doc" if has_sources else None,
             chance=self.config.chance,
             limit=self.limit,
+            generated=self.generated,
         )
 
 
@@ -252,7 +254,8 @@ def columns(config: Config) -> tuple[Benchmark, ...]:
         limit = _least(config.limit, benchmark.limit)
         folder = benchmark.dataset.folder or config.data.folder
         seed, own = config.perturbation_seed, tuple(config.evals_path)
-        plain = Benchmark(name, name, benchmark, None, limit, seed, folder, own)
+        generated = config.data.generator is not None and benchmark.dataset.folder is None
+        plain = Benchmark(name, name, benchmark, None, limit, seed, folder, own, generated)
         if benchmark.form not in ("none", *FIELDS):
             near = nearest(benchmark.form, ["none", *FIELDS])
             raise UserError(f"benchmarks.{name}.form: no such form '{benchmark.form}'{near}")

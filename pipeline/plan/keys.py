@@ -22,11 +22,8 @@ from pipeline.weights.noise import NOISE_VERSION
 
 PROTOCOL = 1  # raise it when pipeline/evaluate/ or engine/lm.py changes what an answer or a score is
 PACKAGES = ("lm_eval", "torch", "transformers", "vllm")
-SCORER_PACKAGES = {
-    "evals.math": ("math-verify", "latex2sympy2_extended", "sympy")
-}  # what makes the scores of a task
-
-
+# What makes the scores of a task, by its scorer.
+SCORER_PACKAGES = {"evals.math": ("math-verify", "latex2sympy2_extended", "sympy")}
 TASKS = ROOT / "evals" / "tasks"
 
 

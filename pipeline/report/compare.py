@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pipeline.analysis.comparisons import Compared, corrected
+from pipeline.analysis.estimate import Difference
 from pipeline.analysis.results import MARKS, Results
 from pipeline.analysis.scores import CellScores, Positions, difference
-from pipeline.analysis.statistics import Difference
 from pipeline.errors import UserError
 from pipeline.manifest import Place
 from pipeline.report.facts import difference_facts
@@ -108,7 +108,7 @@ def _table(a: Results, pairs: Mapping[Place, Pair], found: Mapping[Place, Compar
                         texts.append(Text(DASH))
                     continue
                 same = pair[0].key == pair[1].key
-                scores = [float(cell.score.mean()) for cell in pair]
+                scores = [cell.mean for cell in pair]
                 for texts, score, cell in zip((of_a, of_b), scores, pair, strict=True):
                     texts.append(Text(percent(score), cell.flags))
                 changes.append(Text("=") if same else difference_text(change))

@@ -1,9 +1,9 @@
 """The numbers behind a table's entries, unrounded: lines of its CSV, in per cent and points."""
 
 from pipeline.analysis.comparisons import Compared
+from pipeline.analysis.estimate import Estimate
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import Results, Row
-from pipeline.analysis.statistics import Estimate
 from pipeline.report.table import Facts
 
 
@@ -51,6 +51,7 @@ def difference_facts(compared: Compared | None) -> Facts:
         "p": difference.p if difference else None,
         "p_holm": compared.p_holm if compared else None,
         "detectable": 100 * difference.detectable if difference else None,
+        "units": difference.units if difference else None,
     }
 
 

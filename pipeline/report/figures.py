@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.comparisons import Pairing, against, compare
+from pipeline.analysis.estimate import Estimate
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import REFERENCE, Results, Row, Sweep
-from pipeline.analysis.statistics import Estimate, mean_interval
 from pipeline.analysis.vectors import geometry_of
 from pipeline.errors import UserError
 from pipeline.files import write_file
@@ -189,8 +189,9 @@ def length(results: Results) -> "Figure | None":
         for row, colour, marker in zip(rows, cycle(colours), cycle(MARKERS), strict=False):
             cell = results.cell(family, row, benchmark)
             if cell is not None:
-                spread = mean_interval(cell.tokens, cell.clusters)
-                value = mean_interval(cell.score, cell.clusters)
+                spread = results.length(family, row, benchmark)
+                value = results.value(family, row, benchmark)
+                assert spread is not None and value is not None, "the cell is there"
                 style: Any = {"color": colour, "marker": marker, "markersize": 5}
                 style |= {"linewidth": 0.7, "linestyle": "none", "label": row.label}
                 ax.errorbar(spread.value, 100 * value.value, xerr=arms(spread, 1), yerr=arms(value), **style)
@@ -206,7 +207,7 @@ def _draw_lengths(ax: "Axes", results: Results, sweep: Sweep, line: str, family:
     swept = [(a, c) for a, row in sweep.points if (c := results.cell(family, row, benchmark)) is not None]
     if not swept:
         return
-    x, y = [c.tokens.mean() for _, c in swept], [100 * c.score.mean() for _, c in swept]
+    x, y = [c.tokens.mean() for _, c in swept], [100 * c.mean for _, c in swept]
     label = f"sweep: {sweep.label}" if sweep.label else "sweep of α"
     ax.plot(x, y, line, color="#888888", linewidth=1, marker=".", zorder=1, label=label)
     named = {swept[0][0], 0.0, 1.0, swept[-1][0]}

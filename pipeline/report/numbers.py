@@ -3,9 +3,10 @@
 import math
 
 from pipeline.analysis.comparisons import Compared
-from pipeline.analysis.statistics import Estimate
+from pipeline.analysis.estimate import Estimate
 
 DASH = "–"
+_LOPSIDED = 0.2  # from this part of the half width on, the middle of an interval is not its estimate
 
 
 def percent(share: float) -> str:
@@ -29,9 +30,13 @@ def interval(estimate: Estimate) -> str:
 
 
 def plus_minus(estimate: Estimate) -> str:
-    """A mean with half of its 95 % interval's width."""
+    """A mean with half of its 95 % interval's width; with both ends where it is far from symmetric."""
     half = (estimate.high - estimate.low) / 2
-    return percent(estimate.value) if math.isnan(half) else f"{percent(estimate.value)} ± {percent(half)}"
+    if math.isnan(half):
+        return percent(estimate.value)
+    if abs((estimate.high + estimate.low) / 2 - estimate.value) > _LOPSIDED * half:
+        return f"{percent(estimate.value)} [{percent(estimate.low)}, {percent(estimate.high)}]"
+    return f"{percent(estimate.value)} ± {percent(half)}"
 
 
 def star(compared: Compared) -> str:

@@ -18,15 +18,16 @@ from pathlib import Path
 
 import jinja2
 
-from pipeline.analysis.claims import read_claims, verdicts
+from pipeline.analysis.claims import read_claims
+from pipeline.analysis.findings import find
 from pipeline.analysis.results import MARKS, Results, Row
 from pipeline.analysis.scores import CellScores, Doc
 from pipeline.files import sha256, write_file
 from pipeline.records import Sample
 from pipeline.report.formats import as_html
 from pipeline.report.numbers import alpha_text
+from pipeline.report.sentences import verdict_reason
 from pipeline.report.table import Table
-from pipeline.report.terminal import verdict_reason
 
 EMBEDDED = 20_000  # documents in the browser of samples
 _LISTED = 12  # texts that a fact shows
@@ -56,8 +57,13 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Path], out
         experiment=results.manifest.experiment,
         facts=_facts(results),
         problems=results.problems,
-        rule=read_claims().rule,
-        verdicts=[(v, labels[v.family], verdict_reason(v)) for v in verdicts(results)],
+        rule={
+            kind: "; ".join(f"{o}: {t}" for o, t in group.items())
+            for kind, group in read_claims().rule.items()
+        },
+        verdicts=[
+            (v, labels[v.family], verdict_reason(results, v)) for v in find(results).verdicts if v.is_in_run
+        ],
         tables=[(table, as_html(table)) for table in tables],
         figures=[(p.stem, _CAPTIONS[p.stem], _base64(p.read_bytes())) for p in drawn if p.suffix == ".png"],
         marks=MARKS,

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.analysis.estimate import Estimate
 from pipeline.analysis.results import Results
-from pipeline.analysis.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,17 +1,18 @@
 """What a run says in the terminal: a compact table, and a line for each claim of the abstract."""
 
-from pipeline.analysis.claims import NO_CELLS, NOT_TESTABLE, Verdict, verdicts
 from pipeline.analysis.comparisons import (
     Pairing,
-    against,
-    compare,
+    gains,
     mean_difference,
     mean_value,
     repeated_families,
 )
+from pipeline.analysis.findings import find
+from pipeline.analysis.judging import NOT_IN_RUN
 from pipeline.analysis.results import MARKS, Results
 from pipeline.report.formats import as_text
-from pipeline.report.numbers import DASH, interval, plus_minus, signed, star
+from pipeline.report.numbers import DASH, plus_minus, signed, star
+from pipeline.report.sentences import verdict_reason, what_was_found
 from pipeline.report.table import Kind, Line, Text
 from pipeline.report.tables.accuracy import header, value_text
 
@@ -19,7 +20,7 @@ from pipeline.report.tables.accuracy import header, value_text
 def summary(results: Results) -> str:
     """Conditions × plain benchmarks as text: value ± half interval, difference to Baseline with its mark."""
     rows, benchmarks, reference = results.rows("main", "control"), results.plain(), results.reference
-    compared = compare(results, against(rows, reference), benchmarks)
+    compared = gains(results)
     texts: list[str] = []
     used = ""
     for family, entry in results.families.items():
@@ -61,26 +62,16 @@ def _beside(value: str, change: str, marks: str = "") -> Text:
 
 
 def verdict_lines(results: Results) -> list[str]:
-    """One line for each claim of the abstract (and family): the verdict, what it was judged on, and why."""
+    """What was found in two sentences; then a line for each claim of the abstract and family: outcome and reason."""
     lines, untested = [], dict[str, list[str]]()
-    for v in verdicts(results):
+    for v in find(results).verdicts:
         label = results.families[v.family].label
-        if v.reason == NO_CELLS:
-            untested.setdefault(label, []).append(v.statement)
+        if v.is_in_run:
+            lines.append(f"{v.outcome:<22}  {label}: {v.statement}: {verdict_reason(results, v)}")
         else:
-            lines.append(f"{v.outcome:<14}  {label}: {v.statement}: {verdict_reason(v)}")
-    return lines + [
-        f"{NOT_TESTABLE:<14}  {label}: {NO_CELLS.removesuffix(' for it')} for {len(claims)} of the claims: {'; '.join(claims)}"
+            untested.setdefault(label, []).append(v.statement)
+    lines += [
+        f"{NOT_IN_RUN:<22}  {label}: {len(claims)} of the claims: {'; '.join(claims)}"
         for label, claims in untested.items()
     ]
-
-
-def verdict_reason(verdict: Verdict) -> str:
-    """What was found and promised in each comparison that a verdict rests on."""
-    found = [verdict.reason] if verdict.reason else []
-    for c in verdict.comparisons:
-        if c.difference is not None:
-            promise = "no gain to build on" if c.promised is None else f"promised {signed(c.promised)}"
-            marks = f", marked {c.marks}" if c.marks else ""
-            found.append(f"{c.benchmark} {interval(c.difference)} ({promise}{marks})")
-    return "; ".join(found)
+    return [*what_was_found(results), "", *lines]

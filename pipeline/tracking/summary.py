@@ -69,7 +69,7 @@ def sweep_steps(results: Results) -> list[dict[str, float]]:
                 for benchmark in results.plain():
                     if (cell := results.cell(family, row, benchmark)) is not None:
                         name = curve_name(sweep, family, benchmark)
-                        steps.setdefault(alpha, {"alpha": alpha})[name] = 100 * float(cell.score.mean())
+                        steps.setdefault(alpha, {"alpha": alpha})[name] = 100 * cell.mean
     return [steps[alpha] for alpha in sorted(steps)]
 
 

@@ -58,9 +58,8 @@ def _log(config: Config, results: Results, runs: list[Run]) -> str:
 
     os.environ.setdefault("WANDB_SILENT", "true")
     logger = Logger(config, results)
-    with server.without(
-        "WANDB_MODE", "WANDB_BASE_URL"
-    ):  # the files need neither, and fail if one is malformed
+    # The files need neither variable, and fail if one is malformed.
+    with server.without("WANDB_MODE", "WANDB_BASE_URL"):
         try:
             for run in runs:
                 own = marker(config, run)

@@ -126,7 +126,7 @@ def _measure(
     entries = math.prod(rows)
     sums: Sums = dict.fromkeys(
         ["entries", "zeros", "vv", "tt"]
-        + [f"{what}@{alpha}" for alpha in alphas for what in ("swallowed", "error")]
+        + [f"{what}@{alpha}" for alpha in alphas for what in ("lost_in_rounding", "error")]
         + [f"{what}@{key}" for key in pairs for what in ("dot", "dd", "agreeing", "signed")],
         0.0,
     )
@@ -145,7 +145,7 @@ def _measure(
                 raise UserError(
                     f"{name}: θ + αv is NaN or infinite in {own.dtype} at α = {alpha:g}; use a smaller α"
                 )
-            sums[f"swallowed@{alpha}"] += int(((result == theta) & changed).sum())
+            sums[f"lost_in_rounding@{alpha}"] += int(((result == theta) & changed).sum())
             error = result.double().sub_(wide).sub_(v.double().mul_(alpha))
             sums[f"error@{alpha}"] += _dot(error, error)
         for key, difference in zip(pairs, differences, strict=True):
@@ -181,7 +181,7 @@ def _facts(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> Fa
         "alphas": [
             {
                 "alpha": alpha,
-                "swallowed": _share(sums[f"swallowed@{alpha}"], changed),
+                "lost_in_rounding": _share(sums[f"lost_in_rounding@{alpha}"], changed),
                 "rounding": _share(math.sqrt(sums[f"error@{alpha}"]), abs(alpha) * norm),
             }
             for alpha in alphas
@@ -201,7 +201,7 @@ def table(geometry: GeometryReport) -> str:
     total = geometry["total"]
     head = ["module", "entries", "‖v‖", "‖v‖/‖θ‖", "unchanged"]
     for at in total["alphas"]:
-        head += [f"{what} α={at['alpha']:g}" for what in ("swallowed", "rounding")]
+        head += [f"{what} α={at['alpha']:g}" for what in ("lost in rounding", "rounding")]
     head += [f"{what} {key}" for key in total["directions"] for what in ("cosine", "signs")]
     rows = [(row["module"], _values(row)) for row in geometry["modules"]] + [("all", _values(total))]
     lines = [head, ["---"] * len(head), *([name, *values] for name, values in rows)]
@@ -212,7 +212,7 @@ def _values(facts: Facts) -> list[str]:
     """A row of the table, behind its name."""
     shown: list[float | None] = [facts["norm"], facts["relative_norm"], facts["sparsity"]]
     for at in facts["alphas"]:
-        shown += [at["swallowed"], at["rounding"]]
+        shown += [at["lost_in_rounding"], at["rounding"]]
     for direction in facts["directions"].values():
         shown += [direction["cosine"], direction["sign_agreement"]]
     return [str(facts["entries"]), *("—" if value is None else f"{value:.4g}" for value in shown)]

@@ -23,7 +23,9 @@ class Rounding(TypedDict):
     """What the target's dtype makes of θ + αv."""
 
     alpha: FiniteFloat
-    swallowed: Share  # of the entries of v that are not 0: those that rounding leaves at the target's value
+    lost_in_rounding: (
+        Share  # of the entries of v that are not 0: those that rounding leaves at the target's value
+    )
     rounding: Share  # ‖round(θ + αv) − (θ + αv)‖ / ‖αv‖
 
 
@@ -77,6 +79,8 @@ class GeometryReport(TypedDict):
     notes: NotRequired[list[str]]  # on tolerated differences of the checkpoints
 
 
+_OLD_NAMES = {"swallowed": "lost_in_rounding"}  # as earlier versions wrote them
+
 _REPORT = TypeAdapter(GeometryReport)
 
 
@@ -88,6 +92,7 @@ def read_report(path: Path) -> GeometryReport:
     """
     remedy = "run the stage 'extract' again"
     found = read_json(path, remedy)
+    _rename_old_keys(found)
     try:
         _REPORT.validate_python(found, strict=True)
     except ValidationError as error:
@@ -100,3 +105,16 @@ def read_report(path: Path) -> GeometryReport:
         )
     data: GeometryReport = found
     return data
+
+
+def _rename_old_keys(found: object) -> None:
+    """Give keys of earlier versions their present names, at any depth."""
+    if isinstance(found, list):
+        for inner in found:
+            _rename_old_keys(inner)
+    elif isinstance(found, dict):
+        for old, new in _OLD_NAMES.items():
+            if old in found and new not in found:
+                found[new] = found.pop(old)
+        for inner in found.values():
+            _rename_old_keys(inner)

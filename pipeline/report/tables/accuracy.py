@@ -13,15 +13,18 @@ from pipeline.analysis.comparisons import (
 from pipeline.analysis.published import context, published
 from pipeline.analysis.results import MARKS, Results, Row
 from pipeline.report.facts import cell_facts, estimate_facts
-from pipeline.report.numbers import DASH, interval, plus_minus, star
+from pipeline.report.numbers import DASH, interval, percent, plus_minus, star
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 
-OVER_FAMILIES = (
-    "Means over families carry Student's t interval over the families that have the record: it measures"
-    " how training varies, on these documents."
+OVER_FAMILIES = "Means over families: families and documents are both samples, and the interval holds the variation of both."
+_WORTH_SAYING = 0.05  # a score of guessing below this is not shown
+_TESTS = (
+    "the exact sign-flip test over independent units (McNemar's where every document is one), over seeds and families a"
+    " t test with the variation of documents"
 )
 _DETECTABLE = (
-    "detectable: the smallest difference that a test at 5 % finds with 80 % power in such documents."
+    "detectable: the smallest true difference that this test, at the first step of Holm's correction, finds with 80 %"
+    " power in such documents; a dash where they have too few independent units to show any."
 )
 
 
@@ -140,23 +143,54 @@ def contrast_label(contrast: Contrast) -> str:
     return f"{new.label} against {reference.label}"
 
 
+def mark_notes(table: Table) -> list[str]:
+    """What each footnote mark of a table means."""
+    return [f"{mark}: {MARKS[mark]}." for mark in table.marks() if mark in MARKS]
+
+
+def unit_notes(results: Results, benchmarks: Iterable[str]) -> list[str]:
+    """How many independent units each benchmark has, what its mean is over, and what guessing scores there."""
+    copies, means, guesses = [], [], []
+    for benchmark in benchmarks:
+        found, label = results.units(benchmark), results.label(benchmark)
+        if found and found.units < found.documents:
+            copies.append(f"{label} {found.units} of {found.documents}")
+        if results.benchmarks[benchmark].cluster == "subtask":
+            means.append(label)
+        guess = results.guessing(benchmark)
+        if guess.majority >= _WORTH_SAYING:
+            one = f", one answer to all {percent(guess.majority)}" if guess.majority > guess.chance else ""
+            guesses.append(f"{label} {percent(guess.chance)}{one}")
+    notes = []
+    if copies:
+        notes.append(
+            "Independent units (documents of one template or source, or with nearly the same prompt, are one unit):"
+            f" {'; '.join(copies)}."
+        )
+    if means:
+        notes.append(
+            f"{', '.join(means)}: the mean over the subtasks, which are fixed; the interval is that of documents within them."
+        )
+    if guesses:
+        notes.append(f"Score of guessing in per cent: {'; '.join(guesses)}.")
+    return notes
+
+
 def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> list[str]:
     """The footnotes that every table of accuracies shares.
 
     Args:
         pairings: the comparisons of the table.
     """
-    notes = [f"{mark}: {MARKS[mark]}." for mark in table.marks() if mark in MARKS]
-    benchmarks = [results.benchmarks[pairing.benchmark] for pairing in pairings]
-    if benchmarks:
-        clusters = {entry.label: entry.cluster for entry in benchmarks if entry.cluster}
-        clustered = "; ".join(f"{label} by {cluster}" for label, cluster in clusters.items()) or "none here"
+    notes = mark_notes(table)
+    tested = list(pairings)
+    if tested:
         notes.append(
-            "±: half of the 95 % interval. Δ: difference to Baseline in percentage points, paired by "
-            "document, with its 95 % interval, clustered where documents depend on each other "
-            f"({clustered}). * p < 0.05 after Holm's correction over the {len(benchmarks)} comparisons of this "
-            "table (exact McNemar where documents are independent, otherwise a clustered t test)."
+            "±: half of the 95 % interval, in brackets where it is lopsided. Δ: difference to Baseline in percentage points, paired by document, with its"
+            f" 95 % interval. * p < 0.05 after Holm's correction over {len(tested)} comparisons: {_TESTS}"
+            " (docs/statistics.md)."
         )
+        notes += unit_notes(results, dict.fromkeys(pairing.benchmark for pairing in tested))
     if table.has(Kind.detectable):
         notes.append(_DETECTABLE)
     if table.has(Kind.published):

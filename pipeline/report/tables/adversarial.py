@@ -1,74 +1,69 @@
 """Plain against perturbed documents, and whether the gain of each condition persists there."""
 
+import math
 from collections.abc import Mapping
 
-from pipeline.analysis.comparisons import Compared, Pairing, corrected, repeated_families
-from pipeline.analysis.results import REFERENCE, Results, Row
-from pipeline.analysis.robustness import (
-    CHANGES,
-    MEASURES,
-    SHARES,
-    Robustness,
-    mean_robustness,
-    persists,
-)
-from pipeline.analysis.statistics import Estimate
+from pipeline.analysis.comparisons import repeated_families
+from pipeline.analysis.estimate import Difference, Estimate
+from pipeline.analysis.findings import Persisting, persisting
+from pipeline.analysis.persistence import Decision, Share, decide
+from pipeline.analysis.power import LEVEL
+from pipeline.analysis.published import context
+from pipeline.analysis.results import Results
+from pipeline.analysis.robustness import MEASURES, Robustness, robustness
 from pipeline.report.facts import estimate_facts
-from pipeline.report.numbers import DASH, interval, plus_minus
+from pipeline.report.numbers import DASH, interval, minus, plus_minus
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
-from pipeline.report.tables.accuracy import OVER_FAMILIES, difference_text, footnotes
+from pipeline.report.tables.accuracy import OVER_FAMILIES, mark_notes, unit_notes
 
 _HEADER = (
-    "Condition", "Plain", "Perturbed", "Drop", "Gain, plain", "Gain, perturbed", "Change of gain", "Persists",
+    "Condition", "Plain", "Perturbed", "Drop", "Gain, plain (tested)", "Gain, perturbed (tested)",
+    "Change of gain (tested)", "Left of the gain", "Persists",
 )  # fmt: skip
+_TESTED = {
+    "gain_plain": "p_plain",
+    "gain": "p_gain",
+    "change": "p_change",
+}  # columns, and their p in a Decision
 _EXPLAINED = (
     "The variants are this repository's own, in groups by what is changed; the paper's sets are not published. "
     "Pairs: documents that could be changed soundly, each beside its original. "
     "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
-    "Baseline. Change of gain: the difference in differences. Intervals are clustered by source "
-    "document, or by the plain benchmark's clusters where it has some. Persists: yes where the interval "
-    "of the gain on the perturbed documents lies above zero, reversed where below, else not shown; a loss "
-    "where the condition loses on the plain documents already."
+    "Baseline. Change of gain: the difference in differences. Left of the gain: gain on perturbed documents over the plain"
+    " gain in per cent, with Fieller's interval; – where the plain gain may be zero."
 )
-
-Found = Mapping[Pairing, Robustness]
+_OUTCOMES = (
+    "Persists: yes, a gain that is not shown to be smaller and of which more than half is left; at least in part, as much"
+    " but less than half may be left; in part, a gain and smaller; no, smaller and no gain shown; reversed, a loss; floor, no"
+    " gain shown and Baseline less than 5 points above chance there; no gain or a loss, on the plain documents already; cannot"
+    " tell, neither a gain nor a change is shown."
+)
 
 
 def table(results: Results) -> Table:
     """Each variant paired with its plain benchmark, by source document."""
-    rows = results.rows("main")
-    found = {
-        _pairing(family, row, variant): robustness
-        for family in results.families
-        for variant in results.variants()
-        for row in rows
-        if (robustness := results.robustness(family, row, variant)) is not None
-    }
-    gains = corrected({pairing: r.gain for pairing, r in found.items() if r.gain is not None})
-    title = "Adversarial variants, paired by source document"
-    made = Table("adversarial", title, [Text(name) for name in _HEADER])
+    made = Table("adversarial", "Adversarial variants, paired by source document", [Text(h) for h in _HEADER])
+    found = {(p.family, p.row.name, p.variant): p for p in persisting(results)}
     for family in results.families:
         for variant in results.variants():
-            _add_variant(results, made, family, variant, found, gains)
-    _add_means(results, made, found)
+            _add_variant(results, made, family, variant, found)
+    _add_means(results, made)
     if not made.blocks:
         made.notes.append("The run has no adversarial variant.")
-    made.notes.append(_EXPLAINED)
-    made.notes += footnotes(results, made, gains)
+    made.notes += [_EXPLAINED, _OUTCOMES]
+    if found:
+        made.notes.append(
+            f"* p < 0.05 after Holm's correction over {3 * len(found)} tests: for each condition and variant that the plain"
+            " gain, the perturbed gain and the change of gain are zero. Other columns are not tested and carry no star."
+        )
+        made.notes += unit_notes(results, results.variants())
+    made.notes += mark_notes(made)
+    made.notes += context(made.name)
     return made
 
 
-def _pairing(family: str, row: Row, variant: str) -> Pairing:
-    return Pairing(family, row.name, REFERENCE, variant)
-
-
 def _add_variant(
-    results: Results,
-    made: Table,
-    family: str,
-    variant: str,
-    found: Found,
-    gains: Mapping[Pairing, Compared],
+    results: Results, made: Table, family: str, variant: str, found: Mapping[tuple[str, str, str], Persisting]
 ) -> None:
     """The block of a family and a variant, with a line for each row that it is planned for."""
     plain, limit = results.plain_of(variant), results.benchmarks[variant].limit
@@ -76,57 +71,43 @@ def _add_variant(
     for row in results.rows("main"):
         if not results.is_planned(family, row, variant):
             continue
-        pairing = _pairing(family, row, variant)
-        robustness, gain = found.get(pairing), gains.get(pairing)
-        persisting = persists(robustness.gain_plain, robustness.gain) if robustness else None
+        robust, known = results.robustness(family, row, variant), found.get((family, row.name, variant))
         marks = results.marks(family, row, plain, variant)
         facts: Facts = {"family": family, "benchmark": variant, "variant_of": plain, "condition": row.name}
         facts |= {"label": row.label, "limit": limit, "marks": marks}
-        for measure in MEASURES:
-            facts |= estimate_facts(getattr(robustness, measure) if robustness else None, f"{measure}_")
-        facts |= {"gain_p": gain.difference.p if gain else None, "gain_p_holm": gain.p_holm if gain else None}
-        made.data.append(facts | {"persists": persisting})
-        if robustness is None:
-            entries = [Text("missing", marks or "m"), *[Text(DASH)] * 6]
+        made.data.append(facts | _facts(robust, known.decision if known else None))
+        if robust is None:
+            entries = [Text("missing", marks or "m"), *[Text(DASH)] * (len(_HEADER) - 2)]
         else:
-            pairs = max(pairs, robustness.drop.n)
-            entries = [
-                Text(plus_minus(robustness.plain), marks),
-                Text(plus_minus(robustness.perturbed)),
-                Text(interval(robustness.drop)),
-                _interval_text(robustness.gain_plain),
-                difference_text(gain),
-                _interval_text(robustness.change),
-                Text(persisting or DASH),
-            ]
+            pairs = max(pairs, robust.drop.n)
+            entries = _entries(robust, known.decision if known else None, marks)
         lines.append(Line(Kind.value, row.label, entries))
     if lines:
         title = f"{results.families[family].label}: {results.label(variant, ' → ')}"
         made.blocks.append(Block(f"{title}, {pairs} pairs" if pairs else title, lines))
 
 
-def _add_means(results: Results, made: Table, found: Found) -> None:
-    """A block for each group of independently trained families and each variant, with t intervals."""
+def _add_means(results: Results, made: Table) -> None:
+    """A block for each group of independently trained families and each variant, over families and documents."""
     if not results.variants():
         return
     for group, families in repeated_families(results).items():
         for variant in results.variants():
-            lines = []
+            means = {}
             for row in results.rows("main"):
-                of_families = [r for f in families if (r := found.get(_pairing(f, row, variant))) is not None]
-                if not of_families:
-                    continue
-                means = mean_robustness(of_families)
-                persisting = persists(means["gain_plain"], means["gain"])
+                sources = [
+                    s for family in families if (s := results.sources(family, row, variant)) is not None
+                ]
+                if sources and (mean := robustness(sources)) is not None:
+                    means[row.name] = (row, len(sources), mean)
+            cases = {name: mean.persistence for name, (*_, mean) in means.items() if mean.persistence}
+            decisions = dict(zip(cases, decide(list(cases.values())), strict=True))
+            lines = []
+            for name, (row, seeds, mean) in means.items():
                 facts: Facts = {"family": f"mean of {len(families)}", "group": group, "benchmark": variant}
-                facts |= {"variant_of": results.plain_of(variant), "condition": row.name}
-                facts |= {"label": row.label, "persists": persisting}
-                for measure, mean in means.items():
-                    facts |= estimate_facts(mean, f"{measure}_")
-                made.data.append(facts | {"seeds": len(of_families)})
-                entries = [Text(plus_minus(mean) if (mean := means[share]) else DASH) for share in SHARES]
-                entries += [_interval_text(means[change]) for change in CHANGES]
-                lines.append(Line(Kind.value, row.label, [*entries, Text(persisting or DASH)]))
+                facts |= {"variant_of": results.plain_of(variant), "condition": name, "label": row.label}
+                made.data.append(facts | _facts(mean, decisions.get(name)) | {"seeds": seeds})
+                lines.append(Line(Kind.value, row.label, _entries(mean, decisions.get(name))))
             if lines:
                 title = f"{group}, {results.label(variant, ' → ')}: mean of {len(families)} trained families"
                 made.blocks.append(Block(title, lines))
@@ -134,5 +115,46 @@ def _add_means(results: Results, made: Table, found: Found) -> None:
             made.notes.append(OVER_FAMILIES)
 
 
-def _interval_text(estimate: Estimate | None) -> Text:
-    return Text(interval(estimate) if estimate else DASH)
+def _entries(robust: Robustness, decision: Decision | None, marks: str = "") -> list[Text]:
+    share = robust.persistence.share if robust.persistence and decision else None
+    return [
+        Text(plus_minus(robust.plain), marks),
+        Text(plus_minus(robust.perturbed)),
+        Text(interval(robust.drop)),
+        *(_tested_text(getattr(robust, name), decision, p) for name, p in _TESTED.items()),
+        Text(_share_text(share) if share else DASH),
+        Text(decision.outcome if decision else DASH),
+    ]
+
+
+def _tested_text(difference: Difference | None, decision: Decision | None, p: str) -> Text:
+    if difference is None:
+        return Text(DASH)
+    is_significant = decision is not None and getattr(decision, p) < LEVEL
+    return Text(interval(difference) + ("*" if is_significant else ""))
+
+
+def _share_text(share: Share) -> str:
+    """A share of a gain in per cent; a dash where the gain may be zero, so that the share may be anything."""
+    if not (math.isfinite(share.low) and math.isfinite(share.high)):
+        return DASH
+    value, low, high = (minus(f"{100 * end:.0f}") for end in (share.value, share.low, share.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _facts(robust: Robustness | None, decision: Decision | None) -> Facts:
+    """The numbers of one row on one variant."""
+    facts: Facts = {}
+    for measure in MEASURES:
+        estimate: Estimate | None = getattr(robust, measure) if robust else None
+        facts |= estimate_facts(estimate, f"{measure}_")
+    for name, p in _TESTED.items():
+        difference: Difference | None = getattr(robust, name) if robust else None
+        facts |= {f"{name}_p": difference.p if difference and decision else None}
+        facts |= {f"{name}_p_holm": getattr(decision, p) if decision else None}
+    share = robust.persistence.share if robust and robust.persistence and decision else None
+    for name in ("value", "low", "high"):
+        end = getattr(share, name) if share else math.nan
+        facts[f"share_left_{name}"] = 100 * end if math.isfinite(end) else None
+    units = robust.drop.units if robust else None
+    return facts | {"units": units, "persists": decision.outcome if decision else None}

@@ -9,11 +9,11 @@ beside them holds every number behind the table. Rendering again gives the same 
 
 from pipeline.analysis.results import Results
 from pipeline.report.table import Table
-from pipeline.report.tables import adversarial, alpha_sweep, controls, cost, geometry, main
+from pipeline.report.tables import adversarial, alpha_sweep, answers, controls, cost, geometry, main
 
-ALL = (main, adversarial, controls, alpha_sweep, geometry, cost)
+ALL = (main, answers, adversarial, controls, alpha_sweep, geometry, cost)
 
 
 def build(results: Results) -> list[Table]:
-    """The six tables of a run."""
+    """The tables of a run."""
     return [made.table(results) for made in ALL]

@@ -1,17 +1,26 @@
 """The controls against Baseline, then v against each control."""
 
-from pipeline.analysis.comparisons import against, compare, control_contrasts, control_rows
+from collections.abc import Sequence
+
+from pipeline.analysis.comparisons import Contrast, compare, control_contrasts, control_rows, gains
 from pipeline.analysis.results import Results, Row
+from pipeline.analysis.verdicts import seeds_as_far
 from pipeline.report.numbers import DASH, percent
 from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.report.tables.accuracy import Accuracies, contrast_label, difference_text, footnotes, header
+
+_SEEDS = (
+    "Random controls: the mean over seeds, as a sample of seeds; intervals hold the variation between seeds and that"
+    " between documents."
+)
 
 
 def table(results: Results) -> Table:
     """Accuracy of prompt, donors and random vectors, and paired differences between them."""
     rows, benchmarks, reference = control_rows(results), results.plain(), results.reference
     contrasts = control_contrasts(results)
-    compared = compare(results, [*against(rows, reference), *contrasts], benchmarks)
+    of_contrasts = compare(results, contrasts, benchmarks)
+    compared = gains(results) | of_contrasts
     title = "Controls: prompt, donors and random vectors of equal norm"
     made = Table("controls", title, header(results, "Condition", benchmarks))
     accuracies = Accuracies(results, made, benchmarks, compared)
@@ -33,13 +42,36 @@ def table(results: Results) -> Table:
             made.blocks.append(Block(f"{entry.label}: paired differences between rows", lines))
     accuracies.add_means(rows, reference, contrasts)
     if any(len(row.members) > 1 for row in rows):
-        made.notes.append("Random controls are averaged over their seeds document by document.")
-    made.notes += footnotes(results, made, compared)
+        made.notes.append(_SEEDS)
+        made.notes += _places(results, contrasts, benchmarks)
+    if of_contrasts:
+        made.notes.append(
+            f"Differences between rows: Holm's correction over these {len(of_contrasts)} comparisons."
+        )
+    made.notes += footnotes(results, made, gains(results))
     return made
 
 
+def _places(results: Results, contrasts: Sequence[Contrast], benchmarks: list[str]) -> list[str]:
+    """For each control with seeds: how many of its seeds are as far from Baseline as v is."""
+    notes = []
+    for family, entry in results.families.items():
+        for new, control in contrasts:
+            texts = [
+                f"{found.as_far} of {found.of} on {results.benchmarks[benchmark].label}"
+                for benchmark in benchmarks
+                if (found := seeds_as_far(results, family, new, control, benchmark))
+            ]
+            if texts:
+                notes.append(
+                    f"{entry.label}, seeds of {control.entry.row_label} at least as far from Baseline as"
+                    f" {new.label}: {', '.join(texts)}."
+                )
+    return notes
+
+
 def _spread(results: Results, family: str, row: Row, benchmarks: list[str]) -> list[Line]:
-    """The range of a random control over its seeds, because its interval is over documents only."""
+    """The range of a random control over its seeds."""
     if len(row.members) < 2:
         return []
     entries = []

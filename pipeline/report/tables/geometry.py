@@ -11,9 +11,9 @@ from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 from pipeline.weights.geometry_report import Facts as VectorFacts
 from pipeline.weights.geometry_report import GeometryReport
 
-_HEADER = ("Module", "Entries", "‖v‖", "‖v‖/‖θ‖", "Unchanged %", "Swallowed %", "Rounding %")
+_HEADER = ("Module", "Entries", "‖v‖", "‖v‖/‖θ‖", "Unchanged %", "Lost in rounding %", "Rounding %")
 _EXPLAINED = (
-    "‖v‖/‖θ‖: against the target's own weights. Unchanged: entries of v that are exactly 0. Swallowed: "
+    "‖v‖/‖θ‖: against the target's own weights. Unchanged: entries of v that are exactly 0. Lost in rounding: "
     "changed entries that rounding to the target's dtype undoes at α = 1. Rounding: its error against "
     "‖v‖ at α = 1."
 )
@@ -64,7 +64,7 @@ def _numbers(facts: VectorFacts, directions: Sequence[str]) -> dict[str, float |
         "norm": facts["norm"],
         "relative_norm": facts["relative_norm"],
         "unchanged": _per_cent(facts["sparsity"]),
-        "swallowed": _per_cent(at_one["swallowed"] if at_one else None),
+        "lost_in_rounding": _per_cent(at_one["lost_in_rounding"] if at_one else None),
         "rounding": _per_cent(at_one["rounding"] if at_one else None),
     }
     for direction in directions:

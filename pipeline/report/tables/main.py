@@ -1,6 +1,6 @@
 """The paper's table: main conditions × plain benchmarks for each family, with the published number under ours."""
 
-from pipeline.analysis.comparisons import Compared, against, compare
+from pipeline.analysis.comparisons import Compared, gains
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import REFERENCE, Results, Row
 from pipeline.report.facts import published_facts
@@ -13,7 +13,7 @@ def table(results: Results) -> Table:
     """Accuracy by main condition and plain benchmark."""
     rows, benchmarks, reference = results.rows("main"), results.plain(), results.reference
     vector = results.row("vector", 1)
-    compared = compare(results, against(rows, reference), benchmarks)
+    compared = gains(results)
     made = Table(
         "main", "Accuracy in per cent by condition and benchmark", header(results, "Condition", benchmarks)
     )

@@ -1,0 +1,246 @@
+"""What was found, in words: two sentences about a run, and the reason of each verdict."""
+
+from collections.abc import Sequence
+
+from pipeline.analysis.behaviour import SAME, STEPS, Decomposition
+from pipeline.analysis.estimate import Difference
+from pipeline.analysis.findings import Findings, Gain, Persisting, find
+from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, NOTICEABLE, PERSISTS
+from pipeline.analysis.results import Results, Row
+from pipeline.analysis.verdicts import Judged, Verdict
+from pipeline.report.numbers import interval, percent, signed
+
+
+def what_was_found(results: Results) -> tuple[str, str]:
+    """Two sentences: what v does to scores, and what it does to answers."""
+    findings, vector = find(results), results.row("vector", 1)
+    if vector is None:
+        return ("The run has no condition that adds v whole and alone.", "The tables have what there is.")
+    gains = [g for g in findings.gains if g.row.name == vector.name and g.benchmark in results.plain()]
+    if not gains:
+        return (f"{vector.label} has no evaluated cell beside Baseline yet.", "Run the evaluate stage.")
+    if len(results.families) == 1:
+        return _of_scores(results, findings, vector, gains), _of_answers(results, findings, vector, gains)
+    return _of_families(results, vector, gains), _of_answers(results, findings, vector, gains)
+
+
+def verdict_reason(results: Results, verdict: Verdict) -> str:
+    """What was found in each comparison that a verdict rests on, and which of them the run does not have."""
+    is_list = len(verdict.comparisons) > 1
+    found = [_reason(results, judged, is_list) for judged in verdict.comparisons]
+    if verdict.missing:
+        found.append(f"not in this run: {', '.join(verdict.missing)}")
+    return "; ".join(found)
+
+
+def p_text(p: float) -> str:
+    """A p value as it is read."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {min(p, 1.0):.1f}"
+
+
+# ---- the two sentences ----
+
+
+def _of_scores(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
+    """What adding v does to each plain benchmark, beside noise and beside subtracting it."""
+    shown = [g for g in gains if g.is_significant]
+    quiet = [results.benchmarks[g.benchmark].label for g in gains if not g.is_significant]
+    texts = [
+        f"{'raises' if g.difference.value > 0 else 'lowers'} {results.benchmarks[g.benchmark].label}"
+        f" by {_points(g.difference)}"
+        for g in shown
+    ]
+    if quiet:
+        texts.append(f"shows no effect on {_listed(quiet)}")
+    beside = [*_noise(results, findings, shown), *_subtracted(results, findings, shown)]
+    return f"{vector.label} {_listed(texts)}{', while ' if beside else ''}{_listed(beside)}."
+
+
+def _noise(results: Results, findings: Findings, shown: Sequence[Gain]) -> list[str]:
+    """Whether random vectors of equal norm do the same where v has an effect."""
+    random = results.row("random", 1)
+    texts = []
+    for gain in shown:
+        noise = findings.gain(gain.family, random.name, gain.benchmark) if random else None
+        if noise is not None:
+            same = noise.is_significant and noise.difference.value * gain.difference.value > 0
+            what = results.benchmarks[gain.benchmark].label if len(shown) > 1 else "it"
+            verb = "raise" if gain.difference.value > 0 else "lower"
+            seeds = len(noise.row.members)
+            of = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+            does = f"{verb} {what} too" if same else f"do not {verb} {what}"
+            texts.append(f"random vectors of equal norm {does} ({interval(noise.difference)}, {of})")
+    return texts
+
+
+def _subtracted(results: Results, findings: Findings, shown: Sequence[Gain]) -> list[str]:
+    minus = results.row("vector", -1)
+    texts = []
+    for gain in shown:
+        less = findings.gain(gain.family, minus.name, gain.benchmark) if minus else None
+        if less is not None and less.is_significant:
+            verb = "raises" if less.difference.value > 0 else "lowers"
+            what = results.benchmarks[gain.benchmark].label if len(shown) > 1 else "it"
+            ruined = ", which ruins the model" if less.is_ruined else ""
+            texts.append(f"subtracting v {verb} {what} by {_points(less.difference)}{ruined}")
+    return texts
+
+
+def _of_families(results: Results, vector: Row, gains: Sequence[Gain]) -> str:
+    """On how many families v raises and lowers each benchmark."""
+    texts = []
+    for benchmark in results.plain():
+        here = [g for g in gains if g.benchmark == benchmark]
+        for verb, sign in (("raises", 1), ("lowers", -1)):
+            moved = [g for g in here if g.is_significant and g.difference.value * sign > 0]
+            if moved:
+                sizes = sorted(abs(g.difference.value) for g in moved)
+                ends = list(dict.fromkeys(percent(size) for size in (sizes[0], sizes[-1])))
+                label = results.benchmarks[benchmark].label
+                texts.append(
+                    f"{verb} {label} on {len(moved)} of {len(here)} families (by {' to '.join(ends)} points)"
+                )
+    quiet = sum(not g.is_significant for g in gains)
+    texts.append(f"shows no effect in {quiet} of {len(gains)} comparisons")
+    return f"{vector.label} {_listed(texts)}."
+
+
+def _of_answers(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
+    """How much of each gain is form, and whether it persists; without a gain, how the answers change."""
+    raised = [g for g in gains if g.is_significant and g.difference.value > 0]
+    texts = []
+    for gain in raised:
+        found = findings.decomposition(gain.family, vector.name, gain.benchmark)
+        name = _place(results, gain)
+        if found is not None and found.total.gained:
+            texts.append(_decomposed(name, found))
+        persisting = [
+            p
+            for p in findings.persisting
+            if (p.family, p.row.name, results.plain_of(p.variant))
+            == (gain.family, vector.name, gain.benchmark)
+        ]
+        if persisting:
+            texts.append(_persisted(results, name, persisting))
+    if texts:
+        return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:] + "."
+    return _lengths(results, findings, vector, gains)
+
+
+def _decomposed(name: str, found: Decomposition) -> str:
+    """A gain in parts: what of it is newly written steps, and what is left among answers written as before."""
+    steps, same = found.part(STEPS), found.part(SAME)
+    new_form = found.total.gained - (same.difference.gained if same else 0)
+    what = "newly written steps" if steps and steps.difference.gained == new_form else "in a new form"
+    share = f"{new_form} of the {found.total.gained} answers to {name} that became right are {what}"
+    if same is None:
+        return share
+    counts = f"{found.answers.gained} became right and {found.answers.lost} wrong"
+    return f"{share}; among answers written as before {counts} ({interval(found.answers)} points)"
+
+
+def _persisted(results: Results, name: str, found: Sequence[Persisting]) -> str:
+    """What is left of a gain on perturbed documents."""
+    by_word: dict[str, list[str]] = {}
+    for p in found:
+        plain, gain = signed(p.persistence.gain_plain.value), interval(p.persistence.gain)
+        label, baseline = results.benchmarks[p.variant].label, percent(p.persistence.reference.value)
+        text = f"with {label} ({gain} of {plain}; Baseline itself is right on {baseline} %)"
+        by_word.setdefault(PERSISTS.get(p.decision.outcome, CANNOT_TELL), []).append(text)
+    said = {CANNOT_TELL: "may or may not persist", "nothing could persist": "could not persist"}
+    texts = [f"{said.get(word, word)} {_listed(where)}" for word, where in by_word.items()]
+    return f"the gain on {name} {_listed(texts)}"
+
+
+def _lengths(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
+    """How the answers change where no score rises."""
+    texts = []
+    for gain in gains:
+        written = {
+            w.row.name: w.behaviour
+            for w in findings.behaviours
+            if (w.family, w.benchmark) == (gain.family, gain.benchmark)
+        }
+        old, new = written.get(results.reference.name), written.get(vector.name)
+        if old and new:
+            steps = ""
+            if old.steps and new.steps:
+                steps = f" and {percent(old.steps.value)} to {percent(new.steps.value)} % with steps"
+            texts.append(
+                f"{_place(results, gain)} {old.length.value:.0f} to {new.length.value:.0f} tokens{steps}"
+            )
+    if not texts:
+        return "No answer is written out in this run, so nothing can be said of their form."
+    return f"No score rises, and answers go from Baseline to {vector.label} so: {'; '.join(texts)}."
+
+
+def _place(results: Results, gain: Gain) -> str:
+    label = results.benchmarks[gain.benchmark].label
+    return label if len(results.families) == 1 else f"{label} ({results.families[gain.family].label})"
+
+
+# ---- verdicts ----
+
+
+def _reason(results: Results, judged: Judged, is_list: bool) -> str:
+    assert judged.difference is not None, "what is judged was measured"
+    texts = [f"{results.label(judged.benchmark)} {interval(judged.difference)}, {p_text(judged.p_holm)}"]
+    if judged.persistence is not None:
+        texts.append(f"plain gain {signed(judged.persistence.gain_plain.value)}")
+        texts.append(f"Baseline {percent(judged.persistence.reference.value)} % right")
+    if judged.figure is not None and judged.figure.difference is not None:
+        texts.append(
+            f"published {signed(judged.figure.difference / 100)} ({', '.join(judged.figure.source)})"
+        )
+        if judged.judgement and judged.judgement.published:
+            low, high = judged.judgement.published
+            texts.append(f"whose own sampling error is at least [{signed(low)}, {signed(high)}]")
+    texts += _remarks(judged)
+    if judged.marks:
+        texts.append(f"marked {judged.marks}")
+    return ", ".join(texts) + (f": {judged.outcome}" if is_list else "")
+
+
+def _remarks(judged: Judged) -> list[str]:
+    """What a reader should know of an outcome."""
+    texts, difference = [], judged.difference
+    assert difference is not None, "what is judged was measured"
+    if judged.is_ruined and judged.score:
+        texts.append(f"the model is ruined ({percent(judged.score.value)} % right)")
+    if judged.seeds is not None:
+        texts.append(f"{judged.seeds.as_far or 'none'} of {judged.seeds.of} seeds as far from Baseline as v")
+    if judged.judgement is None:
+        return texts
+    if judged.outcome == NO_EFFECT and difference.detectable == difference.detectable:
+        texts.append(f"one of {percent(difference.detectable)} points would have been found")
+    if judged.outcome == CANNOT_TELL:
+        figure = judged.figure.difference if judged.figure else None
+        effect = NOTICEABLE if figure is None else abs(figure) / 100
+        if judged.judgement.needed:
+            texts.append(
+                f"{percent(effect)} points need about {_rounded(judged.judgement.needed)} such documents"
+            )
+        elif not difference.low <= 0 <= difference.high:
+            texts.append(
+                "its own interval leaves out zero, but the test after Holm's correction does not reject"
+            )
+    return texts
+
+
+def _rounded(number: int) -> str:
+    """Two significant digits, in groups of three."""
+    digits = max(0, len(str(number)) - 2)
+    return f"{round(number, -digits):,}".replace(",", "\u202f")
+
+
+def _points(difference: Difference) -> str:
+    """The size of a difference with its interval, without its sign."""
+    ends = sorted(abs(end) for end in (difference.low, difference.high))
+    if difference.low <= 0 <= difference.high:
+        return f"{percent(abs(difference.value))} points {interval(difference).partition(' ')[2]}"
+    return f"{percent(abs(difference.value))} points [{percent(ends[0])}, {percent(ends[1])}]"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """Texts joined as a sentence has them."""
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
