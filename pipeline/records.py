@@ -90,6 +90,7 @@ class Provenance(TypedDict):
     """How a record was made; nothing of it is in the key."""
 
     family: dict[str, Source]  # by part: target, sft, grpo, base
+    allow_config_differences: NotRequired[list[str]]
     engine: dict[str, Any]
     versions: dict[str, str]
     host: str

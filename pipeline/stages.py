@@ -30,6 +30,7 @@ from pipeline.plan.sources import find_sources
 from pipeline.records import set_aside
 
 if TYPE_CHECKING:
+    from pipeline.weights.checkpoint import Checkpoint
     from pipeline.weights.parts import Part
 
 Report = Callable[[str], None]
@@ -224,7 +225,9 @@ def _check_vectors(plan: Plan, family: Family) -> list[str]:
         if any(plan.of(term.family, cell.family) is family for term in cell.condition.added())
     }
     notes = [
-        note for target in steered.values() for note in check_compatible(target, family.sft, family.grpo)
+        note
+        for target in steered.values()
+        for note in check_compatible(target, family.sft, family.grpo, family.config.allow_config_differences)
     ]
     sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
     for part in filter(None, plan.parts(family)):
@@ -276,7 +279,8 @@ def extract(plan: Plan, report: Report) -> None:
             notes = _check_vectors(plan, family)
             for note in notes:
                 report(f"{family.name}: {note}")
-            make = partial(extract_vector, family.grpo, family.sft, compact=True)
+            allowed = family.config.allow_config_differences
+            make = partial(extract_vector, family.grpo, family.sft, compact=True, allowed=allowed)
             _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
             for part, alphas in parts.items():
                 assert part is not None
@@ -301,32 +305,59 @@ def _new_vector(
     if folder.is_dir():
         try:
             plan.vector(family, part)
-            _write_geometry(folder / name, family, alphas, notes)
+            _write_geometry(folder / name, family, alphas, notes, report)
             return
         except UserError:
             report(f"{family.name}: a damaged vector was moved to {move_away(plan.results, folder)}")
     with new_folder(folder) as temporary:
         write_json(temporary / "fingerprint.json", Vector.open(make(temporary)).fingerprint)
-        _write_geometry(temporary / name, family, alphas, notes)
+        _write_geometry(temporary / name, family, alphas, notes, report)
     report(f"{family.name}: {'vector' if part is None else part} written to {folder}")
 
 
-def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list[str]) -> None:
-    """The family's geometry file beside a vector, unless it tells of every α already."""
-    from pipeline.weights import geometry
-    from pipeline.weights.geometry_report import read_report
+def _write_geometry(
+    path: Path, family: Family, alphas: list[float], notes: list[str], report: Report
+) -> None:
+    """The family's geometry file beside a vector, unless it tells of every α already; and what it warns of.
+
+    Raises:
+        UserError: if donors or target do not come from the base's pretraining, or a sum is not finite.
+    """
+    from pipeline.weights import geometry, initialisation
+    from pipeline.weights.geometry_report import GeometryReport, read_report
     from pipeline.weights.vector import Vector
 
-    asked = set(alphas)
+    asked, known = set(alphas), None
     with suppress(UserError):  # none yet, or damaged
-        measured = {at["alpha"] for at in read_report(path)["total"]["alphas"]}
-        if asked <= measured:
-            return
+        known = read_report(path)
+        measured = {at["alpha"] for at in known["total"]["alphas"]}
         asked |= measured
-    data = geometry.report(
-        Vector.open(path.parent), family.target, sorted(asked), sft=family.sft, base=family.base
-    )
-    write_json(path, data | {"notes": notes})
+    data: GeometryReport
+    if known is not None and asked <= measured and "initialisation" in known:
+        data = known
+    else:
+        data = geometry.report(
+            Vector.open(path.parent), family.target, sorted(asked), sft=family.sft, base=family.base
+        )
+        data["notes"] = notes
+        data["initialisation"] = initialisation.measure(*_compared(family), v=data["total"]["norm"])
+    if not family.config.allow_other_initialisation:
+        _, reference, others = _compared(family)
+        initialisation.check(data["initialisation"], reference, others, family.name)
+    if data is not known:
+        report(f"{family.name}: {initialisation.describe(data['initialisation'])}")
+        write_json(path, data)
+    for line in geometry.warnings(data, set(alphas)):
+        report(f"{family.name}: warning: {line}")
+
+
+def _compared(family: Family) -> "tuple[str, Checkpoint, dict[str, Checkpoint]]":
+    """What the checkpoints of a family are measured from: its base, or its target where no base is known."""
+    assert family.sft is not None and family.grpo is not None
+    donors = {"sft": family.sft, "grpo": family.grpo}
+    if family.base is None:
+        return "target", family.target, donors
+    return "base", family.base, donors | {"target": family.target}
 
 
 def evaluate(plan: Plan, report: Report) -> None:

@@ -83,9 +83,9 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
         logits = target["model.embed_tokens.weight" if tied else "lm_head.weight"]
         logits[[tokenizer.token_to_id(token) for token in SPECIAL]] *= 4  # that end, sooner or later
         target = written.setdefault(family.target.id, target)
-        sft = tiny.moved(target, seed=number + 10, share=0.5, scale=0.1)
+        sft = tiny.moved(target, seed=number + 10, share=0.5, scale=0.05)  # near enough to be of one start
         states = {"base": tiny.moved(target, number + 20), "target": target, "sft": sft}
-        states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.1)
+        states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.05)
         for part, state in states.items():
             source = getattr(family, part)
             if source is None or (part in ("target", "base") and any(r.id == source.id for r in made)):

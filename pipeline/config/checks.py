@@ -52,6 +52,11 @@ def check(config: Config) -> None:
     for name, family in config.families.items():
         _check_template(f"families.{name}", family)
         _check_adapters(f"families.{name}", family)
+        for key in family.allow_config_differences:
+            if not re.fullmatch(r"\w+", key):
+                raise UserError(
+                    f"families.{name}.allow_config_differences: expected keys of config.json, found '{key}'"
+                )
     for name, condition in config.conditions.items():
         _check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
@@ -322,6 +327,8 @@ def _check_duplicates(config: Config) -> None:
     lists: dict[str, list[str]] = {}
     for name, b in config.benchmarks.items():
         lists |= {f"benchmarks.{name}.{part}": getattr(b, part) for part in ("subtasks", "variants", "also")}
+    for name, family in config.families.items():
+        lists[f"families.{name}.allow_config_differences"] = list(family.allow_config_differences)
     lists["conditions"] = [
         full
         for name, c in config.conditions.items()

@@ -149,6 +149,12 @@ class FamilyConfig(Frozen):
     chat: bool = True  # apply the chat template of the target
     template: str | None = None  # the checkpoint whose template is applied in its place: sft, grpo or base
     max_model_len: int | None = None  # of its engine, where it has fewer positions than engine.max_model_len
+    allow_config_differences: list[str] = field(
+        default_factory=list
+    )  # keys of config.json in which its checkpoints may differ, beside those that are known to be harmless
+    allow_other_initialisation: bool = (
+        False  # donors and target may come from other pretrainings than the base
+    )
     max_gen_toks: int | None = None  # of an answer at most, where it has no room for what a benchmark allows
     tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 

@@ -37,7 +37,8 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
     for cell in {(c.family.name, c.condition.start): c for c in missing}.values():
         checkpoint = cell.family.checkpoint(cell.condition.start)
         with of_family(cell.family.name):
-            check_compatible(cell.family.target, checkpoint, checkpoint)
+            allowed = cell.family.config.allow_config_differences
+            check_compatible(cell.family.target, checkpoint, checkpoint, allowed)
     for family in {c.family.name: c.family for c in missing}.values():
         with of_family(family.name):
             _check_model(family.target, family.engine(plan.config.engine))

@@ -33,7 +33,8 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         started: when its first document was asked.
         chat_template_sha: of the template that was applied; None where there was none.
     """
-    return {
+    allowed = list(cell.family.config.allow_config_differences)
+    made: Provenance = {
         "family": {
             part: _origin(source, getattr(cell.family, part).revision)
             for part in ("target", "sft", "grpo", "base")
@@ -48,6 +49,7 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         "command": without_secrets("python -m pipeline " + shlex.join(sys.argv[1:])),
         "git": _git_commit(),
     }
+    return made | {"allow_config_differences": allowed} if allowed else made
 
 
 def _origin(source: CheckpointConfig, commit: str | None) -> Source:

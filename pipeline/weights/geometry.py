@@ -10,7 +10,7 @@ the sum leaves the target's dtype is refused here, before an engine starts.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -30,6 +30,7 @@ from pipeline.weights.threads import one_thread
 from pipeline.weights.vector import Vector
 
 Sums = dict[str, float]
+MUCH = 1 / 3  # of the entries that v changes: more than that lost in rounding is warned of
 
 
 def report(
@@ -126,7 +127,11 @@ def _measure(
     entries = math.prod(rows)
     sums: Sums = dict.fromkeys(
         ["entries", "zeros", "vv", "tt"]
-        + [f"{what}@{alpha}" for alpha in alphas for what in ("lost_in_rounding", "error")]
+        + [
+            f"{what}@{alpha}"
+            for alpha in alphas
+            for what in ("lost_in_rounding", "error", "arriving", "along")
+        ]
         + [f"{what}@{key}" for key in pairs for what in ("dot", "dd", "agreeing", "signed")],
         0.0,
     )
@@ -146,7 +151,10 @@ def _measure(
                     f"{name}: θ + αv is NaN or infinite in {own.dtype} at α = {alpha:g}; use a smaller α"
                 )
             sums[f"lost_in_rounding@{alpha}"] += int(((result == theta) & changed).sum())
-            error = result.double().sub_(wide).sub_(v.double().mul_(alpha))
+            arriving, meant = result.double().sub_(wide), v.double().mul_(alpha)
+            sums[f"arriving@{alpha}"] += _dot(arriving, arriving)
+            sums[f"along@{alpha}"] += _dot(arriving, meant)
+            error = arriving.sub_(meant)
             sums[f"error@{alpha}"] += _dot(error, error)
         for key, difference in zip(pairs, differences, strict=True):
             sums[f"dot@{key}"] += _dot(v, difference)
@@ -183,6 +191,10 @@ def _facts(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> Fa
                 "alpha": alpha,
                 "lost_in_rounding": _share(sums[f"lost_in_rounding@{alpha}"], changed),
                 "rounding": _share(math.sqrt(sums[f"error@{alpha}"]), abs(alpha) * norm),
+                "cosine": _share(
+                    sums[f"along@{alpha}"], math.sqrt(sums[f"arriving@{alpha}"]) * abs(alpha) * norm
+                ),
+                "arrives": _share(math.sqrt(sums[f"arriving@{alpha}"]), abs(alpha) * norm),
             }
             for alpha in alphas
         ],
@@ -194,6 +206,17 @@ def _facts(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> Fa
             for key in directions
         },
     }
+
+
+def warnings(geometry: GeometryReport, alphas: Collection[float]) -> list[str]:
+    """A line for each of these α of which more than `MUCH` of the changed entries are lost in rounding."""
+    return [
+        f"at α = {at['alpha']:g} {at['lost_in_rounding'] or 0:.0%} of the changed entries are lost in rounding to the"
+        f" target's dtype (of ‖αv‖ {at.get('arrives') or 0:.0%} arrives, at cosine {at.get('cosine') or 0:.2f}); add"
+        " engine.dtype=float32 steer.dtype=float32 to keep them"
+        for at in geometry["total"]["alphas"]
+        if at["alpha"] in alphas and (at["lost_in_rounding"] or 0.0) > MUCH
+    ]
 
 
 def table(geometry: GeometryReport) -> str:

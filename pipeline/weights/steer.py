@@ -13,7 +13,7 @@ their signs; a random control is a term with a seed. A sum that is not finite in
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -149,7 +149,9 @@ def _in_pieces(total: TensorSum) -> Iterator[torch.Tensor]:
             yield piece
 
 
-def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = "") -> Path:
+def apply(
+    target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = "", allowed: Collection[str] = ()
+) -> Path:
     """Writes the target with Σ α·v added as a complete checkpoint in folder `out`, and returns it.
 
     Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is
@@ -165,7 +167,7 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = 
     read |= {Path(term.vector).resolve() for term in terms}
     if any(source == out or out in source.parents for source in read):
         raise UserError(f"{out} holds the target or a vector that is read here; choose another folder")
-    described = steering(target, terms)
+    described = steering(target, terms, allowed)
     active = _active(terms)
     with one_thread(), replacing(out, _check_steered) as new:
         new.mkdir()
@@ -187,14 +189,17 @@ def _check_steered(out: Path) -> None:
         raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
 
 
-def steering(target: Checkpoint, terms: Sequence[Term]) -> Steering:
+def steering(target: Checkpoint, terms: Sequence[Term], allowed: Collection[str] = ()) -> Steering:
     """What a steered checkpoint is made of: target and terms by source, revision and fingerprint.
+
+    Args:
+        allowed: keys of config.json in which the target may differ from the donors.
 
     Raises:
         UserError: if something does not fit, with a line for each problem.
     """
     vectors = [(term, Vector.open(term.vector)) for term in terms]
-    found = Differences(compatibility.content_problems(target))
+    found = Differences(compatibility.content_problems(target), allowed=allowed)
     left = Model.of("target", target, compatibility.shapes(target))
     for _, vector in vectors:
         right = Model(f"vector {vector.path}", vector.description["identity"], vector.shapes)
