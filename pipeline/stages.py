@@ -305,18 +305,18 @@ def _new_vector(
     if folder.is_dir():
         try:
             plan.vector(family, part)
-            _write_geometry(folder / name, family, alphas, notes, report)
+            _write_geometry(folder / name, family, alphas, notes, plan.config.steer.wide, report)
             return
         except UserError:
             report(f"{family.name}: a damaged vector was moved to {move_away(plan.results, folder)}")
     with new_folder(folder) as temporary:
         write_json(temporary / "fingerprint.json", Vector.open(make(temporary)).fingerprint)
-        _write_geometry(temporary / name, family, alphas, notes, report)
+        _write_geometry(temporary / name, family, alphas, notes, plan.config.steer.wide, report)
     report(f"{family.name}: {'vector' if part is None else part} written to {folder}")
 
 
 def _write_geometry(
-    path: Path, family: Family, alphas: list[float], notes: list[str], report: Report
+    path: Path, family: Family, alphas: list[float], notes: list[str], wide: bool, report: Report
 ) -> None:
     """The family's geometry file beside a vector, unless it tells of every α already; and what it warns of.
 
@@ -337,7 +337,7 @@ def _write_geometry(
         data = known
     else:
         data = geometry.report(
-            Vector.open(path.parent), family.target, sorted(asked), sft=family.sft, base=family.base
+            Vector.open(path.parent), family.target, sorted(asked), family.sft, family.base, wide
         )
         data["notes"] = notes
         data["initialisation"] = initialisation.measure(*_compared(family), v=data["total"]["norm"])

@@ -9,14 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import stages
+from pipeline.analysis.results import read_results
 from pipeline.config.compose import compose
 from pipeline.errors import UserError
+from pipeline.plan.estimate import describe
+from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan
+from pipeline.report.render import render
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
 from pipeline.weights.geometry_report import GeometryReport, read_report
 from pipeline.weights.initialisation import measure
-from tests import tiny
+from pipeline.weights.steer import Term, steered_tensors
+from tests import synthetic, tiny
 from tests.documents import sums
 
 
@@ -170,3 +175,77 @@ def test_what_arrives_of_a_vector_is_measured(place: Path) -> None:
     cosine = float(arriving @ meant / arriving.norm() / meant.norm())
     assert at_one["cosine"] == pytest.approx(cosine, rel=1e-6)
     assert not any("warning" in line for line in lines)
+
+
+def test_a_sum_in_float32_loses_nothing_and_is_not_warned_of(place: Path) -> None:
+    state = {name: tensor.float() for name, tensor in load_file(place / "sft" / "model.safetensors").items()}
+    small = {name: tensor * (1 + 1e-4 * torch.randn(tensor.shape)) for name, tensor in state.items()}
+    for part, weights in (("sft", state), ("grpo", small)):
+        save_file(weights, place / part / "model.safetensors", metadata={"format": "pt"})
+    report, lines = extracted(place, "steer.dtype=float32")
+    (at_one,) = report["total"]["alphas"]
+    assert (at_one["lost_in_rounding"] or 0) < 0.01 and at_one["cosine"] == pytest.approx(1, abs=1e-4)
+    assert not any("warning" in line for line in lines)
+    rounded, lines = extracted(place)
+    assert rounded["total"]["alphas"][0]["lost_in_rounding"] != at_one["lost_in_rounding"]
+    assert any("warning" in line for line in lines)
+    vector = planned(place).vector(planned(place).families["micro"])
+    target = load_file(place / "target" / "model.safetensors")
+    for name, tensor in steered_tensors(str(place / "target"), [Term(str(vector), 0.5)], wide=True):
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, target[name].float() + (small[name] - state[name]) * 0.5), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["steer.dtype=bfloat16"], "steer.dtype: expected float32, or null"),
+        (
+            ["steer.dtype=float32", "engine.dtype=bfloat16"],
+            "steer.dtype=float32: the engine computes in bfloat16",
+        ),
+        (
+            ["steer.dtype=float32", "engine.swap=restart"],
+            "steer.dtype=float32: a checkpoint that is written for",
+        ),
+        (["steer.dtyp=float32"], "unknown configuration key 'steer.dtyp'; did you mean 'dtype'?"),
+    ],
+)
+def test_a_mistake_in_the_sum_is_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose(["experiment=micro", *overrides])
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+def test_float32_on_a_card_is_in_the_estimate() -> None:
+    config = compose(["experiment=micro", "engine.device=gpu", "steer.dtype=float32"])
+    assert "memory: weights in float32 take twice those of bf16" in describe(config, make_grid(config), {})
+    rounded = compose(["experiment=micro", "engine.device=gpu", "engine.dtype=bfloat16"])
+    assert "memory:" not in describe(rounded, make_grid(rounded), {})
+
+
+@pytest.mark.parametrize(("lost", "said"), [(0.02, False), (0.61, True)])
+def test_a_table_has_a_footnote_where_much_of_v_is_lost(lost: float, said: bool, tmp_path: Path) -> None:
+    named = synthetic.write_geometry(tmp_path / "results")
+    path = tmp_path / "results" / "vectors" / "v" / "geometry-t.json"
+    data = json.loads(path.read_text())
+    for at in data["total"]["alphas"]:
+        at["lost_in_rounding"] = lost
+    path.write_text(json.dumps(data))
+    families = {"micro": synthetic.family("micro", geometry=named)}
+    made = synthetic.write_run(tmp_path / "results", families=families, documents=12)
+    render(read_results(made, tmp_path / "results"), tmp_path / "tables")
+    for table in ("main", "controls", "alpha_sweep"):
+        text = (tmp_path / "tables" / f"{table}.md").read_text()
+        assert ("61% at α = −1, 61% at α = 1" in text) == said, table
+
+
+@pytest.mark.engine
+def test_a_sum_in_float32_reaches_the_engine(tmp_path: Path) -> None:
+    part = ["experiment=micro", "tasks=[gsm8k]", "conditions=[vector]", "limit=2", "variant_limit=1"]
+    part += [f"results={tmp_path / 'results'}", f"tables={tmp_path / 'tables'}", "tracking=disabled"]
+    stages.run(compose([*part, "steer.dtype=float32"]), lambda line: None)
+    plan = stages.prepare(compose([*part, "steer.dtype=float32"]))
+    assert not plan.missing()
+    (cell,) = (c for c in plan.cells if (c.condition.name, c.benchmark.name) == ("vector", "gsm8k"))
+    assert cell.inputs["weights"]["sum"] == "float32"

@@ -75,6 +75,7 @@ CHANGES = {
     "the device": ["engine.device=gpu"],
     "other donors": ["families.micro.sft.id={models}/base"],
     "sampling": ["benchmarks.gsm8k.temperature=1"],
+    "a sum that is left in float32": ["steer.dtype=float32"],
     "fewer tokens for an answer of a family": ["families.micro.max_gen_toks=50"],
 }
 SAMPLED = {
@@ -147,6 +148,14 @@ def test_the_chat_template_of_another_checkpoint_changes_the_key_and_the_engine(
     assert key(before) != key(after)
     assert key(before) == key(plan(models, data))
     assert before.families["micro"].architecture != after.families["micro"].architecture
+
+
+def test_a_sum_in_float32_is_another_cell_only_where_something_is_added(models: Path, data: Path) -> None:
+    before, after = plan(models, data), plan(models, data, "steer.dtype=float32")
+    assert key(before, "baseline") == key(after, "baseline") == key(after, "alpha=0.0")
+    assert key(before, "random-s0") != key(after, "random-s0")
+    family = before.families["micro"]
+    assert before.geometry_file(family) != after.geometry_file(family)
 
 
 def edited(path: Path, **values: object) -> None:

@@ -19,6 +19,7 @@ from pipeline.config.schema import (
     PartConfig,
     Role,
     Stage,
+    Swap,
 )
 from pipeline.errors import UserError
 
@@ -65,6 +66,20 @@ def check(config: Config) -> None:
             raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
+    if config.steer.dtype not in (None, "float32"):
+        raise UserError(
+            f"steer.dtype: expected float32, or null for the target's own, found '{config.steer.dtype}'"
+        )
+    if config.steer.wide and config.engine.dtype != "float32":
+        raise UserError(
+            f"steer.dtype=float32: the engine computes in {config.engine.dtype}, which would round the sum again; add"
+            " engine.dtype=float32"
+        )
+    if config.steer.wide and config.engine.swap is Swap.restart:
+        raise UserError(
+            "steer.dtype=float32: a checkpoint that is written for engine.swap=restart has the target's dtype; leave"
+            " one of them out"
+        )
     if not config.stages:
         raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
 

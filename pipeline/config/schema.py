@@ -306,6 +306,18 @@ class EngineConfig(Frozen):
 
 
 @dataclass
+class SteerConfig(Frozen):
+    """How target + Σ α·v is summed."""
+
+    dtype: str | None = None  # of the sum: float32, or null for the target's own
+
+    @property
+    def wide(self) -> bool:
+        """Whether the sum is left in float32, where nothing of it is lost in rounding."""
+        return self.dtype is not None
+
+
+@dataclass
 class LauncherConfig(Frozen):
     """How cells are spread (pipeline/evaluate/cluster.py)."""
 
@@ -354,6 +366,7 @@ class Config(Frozen):
         default_factory=list
     )  # folders with task files of lm-eval's kind, and their scorers
     engine: EngineConfig = field(default_factory=EngineConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     allow_unsandboxed: bool = False  # run candidate programs even where nothing can isolate them

@@ -97,8 +97,8 @@ class Engine:
             **options,
         )
 
-    def steer(self, target: Path, terms: Sequence[Term] = ()) -> None:
-        """Replace the live weights by `target` + Σ α·v.
+    def steer(self, target: Path, terms: Sequence[Term] = (), wide: bool = False) -> None:
+        """Replace the live weights by `target` + Σ α·v; a `wide` sum is left in float32, which the engine must compute in.
 
         Raises:
             SteeringError: if a live parameter is not what was asked for, or old cache entries could survive.
@@ -106,7 +106,7 @@ class Engine:
         if self.config.swap is Swap.restart:
             self._restart(target, terms)
         else:
-            self._swap(target, terms)
+            self._swap(target, terms, wide)
         if not self.lm.model.reset_prefix_cache():
             raise SteeringError(
                 "the prefix cache could not be emptied after a swap; no request may be running"
@@ -117,13 +117,14 @@ class Engine:
         self.template_of = checkpoint
         self.lm.take_template(checkpoint)
 
-    def _swap(self, target: Path, terms: Sequence[Term]) -> None:
+    def _swap(self, target: Path, terms: Sequence[Term], wide: bool) -> None:
         plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
         # the GPUs of a group share the cores; a CPU worker has as many as it computes with
         threads = self.config.threads or max(1, min(16, len(CORES) // self.config.tensor_parallel_size))
         remedy = "set engine.swap=restart to start an engine for each weights instead"
         try:
-            differences = self.lm.model.collective_rpc("steer", args=(str(target), plain, threads))
+            asked = (str(target), plain, threads, *([True] if wide else []))
+            differences = self.lm.model.collective_rpc("steer", args=asked)
         except Exception as e:
             if isinstance(e, UserError) or not self.alive():
                 raise

@@ -203,7 +203,7 @@ class Runner:
         weights = f"{start.path} {terms}"
         if weights != self.loaded:
             self.loaded = ""
-            engine.steer(start.path, terms)
+            engine.steer(start.path, terms, wide=self.plan.config.steer.wide)
             self.loaded = weights
             self.swaps += bool(self.computed)
 

@@ -72,6 +72,8 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
     lines.append(_disk(config, grid, sources))
     if config.engine.device is Device.gpu:
         lines.append(_gpu_hours(config, cells))
+        if config.engine.dtype == "float32":
+            lines.append(_float32(config, sources))
     return "\n".join(lines)
 
 
@@ -232,6 +234,16 @@ def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
         f" answer and {SCORED_TOKENS} a scored document, assumed) ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
         + (f"; set tokens_per_second of {', '.join(unknown)}" if unknown else "")
     )
+
+
+def _float32(config: Config, sources: list[Source]) -> str:
+    """What weights in float32 take of a card's memory."""
+    sizes = {s.name: s.size for s in sources}
+    targets = {_name(f.target): sizes.get(_name(f.target)) for f in config.chosen_families().values()}
+    each = [
+        f"{name} {_gb(None if size is None else FP32_OVER_BF16 * size)}" for name, size in targets.items()
+    ]
+    return f"  memory: weights in float32 take twice those of bf16: {', '.join(each)}, the cache of keys and values aside"
 
 
 def _gb(size: float | None) -> str:

@@ -114,7 +114,8 @@ class Plan:
 
     def geometry_file(self, family: Family, part: Part | None = None) -> Path:
         """Beside the vector; named by the target and its base, because families can share donors and so a vector."""
-        compared_with = digest([m.fingerprint for m in (family.target, family.base) if m is not None])
+        models = [m.fingerprint for m in (family.target, family.base) if m is not None]
+        compared_with = digest([*models, *([self.config.steer.dtype] if self.config.steer.wide else [])])
         return self.vector_folder(family, part) / f"geometry-{compared_with[:12]}.json"
 
     def manifest(self) -> Manifest:

@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.geometry_report import (
+    MUCH,
     SCHEMA,
     CellFacts,
     Facts,
@@ -30,7 +31,6 @@ from pipeline.weights.threads import one_thread
 from pipeline.weights.vector import Vector
 
 Sums = dict[str, float]
-MUCH = 1 / 3  # of the entries that v changes: more than that lost in rounding is warned of
 
 
 def report(
@@ -39,6 +39,7 @@ def report(
     alphas: Sequence[float],
     sft: Checkpoint | None = None,
     base: Checkpoint | None = None,
+    wide: bool = False,
 ) -> GeometryReport:
     """The vector's geometry: in all, by kind of module, by layer, and by both.
 
@@ -46,6 +47,7 @@ def report(
         alphas: the strengths at which rounding is measured.
         sft: the SFT donor; with a base, its difference from it is a direction.
         base: what the target was made from; without one there are no directions.
+        wide: the sum is left in float32, and not rounded to the target's dtype.
 
     Raises:
         UserError: if a tensor of the vector is missing in a model or has another shape, or θ + αv is not finite.
@@ -62,7 +64,7 @@ def report(
     cells: dict[tuple[str, int | None], Sums] = {}
     with one_thread():
         for name in vector.shapes:
-            sums = _measure(vector, name, target, strengths, others)
+            sums = _measure(vector, name, target, strengths, others, wide)
             kind, layer = module_kind(name), layer_of(name)
             _add(total, sums)
             _add(modules.setdefault(kind, {}), sums)
@@ -118,6 +120,7 @@ def _measure(
     target: Checkpoint,
     alphas: Sequence[float],
     others: Mapping[str, tuple[Checkpoint, Checkpoint]],
+    keeps_float32: bool,
 ) -> Sums:
     """Sums over the entries of one tensor, which add up over tensors."""
     shape = vector.shapes[name]
@@ -145,12 +148,16 @@ def _measure(
         sums["vv"] += _dot(v, v)
         sums["tt"] += _dot(wide, wide)
         for alpha in alphas:
-            result = (v * alpha).add_(wide).to(theta.dtype)
+            result = (v * alpha).add_(wide)
+            if not keeps_float32:
+                result = result.to(theta.dtype)
             if not all_finite(result):
                 raise UserError(
-                    f"{name}: θ + αv is NaN or infinite in {own.dtype} at α = {alpha:g}; use a smaller α"
+                    f"{name}: θ + αv is NaN or infinite in {'F32' if keeps_float32 else own.dtype} at α = {alpha:g}; use a smaller α"
                 )
-            sums[f"lost_in_rounding@{alpha}"] += int(((result == theta) & changed).sum())
+            sums[f"lost_in_rounding@{alpha}"] += int(
+                ((result == (wide if keeps_float32 else theta)) & changed).sum()
+            )
             arriving, meant = result.double().sub_(wide), v.double().mul_(alpha)
             sums[f"arriving@{alpha}"] += _dot(arriving, arriving)
             sums[f"along@{alpha}"] += _dot(arriving, meant)

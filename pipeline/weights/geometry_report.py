@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from pipeline.files import DamagedFile, read_json
 
 SCHEMA = 1
+MUCH = 1 / 3  # of the entries that v changes: more than that lost in rounding is warned of
 
 Share = FiniteFloat | None  # None is a share of nothing
 

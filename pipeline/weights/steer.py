@@ -67,7 +67,11 @@ def check_alpha(alpha: float) -> None:
 
 
 def steered_tensors(
-    target: str, terms: Sequence[Term], pool: Executor | None = None, memory: Memory | None = None
+    target: str,
+    terms: Sequence[Term],
+    pool: Executor | None = None,
+    memory: Memory | None = None,
+    wide: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
@@ -77,6 +81,7 @@ def steered_tensors(
     Args:
         pool: threads that read and add; None is one thread.
         memory: what the tensors are made in; None is memory of their own.
+        wide: leave the sums in float32, where they are not rounded to the target's dtype.
 
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
@@ -85,7 +90,8 @@ def steered_tensors(
     active = _active(terms)
     _check_names(checkpoint, [vector for _, vector in active])
     sums = (
-        _sum(checkpoint.tensors[name], name, active) for name in sorted(checkpoint.tensors, key=layer_order)
+        _sum(checkpoint.tensors[name], name, active, wide)
+        for name in sorted(checkpoint.tensors, key=layer_order)
     )
     with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
         for vector in {str(v.path): v for term, v in active if term.random_seed is not None}.values():
@@ -255,11 +261,11 @@ def _check_names(target: Checkpoint, vectors: Iterable[Vector]) -> None:
             )
 
 
-def _sum(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> TensorSum:
+def _sum(info: TensorInfo, name: str, active: list[tuple[Term, Vector]], wide: bool = False) -> TensorSum:
     """The target's tensor with the terms added; a head of its own takes the embedding's where a vector has none."""
     terms: list[tuple[float, Deltas]] = []
     for term, vector in active:
         own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
         seed = term.random_seed
         terms.append((term.alpha, vector.stored(own) if seed is None else Noise(vector, own, seed)))
-    return TensorSum(info, name, terms)
+    return TensorSum(info, name, terms, wide)
