@@ -20,10 +20,19 @@ ifeq ($(filter cpu gpu,$(ACCELERATOR)),)
 $(error ACCELERATOR=$(ACCELERATOR): expected cpu or gpu)
 endif
 
-setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds
+setup: .venv/.done ## make .venv: CPU torch, vLLM's CPU build and the rest of the lock; ACCELERATOR=gpu for CUDA builds; BUNDLE=FOLDER without a network
 ifneq ($(ACCELERATOR),$(HELD))
 .venv/.done: OTHER_BUILD
 endif
+# A machine without a network installs from the folder that `make bundle` wrote.
+ifdef BUNDLE
+FROM_BUNDLE := --no-index --find-links .bundle/wheels
+ifndef SETUP_LOCKED
+.venv/.done: | open-bundle
+endif
+endif
+open-bundle:
+	@$(PYTHON) -m pipeline.bundle '$(BUNDLE)'
 ifndef SETUP_LOCKED
 # One at a time. The inner make looks at .venv anew, so the one that waited finds it done.
 .venv/.done: requirements/$(ACCELERATOR).txt pyproject.toml
@@ -33,13 +42,16 @@ else
 .venv/.done: requirements/$(ACCELERATOR).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(if $(filter-out $(HELD),$(ACCELERATOR)),--clear) .venv
-	$(BIN)/pip install -q --disable-pip-version-check '$(UV)'
-ifeq ($(ACCELERATOR),cpu)
+	$(BIN)/pip install -q --disable-pip-version-check $(FROM_BUNDLE) '$(UV)'
+ifeq ($(ACCELERATOR)$(BUNDLE),cpu)
 	@echo "installing $(TORCH): a wheel that pip is configured to find, else from PyTorch's CPU index"
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
 	  || $(BIN)/pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
 endif
-	$(BIN)/uv pip install $(if $(filter cpu,$(ACCELERATOR)),-q) --python $(BIN)/python --no-deps -r requirements/$(ACCELERATOR).txt
+ifneq ($(BUNDLE),)
+	$(if $(filter cpu,$(ACCELERATOR)),$(BIN)/pip install -q --disable-pip-version-check --no-deps $(FROM_BUNDLE) '$(TORCH)')
+endif
+	$(BIN)/uv pip install $(if $(filter cpu,$(ACCELERATOR)),-q) --python $(BIN)/python --no-deps -r requirements/$(ACCELERATOR).txt $(FROM_BUNDLE)
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pipeline.engine.alias
 	@echo $(ACCELERATOR) > $@
@@ -57,14 +69,21 @@ doctor: .venv/.done ## check this machine before a long run: make doctor ARGS="e
 show-prompt: .venv/.done ## print what the model is asked: make show-prompt ARGS="experiment=micro task=gsm8k condition=vector_think document=3"
 	@$(BIN)/python -m pipeline prompt $(ARGS)
 
+ask: .venv/.done ## ask a model under several conditions: make ask ARGS="experiment=micro task=gsm8k document=3 alpha=[-1,0,1]"
+	@$(BIN)/python -m pipeline ask $(ARGS)
+
+playground: .venv/.done ## the same on a local page, with a slider for the scaling coefficient: make playground EXPERIMENT=micro
+	@$(BIN)/python -m pipeline playground experiment=$(EXPERIMENT) $(ARGS)
+
 # Asked before anything is installed: the GPU, unless the run is to go without one here.
 GPU_BUILD = $(if $(filter engine=cpu engine.device=cpu,$(ARGS)),,ACCELERATOR=gpu)
-NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd \
+NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd || test -e /dev/dxg \
   || { echo 'error: no GPU on this machine; run `make demo` here, or add ARGS="engine=cpu" to run on the CPU' >&2; exit 2; })
 
 reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
+	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
 authors: ## the authors' public triples, their numbers beside ours (needs a GPU): make authors ARGS="families=[qwen_gsm8k_1p5b]"
@@ -76,6 +95,7 @@ SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
+	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper name=$(SWEPT)_sweep conditions=sweep $(ARGS)
 
 apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="experiment=micro alpha=0.5 push=me/name dry_run=true"
@@ -83,6 +103,18 @@ apply: .venv/.done ## write a steered checkpoint, and push it: make apply ARGS="
 
 dashboard: .venv/.done ## make the W&B workspace of what has been logged: make dashboard ARGS="experiment=paper dry_run=true"
 	@$(BIN)/python -m pipeline dashboard $(ARGS)
+
+OUT ?= bundle
+# Wheels of the build that runs there: CUDA's, unless the run is to go without a GPU.
+WHEELS ?= $(if $(filter engine=cpu engine.device=cpu experiment=micro%,$(ARGS)),cpu,gpu)
+PIP_WHEEL = $(BIN)/pip wheel -q --disable-pip-version-check --no-deps --wheel-dir $(OUT)/wheels
+bundle: .venv/.done ## gather wheels, models and data for a machine without a network: make bundle ARGS="experiment=paper part_gb=4"
+	@$(BIN)/python -m pipeline config $(filter-out part_gb=%,$(ARGS)) >/dev/null  # a mistake in ARGS is told before the downloads
+	$(PIP_WHEEL) '$(UV)' -r requirements/$(WHEELS).txt
+ifeq ($(WHEELS),cpu)
+	@$(PIP_WHEEL) '$(TORCH)' 2>/dev/null || $(PIP_WHEEL) --index-url $(TORCH_INDEX) '$(TORCH)'
+endif
+	$(BIN)/python -m pipeline bundle out=$(OUT) $(ARGS)
 
 tables: .venv/.done ## render tables and figures again from the records: make tables ARGS="experiment=micro"
 	$(BIN)/python -m pipeline 'stages=[render]' $(ARGS)
@@ -125,7 +157,7 @@ test-kill: .venv/.done ## kill runs 51 times, at random moments of every stage, 
 	$(BIN)/python -m pytest -s tests/test_kill.py $(ARGS)
 
 fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes each: FUZZ_SECONDS=60 for less
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py $(ARGS)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_inputs.py $(ARGS)
 
 lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check .
@@ -147,4 +179,4 @@ lock: .venv/.done ## resolve requirements/gpu.txt and cpu.txt again: from metada
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: OTHER_BUILD help setup demo plan doctor show-prompt reproduce authors sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean
+.PHONY: OTHER_BUILD open-bundle help setup bundle demo plan doctor show-prompt ask playground reproduce authors sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean

@@ -3,6 +3,8 @@
     python -m benchmarks.parity model=MODEL_FOLDER data=DATA_FOLDER [tasks=gsm8k,sciq] [limit=200]
                                 [subtasks=navigate,snarks] [num_fewshot=0] [max_gen_toks=160] [work=FOLDER]
                                 [dtype=float32] [threads=1]
+    python -m benchmarks.parity model=MODEL_FOLDER tasks=mine hydra.searchpath=[CONF] +benchmark@benchmarks.mine=mine \
+                                evals_path=[TASKS]
 
 Runs `lm_eval --model vllm` on stock tasks, with nothing changed but where the documents come from, and our pipeline
 on the same model, prompts and settings: benchmarks of conf/benchmark as lm-eval has them, that is with its number of
@@ -14,6 +16,9 @@ both sides (`--num_fewshot`, `--gen_kwargs`). Cells that are in FOLDER/results a
 steered run among them. HumanEval's programs are judged by our sandbox on both sides (benchmarks/code_eval). Mathematics is
 compared with lm-eval's hendrycks_math500, whose prompt and limits our side then takes: `exact_match,none`, on the
 benchmark's own documents. Ends with status 1 if any document differs.
+
+A benchmark of one's own is added as to any experiment, by overrides of the configuration; its documents are those of its
+`dataset.folder`, its task is one of lm-eval or of `evals_path`, and what it `changes` in the task the stock command is given too.
 """
 
 import json
@@ -30,6 +35,7 @@ import yaml
 
 from evals import math
 from pipeline.config.compose import changed, compose
+from pipeline.config.schema import EngineConfig, plain
 from pipeline.documents import load
 from pipeline.engine.environment import prepare_environment
 from pipeline.errors import UserError
@@ -67,11 +73,14 @@ Rows = dict[str, list[dict[str, Any]]]  # lm-eval task → its documents in orde
 
 def main(arguments: list[str]) -> int:
     """Run both, print one line a task, and return 0 if every prompt and every score is equal, else 1."""
-    options = {name: value for name, _, value in (a.partition("=") for a in arguments)}
-    known = {"model", "data"} <= options.keys() <= set(OPTIONS)
-    if not known or not options.get("limit", "1").isdigit():
-        raise UserError(f"expected model=… data=… and of {', '.join(OPTIONS)}, found {' '.join(arguments)}")
-    model, data = Path(options["model"]).resolve(), Path(options["data"]).resolve()
+    overrides = [a for a in arguments if is_override(a)]
+    options = {name: value for name, _, value in (a.partition("=") for a in arguments if a not in overrides)}
+    known = "model" in options and options.keys() <= set(OPTIONS)
+    numbers = [options.get(name, "1") for name in ("limit", "num_fewshot", "max_gen_toks", "threads")]
+    expected = f"expected model=… data=… and of {', '.join(OPTIONS)}, found {' '.join(arguments)}"
+    if not known or not all(map(str.isdecimal, numbers)):
+        raise UserError(expected)
+    model = Path(options["model"]).resolve()
     work = Path(options.get("work") or tempfile.mkdtemp(prefix="parity-")).resolve()
     limit = int(options.get("limit", 200))
     config = compose(
@@ -79,21 +88,26 @@ def main(arguments: list[str]) -> int:
             "experiment=model",
             "suite=extended",
             f"families.model.target.id={model}",
-            f"data.folder={data}",
+            f"data.folder={Path(options['data']).resolve() if 'data' in options else 'null'}",
             f"tasks=[{options.get('tasks', TASKS)}]",
             f"results={work / 'results'}",
             f"engine.max_model_len={LENGTH}",
             f"engine.dtype={options.get('dtype', 'float32')}",
             f"engine.threads={options.get('threads', 1)}",
+            *overrides,
         ]
     )
+    if config.data.folder is None and any(
+        b.dataset.folder is None for b in config.chosen_benchmarks().values()
+    ):
+        raise UserError(f"{expected}; only tasks with a dataset.folder need no data")
     asked = {name: int(options[name]) for name in ("num_fewshot", "max_gen_toks") if name in options}
-    index, benchmarks = task_manager().task_index, {}
+    index, benchmarks = task_manager(own=tuple(map(os.path.abspath, config.evals_path))).task_index, {}
     for name in config.tasks or []:
         b = config.benchmarks[name]
         subtasks = options["subtasks"].split(",") if b.subtasks and "subtasks" in options else b.subtasks
         stock = stock_name(b.task.format(subtask=next(iter(subtasks), None)))
-        if b.changes or stock not in index or (b.runs_code and b.task not in STOCK):
+        if stock not in index or (b.runs_code and b.task not in STOCK):
             raise UserError(f"tasks={name}: not a stock task, so there is nothing to compare it with")
         examples = (index[stock].cfg or {}).get("num_fewshot") or 0
         benchmarks[name] = replace(
@@ -110,7 +124,7 @@ def main(arguments: list[str]) -> int:
     config = changed(config, benchmarks=config.benchmarks | benchmarks)
     prepare_environment(config.engine)
     plan = prepare(config)
-    theirs = stock_rows(plan.benchmarks, index, model, data, work, config.engine.dtype, asked)
+    theirs = stock_rows(plan.benchmarks, index, model, work, config.engine, asked)
     evaluate(plan)
     differing = 0
     for cell in plan.cells:
@@ -142,6 +156,12 @@ def compare(task: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
     return len(unequal)
 
 
+def is_override(argument: str) -> bool:
+    """Whether an argument changes the configuration, and is no option of this command."""
+    key = argument.partition("=")[0]
+    return key == "evals_path" or key.startswith(("+", "~")) or "." in key
+
+
 def stock_name(task: str) -> str:
     """The stock task that one of ours is, or restates."""
     return STOCK.get(task, task)
@@ -151,9 +171,8 @@ def stock_rows(
     tasks: list[Benchmark],
     index: dict[str, Any],
     model: Path,
-    data: Path,
     work: Path,
-    dtype: str,
+    engine: EngineConfig,
     changed: dict[str, int],
 ) -> Rows:
     """Prompt, scores and answer of each document by the `lm_eval` command, by our name of the task; one run for each limit."""
@@ -166,14 +185,17 @@ def stock_rows(
             name = task.config.task.format(subtask=subtask)
             names.setdefault(task.limit or 0, []).append(name)
             kept[name] = [task.config.metric, *task.config.also]
-            definition = local_task(task, subtask, name, index[stock_name(name)].yaml_path, data)
+            definition = local_task(task, subtask, name, index[stock_name(name)].yaml_path)
             if stock_name(name) == MATH:
-                definition["dataset_kwargs"] = {"data_files": {"test": str(boxed(task, data, definitions))}}
+                definition["dataset_kwargs"] = {"data_files": {"test": str(boxed(task, definitions))}}
             (definitions / f"{name}.yaml").write_text(yaml.safe_dump(definition))
     for limit, group in names.items():
         command = [
             *(str(Path(sys.executable).parent / "lm_eval"), "--model", "vllm"),
-            *("--model_args", f"pretrained={model},dtype={dtype},max_model_len={LENGTH},enforce_eager=True"),
+            *(
+                "--model_args",
+                f"pretrained={model},dtype={engine.dtype},max_model_len={engine.max_model_len},enforce_eager=True",
+            ),
             *("--tasks", ",".join(group), "--include_path", str(definitions), "--limit", str(limit)),
             *("--batch_size", "auto", "--apply_chat_template", "--log_samples"),
             *("--output_path", str(work / "stock")),
@@ -187,7 +209,8 @@ def stock_rows(
         print("$", " ".join(command), flush=True)
         path = f"{os.environ.get('PYTHONPATH', '')}:{ROOT}"
         env = os.environ | {"PYTHONPATH": path, "HF_ALLOW_CODE_EVAL": "1"}
-        subprocess.run(command, check=True, env=env, cwd=ROOT / "benchmarks")
+        if status := subprocess.run(command, env=env, cwd=ROOT / "benchmarks").returncode:
+            raise UserError(f"the stock command ended with status {status}; above is why")
     return {name: read_rows(work / "stock", name, metrics) for name, metrics in kept.items()}
 
 
@@ -212,24 +235,24 @@ def read_rows(folder: Path, name: str, metrics: list[str]) -> list[dict[str, Any
     return [rows[i] for i in sorted(rows)]
 
 
-def boxed(task: Benchmark, data: Path, folder: Path) -> Path:
+def boxed(task: Benchmark, folder: Path) -> Path:
     """A benchmark's documents in the shape that hendrycks_math500 reads: with the gold answer boxed in a solution."""
-    split = load(vars(task.config.dataset), str(data))[task.config.dataset.split]
+    split = load(vars(task.config.dataset), task.folder)[task.config.dataset.split]
     rows = [{"problem": math.question(row), "solution": f"\\boxed{{{math.gold(row)}}}"} for row in split]
     path = folder / f"{task.name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def local_task(task: Benchmark, subtask: str | None, name: str, stock: Path, data: Path) -> dict[str, Any]:
-    """The stock task, taken by `include`, with its documents from `data`."""
-    dataset = task.config.dataset
+def local_task(task: Benchmark, subtask: str | None, name: str, stock: Path) -> dict[str, Any]:
+    """The stock task, taken by `include`, with its documents from our folder and what the benchmark changes in it."""
+    dataset, data = task.config.dataset, Path(task.folder or "").resolve()
     files = {
         split: str(path)
         for split, file in dataset.files.items()
         if (path := data / file.format(subtask=subtask)).is_file()
     }
-    definition: dict[str, Any] = {
+    definition: dict[str, Any] = plain(task.config.changes) | {
         "include": str(stock),
         "task": name,
         "dataset_path": "json",

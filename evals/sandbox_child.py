@@ -132,8 +132,12 @@ class Checker:
         os._exit(0)
 
     def finish(self, status: str, detail: str) -> NoReturn:
-        """Write a verdict that is not `passed`; at once, whatever the tests would have caught."""
+        """Write a verdict that is not `passed`; at once, whatever the tests would have caught.
+
+        `detail` may quote the program: half a surrogate pair could not be written to a record.
+        """
         detail = re.sub(r"0x[0-9a-f]+", "0x…", " ".join(detail.split()))[:200]  # addresses vary between runs
+        detail = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in detail)
         os.write(self.verdict, json.dumps({"status": status, "detail": detail}).encode())
         os._exit(0)
 

@@ -7,10 +7,16 @@
     python -m pipeline config experiment=micro                   print the composed configuration
     python -m pipeline prompt experiment=micro task=gsm8k condition=vector_think document=3
                                                                  print what the model is asked; starts nothing
+    python -m pipeline ask experiment=micro 'prompt=Hugo has 29 balls. …' alpha=[-1,0,1]
+                                                                 ask a question, a document, or --chat: pipeline/commands/ask.py
+    python -m pipeline playground experiment=micro               the same on a local page: pipeline/commands/playground.py
     python -m pipeline apply experiment=micro alpha=0.5 out=steered
                                                                  write a steered checkpoint, push it: pipeline/commands/apply.py
+    python -m pipeline export experiment=micro format=mergekit alpha=0.5
+                                                                 a vector, a recipe of mergekit, samples as lm-eval's: pipeline/commands/export.py
     python -m pipeline donors recipe=micro seed=1                train donors: pipeline/donors/command.py
     python -m pipeline dashboard experiment=micro dry_run=true   make the W&B workspace: pipeline/tracking/dashboard.py
+    python -m pipeline bundle experiment=paper out=bundle        gather what a machine without a network needs
     source <(python -m pipeline completion)                      complete words in bash
     python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]
                                                                  set two runs side by side
@@ -24,19 +30,20 @@ import select
 import signal
 import sys
 
-from pipeline import interrupt
+from pipeline import bundle, interrupt
+from pipeline.commands import flags
 from pipeline.errors import UserError
 
 SHOWN = {
     "prompt": "pipeline.commands.prompt",
+    "ask": "pipeline.commands.ask",
+    "playground": "pipeline.commands.playground",
     "apply": "pipeline.commands.apply",
+    "export": "pipeline.commands.export",
     "dashboard": "pipeline.tracking.dashboard",
+    "bundle": "pipeline.commands.bundle",
 }  # have options of their own
 VERBS = ("run", "plan", "config", "doctor", "donors", "compare", "completion", *SHOWN)
-MULTIRUN = (
-    "-m: one run evaluates a whole grid on one engine; write lists instead, such as 'alpha=[0.5,1]', 'tasks=[gsm8k,sciq]'"
-    " or 'conditions=[baseline,vector]'"
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -48,16 +55,10 @@ def main(arguments: list[str]) -> int:
 
             print(helps.text(str(__doc__).partition("Kept light")[0]))
             return 0
-        if any(a in ("-m", "--multirun") for a in arguments):
-            raise UserError(MULTIRUN)
-        if "--cfg" in arguments:  # as Hydra's own programs take it: --cfg job
-            at = arguments.index("--cfg")
-            arguments = ["config", *arguments[:at], *arguments[at + 2 :]]
-        if "--info" in arguments:
-            arguments = ["doctor", *(a for a in arguments if a != "--info")]
+        arguments = flags.plain(arguments)
         if arguments and "=" not in arguments[0]:
             verb = arguments.pop(0)
-        if verb not in VERBS:
+        if verb not in (*VERBS, "info"):  # --info
             raise UserError(f"unknown command '{verb}'; expected one of {', '.join(VERBS)}, or key=value")
         status = _run(verb, arguments)
         sys.stdout.flush()
@@ -83,7 +84,8 @@ def main(arguments: list[str]) -> int:
         kept = "cells are kept; the same command goes on from there"
         if verb == "donors":
             kept = "stages are kept; the same command goes on from the last checkpoint"
-        print(f"interrupted: finished {kept}", file=sys.stderr)
+        text = "" if verb in ("ask", "playground") else f": finished {kept}"
+        print(f"interrupted{text}", file=sys.stderr)
         return interrupt.status()
 
 
@@ -103,6 +105,11 @@ def _run(verb: str, overrides: list[str]) -> int:
 
         print(helps.completion(VERBS))
         return 0
+    if verb == "info":
+        from pipeline.commands import info
+
+        info.show(overrides)
+        return 0
     if verb == "donors":
         from pipeline.donors import command
 
@@ -116,6 +123,7 @@ def _run(verb: str, overrides: list[str]) -> int:
     from pipeline.config.compose import compose
 
     if verb in SHOWN:
+        overrides = ["chat=true" if a == "--chat" else a for a in overrides] if verb == "ask" else overrides
         shown = importlib.import_module(SHOWN[verb])
         chosen = [a for a in overrides if "=" in a and a.split("=")[0] in shown.OPTIONS]
         config = compose([a for a in overrides if a not in chosen])
@@ -144,5 +152,6 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if sys.argv[1:2] != ["donors"]:  # its progress is told by step
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by cell; downloads keep their bars
+    bundle.use()
     interrupt.install()
     sys.exit(main(sys.argv[1:]))

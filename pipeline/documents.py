@@ -6,6 +6,7 @@ bytes of local files, or by id and revision on the hub.
 """
 
 import gzip
+import io
 import json
 import zlib
 from functools import lru_cache
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evals import perturbations
 from pipeline import hub
 from pipeline.errors import UserError
-from pipeline.files import sha256_of_file
+from pipeline.files import read_bytes, sha256_of_file
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -29,6 +30,8 @@ FIELDS = {
     "bbh": ("input", "target"),
 }
 """The texts that every document of a form has."""
+MAY_BE_EMPTY = ("support",)  # many documents of SciQ come without
+MOST_BYTES = 2**29  # of one file, once it is unpacked
 
 
 def name_of(dataset: dict[str, Any]) -> str:
@@ -115,11 +118,19 @@ def load(
 
 
 def _check_fields(splits: "DatasetDict", name: str, form: str, folder: str | None) -> None:
-    """Refuse documents without the texts that their form has."""
+    """Refuse documents without the texts that their form has, and questions and answers that are empty."""
     for split, listed in splits.items():
         for field in FIELDS.get(form, ()):
             column = listed[field] if field in listed.column_names else [None]
-            wrong = next((i for i, value in enumerate(column) if not isinstance(value, str)), None)
+            may_be_empty = field in MAY_BE_EMPTY
+            wrong = next(
+                (
+                    i
+                    for i, value in enumerate(column)
+                    if not isinstance(value, str) or not (may_be_empty or value.strip())
+                ),
+                None,
+            )
             if wrong is not None:
                 raise UserError(
                     f"{name}: document {wrong} of the split '{split}' has no text in '{field}', which the form"
@@ -181,9 +192,8 @@ def _from_files(files: tuple[tuple[str, str], ...], json_field: str | None) -> "
 
 def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
     """Rows of a JSON or JSON-lines file, gzipped or not: its bytes as they are now, past the cache of `datasets`."""
-    raw = path.read_bytes()
     try:
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        text = _unpacked(path).decode("utf-8")
         if json_field is not None:
             rows = json.loads(text)[json_field]
         elif text.lstrip().startswith("["):
@@ -197,6 +207,18 @@ def _rows(path: Path, json_field: str | None) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path}: expected documents, found none; the file is empty")
     return rows
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file, gzipped or not; a small file can stand for more than a memory holds."""
+    raw = read_bytes(path, MOST_BYTES)
+    if path.suffix != ".gz":
+        return raw
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
+        unpacked = stream.read(MOST_BYTES + 1)
+    if len(unpacked) > MOST_BYTES:
+        raise UserError(f"{path}: unpacks to more than {MOST_BYTES:,} bytes; check the file")
+    return unpacked
 
 
 @lru_cache(maxsize=64)

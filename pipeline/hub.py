@@ -7,20 +7,21 @@ The hub's own client downloads, asks again a few times where that can help, and 
 A hub that is silent, refuses, or breaks off is a `UserError` with its remedy, and never a wait without an end.
 """
 
-import os
-import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
-ANSWERS_WITHIN = 3.0  # seconds that the hub has to take a connection, when it is asked once
+ANSWERS_WITHIN = 3.0  # seconds that the hub has for each step of an answer, when it is asked once
+GATEWAY = (407, 502, 503, 504)  # what a proxy says in the hub's place
 _unreachable: ContextVar[bool] = ContextVar("unreachable", default=False)
 _NETWORK = "check the network, or fill the cache (HF_HOME) on a machine that has one and set HF_HUB_OFFLINE=1"
 
@@ -67,25 +68,36 @@ class Unreachable(UserError):
 
 @contextmanager
 def asked_once() -> Iterator[bool]:
-    """Find out once whether the hub takes connections; inside, where it does not, only its cache is looked at.
+    """Find out once whether the hub answers; inside, where it does not, only its cache is looked at.
 
     The client itself asks five times, a minute in all, which is right for a run and long for a plan.
     """
-    token = _unreachable.set(not client().constants.HF_HUB_OFFLINE and not _takes_connections())
+    token = _unreachable.set(not client().constants.HF_HUB_OFFLINE and not _answers())
     try:
         yield not _unreachable.get()
     finally:
         _unreachable.reset(token)
 
 
-def _takes_connections() -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy knows
-    address = urlsplit(client().constants.ENDPOINT)
+@contextmanager
+def cache_in(folder: Path) -> Iterator[None]:
+    """Inside, repositories are fetched into the cache in `folder`."""
+    constants = client().constants
+    before, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, str(folder)
     try:
-        place = (address.hostname or "", address.port or (443 if address.scheme == "https" else 80))
-        socket.create_connection(place, timeout=ANSWERS_WITHIN).close()
-    except OSError:
+        yield
+    finally:
+        constants.HF_HUB_CACHE = before
+
+
+def _answers() -> bool:
+    """Whether the hub answers a request, whatever it says; by way of the proxy, where the environment names one."""
+    request = urllib.request.Request(client().constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=ANSWERS_WITHIN).close()
+    except urllib.error.HTTPError as e:
+        return e.code not in GATEWAY
+    except (OSError, ValueError, HTTPException):
         return False
     return True
 

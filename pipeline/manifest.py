@@ -7,11 +7,14 @@ Written by the plan, read by everything that comes after the evaluation; analysi
 nothing else. Manifests of the first layout (schema 1) are read as well.
 """
 
-import math
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.files import DamagedFile, digest, read_json, write_json
@@ -151,8 +154,12 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as e:
+        reason = f"{type(e).__name__}: {e}"
+        if isinstance(e, ValidationError):
+            first = e.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise DamagedFile(
-            f"{path}: not a manifest that this version reads ({type(e).__name__}: {e}); run the experiment again"
+            f"{path}: not a manifest that this version reads ({reason}); run the experiment again"
         ) from None
 
 
@@ -177,13 +184,38 @@ def parse_manifest(data: dict[str, Any]) -> Manifest:
         },
         tuple(PlannedCell(**entry) for entry in data["cells"]),
     )
-    for cell in manifest.cells:
-        known = (manifest.families, manifest.conditions, manifest.benchmarks)
-        if any(name not in names for name, names in zip(cell.place, known, strict=True)):
-            raise ValueError(f"cell {'/'.join(cell.place)} is not of its grid")
-    if any(not math.isfinite(term.alpha) for c in manifest.conditions.values() for term in c.terms):
-        raise ValueError("an α is not a finite number")
+    _TYPES.validate_json(json.dumps(asdict(manifest), allow_nan=False), strict=True)
+    _check(manifest)
     return manifest
+
+
+_TYPES = TypeAdapter(Manifest)
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError for names that make no file, and for what refers to nothing or is none of its kind."""
+    grid = (manifest.families, manifest.conditions, manifest.benchmarks)
+    for name in (manifest.experiment, *(name for names in grid for name in names)):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@=+-]*", name, re.ASCII):
+            raise ValueError(f"{name!r:.60} is no name")
+    for labelled in (entry for entries in grid for entry in entries.values()):
+        if not labelled.label.isprintable():
+            raise ValueError(f"{labelled.label!r:.60} is no label")
+    for cell in manifest.cells:
+        if any(name not in names for name, names in zip(cell.place, grid, strict=True)):
+            raise ValueError(f"cell {'/'.join(cell.place)} is not of its grid")
+        if not re.fullmatch("[0-9a-f]{64}", cell.key):
+            raise ValueError(f"cell {'/'.join(cell.place)}: {cell.key!r:.60} is no key")
+    for name, benchmark in manifest.benchmarks.items():
+        if benchmark.variant_of is not None and benchmark.variant_of not in manifest.benchmarks:
+            raise ValueError(f"{name} is a variant of {benchmark.variant_of!r:.60}, which is not there")
+        if benchmark.cluster not in (None, "subtask", "source_doc") or not 0 <= benchmark.chance < 1:
+            raise ValueError(f"{name}: cluster {benchmark.cluster!r:.60}, chance {benchmark.chance:g}")
+    for name, condition in manifest.conditions.items():
+        if condition.role not in ("main", "control", "sweep"):
+            raise ValueError(f"{name}: role {condition.role!r:.60}")
+        if condition.start not in ("target", "base", "sft", "grpo"):
+            raise ValueError(f"{name}: start {condition.start!r:.60}")
 
 
 def _upgraded(name: str, old: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ knows how a record was made. Formats: ARCHITECTURE.md.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pipeline import interrupt
@@ -86,15 +87,28 @@ class Source(TypedDict):
     merge_into: NotRequired[str]  # it is an adapter, in this checkpoint of the family
 
 
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+def _with_device(engine: dict[str, Any]) -> dict[str, Any]:
+    """What the cost of a run is counted by."""
+    device, parallel = engine.get("device"), engine.get("tensor_parallel_size", 1)
+    if device not in ("cpu", "gpu") or type(parallel) is not int or not 1 <= parallel <= 2**16:
+        raise ValueError(f"device {device!r:.30} × {parallel!r:.30} is none")
+    return engine
+
+
 class Provenance(TypedDict):
     """How a record was made; nothing of it is in the key."""
 
     family: dict[str, Source]  # by part: target, sft, grpo, base
     allow_config_differences: NotRequired[list[str]]
-    engine: dict[str, Any]
+    engine: Annotated[dict[str, Any], AfterValidator(_with_device)]
     versions: dict[str, str]
     host: str
-    started: str  # ISO 8601, UTC
+    started: Annotated[str, AfterValidator(_moment)]  # ISO 8601, UTC
     command: str
     git: str | None
     chat_template_sha: NotRequired[str | None]

@@ -183,7 +183,7 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
         for family in plan.families.values():
             if plan.parts(family):
                 with _blamed(plan, family):
-                    _check_vectors(plan, family)
+                    check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
         from pipeline.evaluate.checks import check_inputs
 
@@ -194,10 +194,10 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
 def _blamed(plan: Plan, family: Family) -> Iterator[None]:
     """What is found of a vector is its family's, unless a condition adds it to others too."""
     others = {
-        cell.family.name
-        for cell in plan.cells
-        for term in cell.condition.added()
-        if plan.of(term.family, cell.family) is family
+        steered.name
+        for steered, condition in plan.rows()
+        for term in condition.added()
+        if plan.of(term.family, steered) is family
     } - {family.name}
     with nullcontext() if others else of_family(family.name):
         yield
@@ -213,20 +213,20 @@ def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
         checked.result()
 
 
-def _check_vectors(plan: Plan, family: Family) -> list[str]:
+def check_vectors(plan: Plan, family: Family) -> list[str]:
     """Notes on a family's vector, which must fit every target that it is added to; its parts must keep something."""
     from pipeline.weights.compatibility import check_compatible
     from pipeline.weights.parts import check_mask
 
     assert family.sft is not None and family.grpo is not None
-    steered = {
-        cell.family.name: cell.family.target
-        for cell in plan.cells
-        if any(plan.of(term.family, cell.family) is family for term in cell.condition.added())
+    targets = {
+        steered.name: steered.target
+        for steered, condition in plan.rows()
+        if any(plan.of(term.family, steered) is family for term in condition.added())
     }
     notes = [
         note
-        for target in steered.values()
+        for target in targets.values()
         for note in check_compatible(target, family.sft, family.grpo, family.config.allow_config_differences)
     ]
     sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
@@ -276,7 +276,7 @@ def extract(plan: Plan, report: Report) -> None:
             continue
         assert family.sft is not None and family.grpo is not None
         with _blamed(plan, family):
-            notes = _check_vectors(plan, family)
+            notes = check_vectors(plan, family)
             for note in notes:
                 report(f"{family.name}: {note}")
             allowed = family.config.allow_config_differences

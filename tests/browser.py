@@ -69,8 +69,17 @@ class Browser:
             mobile=False,
         )
 
-    def open(self, path: Path) -> None:
-        self._call("Page.navigate", url=path.resolve().as_uri())
+    def colours(self, scheme: str) -> None:
+        """Light or dark, as a reader's system asks for."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def open(self, path: Path, fragment: str = "") -> None:
+        self.visit(path.resolve().as_uri() + fragment)
+
+    def visit(self, url: str) -> None:
+        """Load a page anew, even where only the fragment of its address differs."""
+        self._call("Page.navigate", url="about:blank")
+        self._call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, script: str) -> Any:

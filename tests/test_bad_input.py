@@ -192,7 +192,7 @@ given("noise without a seed", "expected a seed for each random vector", "conditi
 given("a null family", "families.micro", "families.micro=null")
 given("a null benchmark", "benchmarks.gsm8k", "benchmarks.gsm8k=null")
 given("a null condition", "conditions.vector", "conditions.vector=null")
-given("a null engine", "write group=option", "engine=null")
+given("a null engine", "engine: an option is required; set it to one of cpu, gpu", "engine=null")
 given(
     "a family without a target",
     "families.micro.target.id: a value is required",

@@ -511,6 +511,9 @@ def test_parity_counts_each_document_that_differs_in_prompt_or_score(
         (["model=a", "data=b", "limt=3"], "limt=3"),
         (["model=a", "data=b", "limit"], "expected model="),
         (["model=a", "data=b", "limit=x"], "limit=x"),
+        (["model=a", "data=b", "num_fewshot=x"], "num_fewshot=x"),
+        (["model=a", "data=b", "threads=-1"], "threads=-1"),
+        (["model={model}", "data={own}", "benchmarks.mine.label=x"], "benchmarks.mine"),
         (["model={model}", "data={own}", "tasks=mbpp"], "tasks=mbpp: not a stock task"),
     ],
 )
@@ -522,7 +525,7 @@ def test_a_mistake_in_asking_for_parity_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     manager: TaskManager,
 ) -> None:
-    monkeypatch.setattr(parity, "task_manager", lambda: manager)
+    monkeypatch.setattr(parity, "task_manager", lambda **_: manager)
     with pytest.raises(UserError, match=message) as caught:
         parity.main([a.format(model=model, own=own) for a in arguments])
     assert "\n" not in str(caught.value)

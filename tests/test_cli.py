@@ -184,6 +184,34 @@ def test_hydras_own_flags_are_taken_or_say_what_to_write(capsys: pytest.CaptureF
     assert said.count("\n") == 1 and "write lists instead, such as 'alpha=[0.5,1]'" in said
 
 
+def test_hydras_info_shows_the_composition_with_a_folder_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset" / "mine.yaml").write_text("# @package _global_\nlimit: 3\n")
+    command = [sys.executable, "-m", "pipeline", "--config-dir", str(tmp_path), "preset=mine"]
+    shown = subprocess.run([*command, "--info", "defaults-tree"], capture_output=True, text=True, cwd=ROOT)
+    assert (shown.returncode, shown.stderr) == (0, "") and "preset: mine" in shown.stdout
+    printed = subprocess.run([*command, "--cfg=job"], capture_output=True, text=True, cwd=ROOT)
+    assert "\nlimit: 3\n" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--cfg", "all"], "--cfg all: expected 'job'"),
+        (["--cfg"], "--cfg: expected 'job'"),
+        (["--info=al"], "--info al: expected one of all, config"),
+        (["--resolve", "experiment=micro"], "--resolve: no such flag; of Hydra's there are --help"),
+        (["info"], "expected one of all, config"),
+    ],
+)
+def test_a_flag_that_is_not_taken_is_one_line(
+    typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and said in shown.err and not shown.out
+
+
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

@@ -13,7 +13,7 @@ import pytest
 from evals import micro
 from pipeline.config.compose import changed, compose
 from pipeline.config.explain import CONF
-from pipeline.config.schema import CheckpointConfig
+from pipeline.config.schema import CheckpointConfig, PartConfig
 from pipeline.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -144,6 +144,28 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["benchmarks.gsm8k.max_gen_toks=0"], "benchmarks.gsm8k.max_gen_toks: expected a positive number"),
         (["benchmarks.gsm8k.num_fewshot=-1"], "num_fewshot: expected 0 or more"),
         (["no equals sign"], "override not understood"),
+        # what Hydra says in its own words, which do not help
+        (["suite.x=1"], "'suite' is a group; choose one of its options: suite=extended|math|"),
+        (["suite="], "suite: an option is required; set it to one of extended, math"),
+        (["engine=null"], "engine: an option is required; set it to one of cpu, gpu"),
+        (["+suite=micro"], "is in the composition already; write suite=micro without '+'"),
+        (["benchmark=gsm8k"], "name it: benchmark@benchmarks.bbh=gsm8k; to run some"),
+        (["family=micro"], "name it: family@families.micro=micro"),
+        (["conditions=vector"], "rows are chosen in brackets: conditions=[vector]"),
+        (["experiment=micro,paper"], "experiment=micro,paper: expected one value"),
+        (["tasks@x=gsm8k"], "'tasks' is a key, no group"),
+        (["tasks={a:1}"], "tasks: expected a list, found {a:1}"),
+        (["+tasks=gsm8k"], "tasks: expected a list, found gsm8k; write it in brackets: tasks=[gsm8k]"),
+        (["conditions.random.seeds=3"], "write it in brackets: conditions.random.seeds=[3]"),
+        (
+            ["conditions.vector.part=mlp"],
+            "expected keys of its own (modules, layers, trim, dare, seed), found mlp",
+        ),
+        (["+conditions.v={label:V,terms:[{alpha:1,prt:{}}]}"], "'prt'; did you mean 'part'?"),
+        (["+families.second=micro"], "found micro; write +family@families.second=micro"),
+        (["conditions.v.label=V"], "'conditions.v'; to add an entry, write +conditions.v.label=V"),
+        (["hydra.searchpath=conf"], "expected a list; write hydra.searchpath=[conf]"),
+        (["+hydra.searchpath=[conf]"], "write hydra.searchpath=[FOLDER], without '+'"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(overrides: list[str], message: str) -> None:
@@ -161,6 +183,36 @@ def test_one_override_away(tmp_path: Path) -> None:
     assert list(config.chosen_conditions()) == ["baseline", "vector"]
     assert (list(config.alpha), config.limit) == ([-1.0, 0.0, 1.0], 5)
     assert list(compose(["alpha=0.5"]).alpha) == [0.5]
+
+
+def test_an_entry_is_added_key_by_key() -> None:
+    keys = [
+        "label=Second",
+        "target.id=models/micro/target",
+        "sft.id=models/micro/sft",
+        "grpo.id=models/micro/grpo",
+    ]
+    config = compose([f"+families.second.{key}" for key in keys])
+    assert config.families["second"].target.id == "models/micro/target"
+    assert list(config.families) == ["micro", "second"]
+    masked = compose(
+        ["+conditions.masked.label=M", "+conditions.masked.alpha=1", "+conditions.masked.part.trim=0.5"]
+    )
+    assert masked.conditions["masked"].part == PartConfig(trim=0.5)
+
+
+def test_options_of_ones_own_folder_appear_in_errors(tmp_path: Path) -> None:
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "mine.yaml").write_text("")
+    with pytest.raises(UserError, match="suite=min: no such option; did you mean 'mine'"):
+        compose(["suite=min", f"hydra.searchpath=[{tmp_path}]"])
+
+
+def test_a_pipe_among_ones_own_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    os.mkfifo(tmp_path / "experiment" / "pipe.yaml")
+    with pytest.raises(UserError, match="pipe.yaml: expected a file, found a pipe or device"):
+        compose(["experiment=pipe", f"hydra.searchpath=[{tmp_path}]"])
 
 
 def test_a_composed_configuration_does_not_change() -> None:
@@ -242,7 +294,28 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_file_that_stands_for_too_much_is_one_line(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
-    os.mkfifo(tmp_path / "experiment" / "pipe.yaml")
     with pytest.raises(UserError) as caught:
         compose(["experiment=mine", f"hydra.searchpath=[{tmp_path}]"])
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["conditions.mlp.part.modules=[q_proj]"], "+Vector (MLP) [part.modules=[q_proj]]"),
+        (
+            ["conditions.mlp.part={modules: [mlp],  layers: [0, 1]}"],
+            "+Vector (MLP) [part={modules: [mlp], layers: [0, 1]}]",
+        ),
+        (
+            ["conditions.mlp.part.trim=0.1", "conditions.mlp.alpha=2"],
+            "+Vector (MLP) [part.trim=0.1, alpha=2]",
+        ),
+        (["conditions.mlp.part.modules=[q_proj]", "conditions.mlp.label=queries"], "queries"),
+        (["conditions.mlp.prompt=think", "conditions.attention.alpha=2"], "+Vector (MLP)"),
+    ],
+)
+def test_a_row_that_an_override_makes_another_says_so_in_its_label(overrides: list[str], label: str) -> None:
+    config = compose(["experiment=micro", "conditions=parts", *overrides])
+    assert config.conditions["mlp"].label == label
+    assert config.conditions["alpha_mlp"].label == "MLP, α"

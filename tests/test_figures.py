@@ -1,47 +1,155 @@
-"""Figures from records: what is drawn is what the tables say, and drawing again gives the same bytes."""
+"""Figures from records: what is drawn is what the tables say, legible at every width, with the same bytes again."""
 
 import hashlib
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.analysis.results import read_results
-from pipeline.report import figures
+from pipeline.analysis.results import Results, read_results
+from pipeline.report.figures import alpha_sweep, draw, forest, gains, geometry, panels, robustness
+from pipeline.report.figures.panels import NARROW, WIDE, Layout
+from pipeline.report.gains import gains as gains_of
+from pipeline.report.numbers import signed
 from pipeline.report.render import render
-from pipeline.report.tables import alpha_sweep
 from tests import synthetic
 from tests.synthetic import MAIN, benchmark, family
 from tests.test_tables import evaluated
 
+NAMES = tuple(draw.FIGURES)
 
-def test_every_figure_is_drawn_as_png_and_pdf_with_the_same_bytes_again(tmp_path: Path) -> None:
-    folder = tmp_path / "results"
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A run with data for every figure; −v ruins the model, so that differences reach far."""
+
+    def skill(name: str, _: str) -> float:
+        return 0.02 if name == "minus_vector" else synthetic.SKILL.get(name, 0.5)
+
+    folder = tmp_path_factory.mktemp("figures") / "results"
     families = {"micro": family("micro", geometry=synthetic.write_geometry(folder))}
-    results = evaluated(folder, families=families, documents=30)
-    first, second = (figures.render(results, tmp_path / out) for out in "ab")
-    names = ("alpha_sweep", "forest", "geometry", "length", "robustness")
-    assert [path.name for path in first] == [
-        f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")
+    return evaluated(folder, families=families, documents=40, skill=skill)
+
+
+def test_every_figure_is_made_for_page_print_and_slides_with_the_same_bytes_again(
+    everything: Results, tmp_path: Path
+) -> None:
+    first, second = (draw.render(everything, tmp_path / out) for out in "ab")
+    assert [figure.name for figure in first] == list(NAMES)
+    starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<svg"}
+    for figure in first:
+        assert [path.suffix for path in figure.paths] == list(starts)
+        assert all(path.read_bytes().startswith(starts[path.suffix]) for path in figure.paths)
+    digests = [
+        [hashlib.sha256(path.read_bytes()).hexdigest() for figure in drawn for path in figure.paths]
+        + [hashlib.sha256(figure.narrow).hexdigest() for figure in drawn]
+        for drawn in (first, second)
     ]
-    starts = {".png": b"\x89PNG", ".pdf": b"%PDF"}
-    assert all(path.read_bytes().startswith(starts[path.suffix]) for path in first)
-    digests = [[hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] for paths in (first, second)]
     assert digests[0] == digests[1]
 
 
-def test_alpha_curve_and_band_are_the_table_s_numbers(tmp_path: Path) -> None:
-    results = evaluated(tmp_path, benchmarks={"gsm8k": benchmark("G")})
-    figure = figures.alpha_sweep(results)
+def test_a_drawing_for_the_page_is_plain_svg_that_follows_its_colours(
+    everything: Results, tmp_path: Path
+) -> None:
+    for figure in draw.render(everything, tmp_path):
+        for svg in (figure.wide, figure.narrow):
+            tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(svg).iter()}
+            assert tags <= {
+                "svg",
+                "style",
+                "defs",
+                "g",
+                "path",
+                "use",
+                "clipPath",
+                "rect",
+                "pattern",
+                "image",
+            }
+            text = svg.decode()
+            assert "prefers-color-scheme:dark" in text
+            assert "<!--" not in text, "labels are data, and comments would hold them"
+            body = text.split("</style>", 1)[1]
+            assert not any(colour.lower() in body for colour in (panels.INK, panels.PAPER, panels.QUIET))
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overprints_and_nothing_is_cut(everything: Results, name: str, layout: Layout) -> None:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    defaults: Any = matplotlib.rcParamsDefault
+    with matplotlib.rc_context(defaults | panels.STYLE):
+        figure = draw.FIGURES[name](everything, layout)
+        assert figure is not None
+        assert figure.get_figwidth() <= layout.width
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+        beyond = {  # names of ticks that lie outside of their axis are not drawn
+            name
+            for ax in figure.axes
+            for axis in (ax.xaxis, ax.yaxis)
+            for tick in axis.get_major_ticks()
+            for name in (tick.label1, tick.label2)
+            if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+        }
+        # Of a slanted text the box is larger than the text.
+        straight = [text for text in texts if text not in beyond and text.get_rotation() % 90 == 0]
+        shown = [(text.get_text(), text.get_window_extent(renderer)) for text in straight]
+        assert len(shown) > 4
+        whole = figure.bbox
+        for text, box in shown:
+            assert box.x0 >= -1 and box.x1 <= whole.x1 + 1, f"{text!r} is cut"
+            assert box.y0 >= -1 and box.y1 <= whole.y1 + 1, f"{text!r} is cut"
+        for (one, a), (other, b) in combinations(shown, 2):
+            across = min(a.x1, b.x1) - max(a.x0, b.x0)
+            down = min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert across < 1 or down < 1, f"{one!r} and {other!r} overprint"
+
+
+def test_panels_stack_on_a_phone(everything: Results) -> None:
+    for layout, across in ((WIDE, 3), (NARROW, 1)):
+        figure = forest.draw(everything, layout)
+        assert figure is not None
+        columns = {ax.get_subplotspec().colspan.start for ax in figure.axes}  # type: ignore[union-attr]
+        assert len(columns) == across
+    assert NARROW.width * 96 <= 390
+
+
+def test_alpha_curve_is_the_paired_difference_to_alpha_zero(everything: Results) -> None:
+    figure = alpha_sweep.draw(everything, WIDE)
     assert figure is not None
-    (axes,) = figure.axes
-    curve = next(line for line in axes.lines if line.get_label() == "target + α·v")
-    data = alpha_sweep.table(results).data
-    np.testing.assert_allclose(np.asarray(curve.get_xdata()), [row["alpha"] for row in data])
-    np.testing.assert_allclose(np.asarray(curve.get_ydata()), [row["value"] for row in data])
-    band = axes.collections[0].get_paths()[0].get_extents()
-    assert band.ymin == pytest.approx(min(row["low"] for row in data))
-    assert band.ymax == pytest.approx(max(row["high"] for row in data))
+    (sweep,) = everything.sweeps()
+    zero = sweep.at(0.0)
+    assert zero is not None
+    for axes, name in zip(figure.axes, everything.plain(), strict=True):
+        curve = next(line for line in axes.lines if line.get_label() == "target + α·v")
+        drawn = dict(zip(np.asarray(curve.get_xdata()), np.asarray(curve.get_ydata()), strict=True))
+        assert list(drawn) == [alpha for alpha, _ in sweep.points]
+        for alpha, row in sweep.points:
+            difference = everything.difference("micro", row, zero, name)
+            assert drawn[alpha] == pytest.approx(100 * difference.value if difference else 0.0)
+    limits = {axes.get_ylim() for axes in figure.axes}
+    assert len(limits) == 1, "one axis for all panels"
+
+
+def test_random_vectors_are_a_band_from_the_lowest_to_the_highest_end(everything: Results) -> None:
+    figure = alpha_sweep.draw(everything, WIDE)
+    assert figure is not None
+    for axes, name in zip(figure.axes, everything.plain(), strict=True):
+        (band,) = [p for p in axes.patches if str(p.get_label()).startswith("random")]
+        rows = [everything.row("random", sign) for sign in (1, -1)]
+        found = [everything.difference("micro", row, everything.reference, name) for row in rows if row]
+        box: Any = band.get_path().get_extents(band.get_patch_transform())
+        assert box.ymin == pytest.approx(min(100 * d.low for d in found if d))
+        assert box.ymax == pytest.approx(max(100 * d.high for d in found if d))
 
 
 def test_every_sweep_is_a_curve_of_its_own(tmp_path: Path) -> None:
@@ -49,48 +157,102 @@ def test_every_sweep_is_a_curve_of_its_own(tmp_path: Path) -> None:
     results = evaluated(
         tmp_path, conditions=synthetic.CONDITIONS | of_mlp, benchmarks={"gsm8k": benchmark("G")}
     )
-    for draw, names in (
-        (figures.alpha_sweep, ("α", "mlp, α")),
-        (figures.length, ("sweep: α", "sweep: mlp, α")),
-    ):
-        figure = draw(results)
-        assert figure is not None
-        curves = {str(line.get_label()): line for line in figure.axes[0].lines}
-        whole, part = (curves[name] for name in names)
-        assert len(np.asarray(whole.get_xdata())) == 9
-        assert len(np.asarray(part.get_xdata())) == 3, "the target is its α = 0"
-        looks = [(line.get_marker(), line.get_linestyle()) for line in (whole, part)]
-        assert looks[0] != looks[1], "they differ without their colours"
+    figure = alpha_sweep.draw(results, WIDE)
+    assert figure is not None
+    curves = {str(line.get_label()): line for line in figure.axes[0].lines}
+    whole, part = (curves[name] for name in ("α", "mlp, α"))
+    assert len(np.asarray(whole.get_xdata())) == 9
+    assert len(np.asarray(part.get_xdata())) == 3, "the target is its α = 0"
+    looks = [(line.get_marker(), line.get_linestyle()) for line in (whole, part)]
+    assert all(a != b for a, b in zip(*looks, strict=True)), "they differ without their colours"
 
 
 def test_every_family_and_benchmark_has_its_panel(tmp_path: Path) -> None:
     families = {name: family(name) for name in ("one", "two")}
-    figure = figures.alpha_sweep(evaluated(tmp_path, families=families, documents=20))
+    figure = alpha_sweep.draw(evaluated(tmp_path, families=families, documents=20), WIDE)
     assert figure is not None
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == [f"{f}\n{b}" for f in families for b in ("GSM8K form", "SciQ form", "BBH form")]
 
 
-def test_series_differ_without_their_colours(tmp_path: Path) -> None:
-    figure = figures.length(evaluated(tmp_path, benchmarks={"gsm8k": benchmark("G")}))
+def test_the_heat_map_says_every_gain_and_hatches_what_is_not_significant(everything: Results) -> None:
+    figure = gains.draw(everything, WIDE)
     assert figure is not None
-    bars = [bar for bar in figure.axes[0].containers if bar.get_label() != "_nolegend_"]
-    markers = [bar.lines[0].get_marker() for bar in bars]  # type: ignore[attr-defined]
-    assert len(markers) > 8
-    assert len(set(markers)) == len(markers)
+    found = gains_of(everything)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    compared = [found.at("micro", row, name) for row in found.rows for name in found.benchmarks]
+    assert texts == [signed(one.difference.value) for one in compared if one]
+    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert len(hatched) == sum(not one.is_significant for one in compared if one)
+    assert 0 < len(hatched) < len(texts)
+    assert {title: [row.name for row in rows] for title, rows in found.groups.items()} == {
+        "with v": ["vector", "vector_think", "minus_vector"],
+        "donors": ["sft", "grpo", "grpo_think"],
+        "controls": ["baseline_think", "random-s0", "minus_random-s0"],
+    }
+
+
+def test_robustness_sets_the_plain_gain_beside_the_perturbed_one(everything: Results) -> None:
+    figure = robustness.draw(everything, WIDE)
+    assert figure is not None
+    drawn = [bar.lines[0] for bar in figure.axes[0].containers]  # type: ignore[attr-defined]
+    values = [float(np.asarray(line.get_xdata())[0]) for line in drawn]
+    expected = []
+    for row in everything.rows("main")[1:]:
+        found = everything.robustness("micro", row, "gsm8k@larger_numbers")
+        assert found and found.gain_plain and found.gain
+        expected += [100 * found.gain_plain.value, 100 * found.gain.value]
+    assert values == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.03906, "0.0391"),
+        (0.5, "0.500"),
+        (1.114, "1.11"),
+        (9.999, "10.0"),
+        (12.34, "12.3"),
+        (1234.4, "1234"),
+        (0.0, "0"),
+    ],
+)
+def test_geometry_is_written_with_three_significant_digits(value: float, text: str) -> None:
+    assert geometry.three_digits(value) == text
+
+
+# Machado, Oliveira and Fernandes 2009, in linear RGB, for complete loss
+BLIND = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_gains_and_losses_differ_to_the_colour_blind(kind: str) -> None:
+    def seen(colour: str) -> Any:
+        linear = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]) ** 2.2
+        return np.clip(np.array(BLIND[kind]) @ linear, 0, 1) ** (1 / 2.2)
+
+    for points in (2.0, 5.0, 20.0):
+        gain, loss = (gains.shade(sign * points)[0] for sign in (1, -1))
+        assert np.linalg.norm(seen(gain) - seen(loss)) > 0.15
+    for one, other in combinations((panels.BLUE, panels.VERMILION, panels.PURPLE, panels.GREEN), 2):
+        assert np.linalg.norm(seen(one) - seen(other)) > 0.1
 
 
 def test_a_figure_without_data_is_not_drawn_and_an_older_one_goes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "alpha_sweep.png").write_bytes(b"old")
+    for name in ("alpha_sweep.png", "length.pdf"):
+        (out / name).write_bytes(b"old")
     results = evaluated(tmp_path, conditions=MAIN, benchmarks={"gsm8k": benchmark("G")}, documents=10)
-    drawn = {path.stem for path in figures.render(results, out)}
-    assert drawn == {"forest", "length"}
-    assert not (out / "alpha_sweep.png").exists()
+    assert {figure.name for figure in draw.render(results, out)} == {"gains", "forest", "form"}
+    assert {path.stem for path in out.iterdir()} == {"gains", "forest", "form"}
 
 
 def test_a_run_without_records_draws_nothing_and_does_not_stop(tmp_path: Path) -> None:
     made = synthetic.write_run(tmp_path / "somewhere", documents=5)
     files = render(read_results(made, tmp_path), tmp_path / "out")
-    assert (files["figures"], len(files["tables"])) == ([], 18)
+    assert (files["figures"], len(files["tables"])) == ([], 21)

@@ -43,8 +43,8 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 BATCH = 1000 if SECONDS else 60
 
 
-def fuzz(property: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run a property on one batch of examples, or on batches until FUZZ_SECONDS are over."""
+def fuzz(property: Any, capsys: pytest.CaptureFixture[str], batch: int = BATCH) -> None:
+    """Run a property on one batch of examples, or on batches of `BATCH` until FUZZ_SECONDS are over."""
     judge, examples = property.hypothesis.inner_test, 0
 
     @functools.wraps(judge)
@@ -55,7 +55,7 @@ def fuzz(property: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
     property.hypothesis.inner_test = counted
     run = settings(
-        max_examples=BATCH,
+        max_examples=BATCH if SECONDS else batch,
         deadline=None,
         database=None,
         derandomize=not SECONDS,

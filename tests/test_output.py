@@ -1,5 +1,7 @@
 """What engines print is kept from the terminal, and what ended one is found in it."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -75,3 +77,11 @@ def test_an_engine_that_does_not_start_is_one_line_with_its_root_cause_and_where
         f" all that it printed is in {tmp_path / 'engine.log'}"
     )
     assert (tmp_path / "engine.log").read_text() == CORE_FAILED
+
+
+def test_an_engine_can_start_where_the_output_is_no_descriptor() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as notebook:
+        with output.with_descriptor():
+            assert sys.stdout.fileno() >= 0
+        print("shown")
+    assert notebook.getvalue() == "shown\n"

@@ -85,7 +85,7 @@ def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None
     assert sum(map(int, found.groups())) == 2 * (
-        14 * 14 + 9 * 8
+        8 * 14 + 10 * 8 + 9 * 8
     )  # rows × tasks and the sweep, for two targets
     assert not (root / "results" / "runs").exists()  # a plan writes nothing of a run
 
@@ -100,7 +100,7 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
     assert f'make donors EXPERIMENT=qwen2.5-7b ARGS="out={tmp_path}/donors/qwen2.5-7b"' in line
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None
-    assert sum(map(int, found.groups())) == (14 * 14 + 9 * 8) + (
+    assert sum(map(int, found.groups())) == (8 * 14 + 10 * 8 + 9 * 8) + (
         2 * 14 + 8
     )  # Baseline, with Think, and α = 0
     assert "Qwen/Qwen2.5-7B " not in ran.stdout, "a base model that nothing needs is not downloaded"
@@ -125,13 +125,13 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
 @pytest.mark.parametrize(
     ("override", "cells"),
     [
-        ("families=[1.5b]", 14 * 14 + 9 * 8),
-        ("alpha=[-1,0,1]", 2 * (14 * 14 + 3 * 8)),
+        ("families=[1.5b]", 8 * 14 + 10 * 8 + 9 * 8),
+        ("alpha=[-1,0,1]", 2 * (8 * 14 + 10 * 8 + 3 * 8)),
         ("conditions=[baseline,alpha]", 2 * (1 * 14 + 9 * 8)),
         ("conditions=sweep", 2 * (1 * 8 + 9 * 8)),
         ("conditions=baseline", 2 * 14),
-        ("tasks=[gsm8k,sciq]", 2 * (14 * 6 + 9 * 2)),
-        ("benchmarks.gsm8k.variants=[]", 2 * (14 * 11 + 9 * 8)),
+        ("tasks=[gsm8k,sciq]", 2 * (8 * 6 + 10 * 2 + 9 * 2)),
+        ("benchmarks.gsm8k.variants=[]", 2 * (8 * 11 + 10 * 8 + 9 * 8)),
     ],
 )
 def test_a_part_of_the_paper_is_one_override_away(override: str, cells: int, hub: Hub, root: Path) -> None:
@@ -161,7 +161,9 @@ def test_another_suite_takes_the_place_of_the_papers(
     assert sorted(planned) == sorted(2 * columns), "once for each target"
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     plain = [name for name in columns if "@" not in name]
-    assert found is not None and sum(map(int, found.groups())) == 2 * (14 * len(columns) + 9 * len(plain))
+    assert found is not None and sum(map(int, found.groups())) == 2 * (
+        8 * len(columns) + 10 * len(plain) + 9 * len(plain)
+    )
 
 
 def test_main_is_taken_once_and_pinned(hub: Hub, root: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pipeline.evaluate.provenance import without_secrets
 from pipeline.evaluate.tasks import load_tokenizer
 from pipeline.files import ROOT
 from pipeline.records import write_record
-from pipeline.report import page as report
+from pipeline.report.page import document as report
 from pipeline.report.tables.build import build
 from tests import synthetic, tiny
 from tests.browser import BINARY, Browser

@@ -151,6 +151,14 @@ for x, kind in ((0, ValueError), (1, RuntimeError), (2, KeyError)):
     assert judge(source, sandbox.require(), tests) == Verdict("passed")
 
 
+@pytest.mark.parametrize("text", [r"\ud800", r"\x1b[31m", r"\x00", r"\u202e"])
+def test_a_verdict_that_quotes_the_program_can_be_written_to_a_record(text: str, level: Level) -> None:
+    """One answer in a thousand must not end the run, whatever half characters it raises."""
+    verdict = judge(f"def f(): raise ValueError('{text} was it')", level, "f()")
+    assert verdict.status == "failed" and verdict.detail.encode().endswith(b" was it")
+    assert verdict.detail.isprintable()
+
+
 def test_setup_is_trusted_and_only_named_globals_are_taken_from_the_program() -> None:
     source = "def helper(x): return 0\ndef f(x): return x"
     setup = "def helper(x): return x + 1"

@@ -2,8 +2,6 @@
 
 import csv
 import hashlib
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.__main__ import main as command_line
 from pipeline.analysis import paired, scores
 from pipeline.analysis.comparisons import gains
 from pipeline.analysis.design import design
 from pipeline.analysis.repeats import mean_difference
 from pipeline.analysis.results import Results, read_results
-from pipeline.errors import UserError
 from pipeline.manifest import (
     BenchmarkEntry,
     Manifest,
@@ -28,9 +24,9 @@ from pipeline.manifest import (
     read_manifest,
 )
 from pipeline.records import cell_folder
-from pipeline.report import compare, formats, terminal
+from pipeline.report import formats, terminal
 from pipeline.report.numbers import signed
-from pipeline.report.table import Kind, Table
+from pipeline.report.table import Kind
 from pipeline.report.tables import adversarial, alpha_sweep, controls, cost, geometry, main
 from pipeline.report.tables.build import build
 from tests import synthetic
@@ -447,29 +443,6 @@ def test_geometry_table_shows_the_report_and_says_when_there_is_none(tmp_path: P
 # ---- formats ----
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles_in_a_minimal_document_whatever_the_labels(tmp_path: Path) -> None:
-    folder = tmp_path / "results"
-    measured = synthetic.write_geometry(folder)
-    hostile = benchmark(r"a_b & 50% #1 {x} \y ~^ <α→θ> “q” 漢 [z]")
-    results = evaluated(
-        folder,
-        documents=30,
-        families={"f": family("1.5B_&", published_size="1.5B", geometry=measured)},
-        benchmarks={**synthetic.BENCHMARKS, "odd": hostile, "short": benchmark("L", limit=10)},
-        conditions=synthetic.CONDITIONS
-        | {"vector": replace(MAIN["vector"], label="[3] starts like an argument")},
-    )
-    names = [p.stem for p in written(results, tmp_path) if p.suffix == ".tex"]
-    inputs = "\n".join(rf"\input{{{name}.tex}}\clearpage" for name in names)
-    preamble = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
-    (tmp_path / "all.tex").write_text(f"{preamble}{inputs}\n\\end{{document}}\n")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "all.pdf").stat().st_size > 10_000
-
-
 def test_signs_are_typographic_in_every_format(tmp_path: Path) -> None:
     table = main.table(evaluated(tmp_path, documents=200, conditions=MAIN, benchmarks=ONE))
     assert "−2" in formats.markdown(table)
@@ -494,86 +467,3 @@ def test_terminal_shows_each_condition_once(tmp_path: Path) -> None:
 
 
 # ---- two runs ----
-
-
-def test_a_run_compared_with_itself_is_the_same_record_everywhere(tmp_path: Path) -> None:
-    results = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE)
-    table = compare.compare(results, results)
-    assert len(table.data) == len(MAIN)
-    assert all(row["same_record"] for row in table.data)
-    assert "differs: nothing in inputs or provenance" in table.notes
-
-
-def two_versions(tmp_path: Path) -> tuple[Results, Results]:
-    """Results of two versions of vLLM, of which the second answers better."""
-    made: dict[str, Any] = {"conditions": MAIN, "benchmarks": ONE, "documents": 200}
-    a = evaluated(tmp_path / "a", vllm="0.31", **made)
-    return a, evaluated(tmp_path / "b", vllm="0.32", skill=lambda condition, benchmark: 0.9, **made)
-
-
-def test_two_versions_are_compared_by_document_and_the_difference_in_provenance_is_named(
-    tmp_path: Path,
-) -> None:
-    table = compare.compare(*two_versions(tmp_path))
-    baseline = next(row for row in table.data if row["condition"] == "baseline")
-    assert baseline["difference_value"] == pytest.approx(baseline["b"] - baseline["a"])
-    assert baseline["difference_low"] > 0
-    assert [n for n in table.notes if n.startswith("differs")] == [
-        "differs: inputs.vllm: 0.31 → 0.32 in all cells"
-    ]
-    assert "B − A" in compare.terminal(table)
-
-
-def test_the_command_prints_the_table_and_writes_it_where_it_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    table: Table = compare.compare(*two_versions(tmp_path))
-    manifests = [str(manifest_path(tmp_path / name, "synthetic")) for name in "ab"]
-    assert command_line(["compare", *manifests, f"out={tmp_path / 'out'}"]) == 0
-    assert capsys.readouterr().out == compare.terminal(table) + "\n"
-    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert files.keys() == {"compare.md", "compare.tex", "compare.csv"}
-    assert files["compare.csv"] == formats.as_csv(table)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "expected two manifests"),
-        (["results/runs/a.json"], "expected two manifests"),
-        (["a.json", "b.json", "out="], "expected two manifests"),
-        (["a.json", "b.json"], "a.json: no such manifest"),
-    ],
-)
-def test_a_comparison_that_cannot_be_made_is_refused_in_one_line(
-    arguments: list[str],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert command_line(["compare", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert said in told and told.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_documents_with_another_target_are_left_out_of_a_comparison(tmp_path: Path) -> None:
-    rows = synthetic.samples(np.ones(20, dtype=bool))
-    a = manifest({("baseline", "gsm8k"): synthetic.write_cell(tmp_path, {"run": "a"}, rows)}, ONE)
-    for row in rows[:5]:
-        row |= {"target": "another", "score": 0.0}
-    b = manifest({("baseline", "gsm8k"): synthetic.write_cell(tmp_path, {"run": "b"}, rows)}, ONE)
-    table = compare.compare(read_results(a, tmp_path), read_results(b, tmp_path))
-    assert table.data[0]["difference_n"] == 15
-    assert table.data[0]["difference_value"] == 0
-    assert any("5 documents" in note for note in table.notes)
-
-
-def test_runs_without_a_common_cell_are_refused_in_one_line(tmp_path: Path) -> None:
-    a = evaluated(tmp_path, conditions=MAIN, benchmarks=ONE, experiment="a")
-    b = evaluated(tmp_path, conditions=MAIN, benchmarks={"sciq": benchmark("S")}, experiment="b")
-    with pytest.raises(UserError, match="no evaluated cell in common") as caught:
-        compare.compare(a, b)
-    assert "\n" not in str(caught.value)

@@ -41,4 +41,4 @@ def cost_of(cells: Iterable[CellScores]) -> Cost:
 
 
 def _gpus(engine: Mapping[str, Any]) -> int:
-    return int(engine["tensor_parallel_size"]) if engine["device"] == "gpu" else 0
+    return int(engine.get("tensor_parallel_size", 1)) if engine["device"] == "gpu" else 0

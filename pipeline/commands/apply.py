@@ -14,22 +14,21 @@ yet is extracted first, but not by a dry run.
 """
 
 import json
-import math
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import stages
 from pipeline.analysis.results import read_results
-from pipeline.config.compose import changed
-from pipeline.config.explain import nearest
+from pipeline.commands import rows
+from pipeline.commands.rows import APPLIED, for_one_family, row_of, stem
 from pipeline.config.options import flag
-from pipeline.config.schema import ConditionConfig, Config
+from pipeline.config.schema import Config, Device
 from pipeline.errors import UserError
 from pipeline.evaluate.provenance import without_secrets
 from pipeline.lock import held
@@ -47,8 +46,7 @@ from pipeline.weights.geometry_report import read_report
 from pipeline.weights.steer import STEERING, Term, apply, steering
 from pipeline.weights.vector import Vector
 
-OPTIONS = ("family", "alpha", "condition", "out", "push", "dry_run")
-APPLIED = "applied"  # the condition that is made of `alpha`
+OPTIONS = (*rows.OPTIONS, "out", "push", "dry_run")
 CARD = "README.md"
 
 
@@ -59,68 +57,39 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         UserError: for an unknown family, an α that is not a number, a target that the vector does not fit, or a hub that
             refuses; what was written stays.
     """
-    known = list(config.chosen_families())
-    name = options.get("family", known[0])
-    if name not in known:
-        raise UserError(f"family={name}: no such family{nearest(name, known)}")
     dry_run = flag(options, "dry_run")
     push = options.get("push")
     if push is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", push):
         raise UserError(f"push={push}: expected a repository of the hub, as in push=me/name")
-    if "alpha" in options and "condition" in options:
-        raise UserError("alpha and condition: each says what is added; give one of them")
-    config = _with_applied(config, name, options)
+    config, name = for_one_family(config, options)
     with nullcontext() if dry_run else held(Path(config.results), f"apply {config.name}", print):
         plan = stages.prepare(config, print)
         family = plan.families[name]
-        rows = {c.name: c for c in plan.grid.conditions}
-        named = options.get("condition", APPLIED)
-        if named not in rows:
-            raise UserError(f"condition={named}: no such row{nearest(named, list(rows))}")
-        row = rows[named]
-        if row.name not in {c.condition.name for c in plan.cells if c.family is family}:
-            raise UserError(f"families.{name}: no donors to make a vector of; set sft.id and grpo.id")
+        row = row_of(plan, family, options)
         if not dry_run:
             stages.extract(plan, print)
         start, terms = family.checkpoint(row.start), plan.terms(family, row)
-        out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-{_stem(row)}")
+        out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-{stem(row)}")
         about = measured(plan, family, row)
         if dry_run:
             return _preview(plan, family, start, terms, out, push, about)
         apply(start, terms, out, about, family.config.allow_config_differences)
     added = f"{row.terms[0].alpha:g}·v" if row.name == APPLIED else row.label
-    lines = [f"{name} + {added} written to {out}", f"to serve it: vllm serve {shlex.quote(str(out))}"]
+    lines = [f"{name} + {added} written to {out}", f"to serve it: {serving(config, out)}"]
     if push:
         lines += _push(plan, family, out, push)
     return "\n".join(lines)
 
 
-def _with_applied(config: Config, family: str, options: Mapping[str, str]) -> Config:
-    """The configuration for one family, with a condition of its own where `alpha` says what is added."""
-    chosen = replace(config.chosen, families=[family])
-    if "condition" in options:
-        return changed(config, chosen=chosen)
-    alpha = _number(options.get("alpha", "1"))
-    own = ConditionConfig(label=APPLIED, alpha=alpha, part=None, variants=False)
-    names = [*config.chosen_conditions(), APPLIED]
-    return changed(
-        config, chosen=replace(chosen, conditions=names), conditions=config.conditions | {APPLIED: own}
-    )
+def serving(config: Config, out: Path) -> str:
+    """The command line that serves a checkpoint over HTTP on this machine.
 
-
-def _stem(row: Condition) -> str:
-    """The end of a folder's name."""
-    return f"alpha{row.terms[0].alpha:g}" if row.name == APPLIED else row.name
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"alpha={text}: expected a finite number")
-    return number
+    On the CPU vLLM would take nine tenths of the memory for its cache, and refuses where so much is not free.
+    """
+    beside = Path(sys.executable).parent / "vllm"
+    command = "vllm" if shutil.which("vllm") or not beside.exists() else str(beside)
+    cache = "VLLM_CPU_KVCACHE_SPACE=1 " if config.engine.device is Device.cpu else ""
+    return f"{cache}{shlex.quote(command)} serve {shlex.quote(str(out))}"
 
 
 def measured(plan: Plan, family: Family, applied: Condition) -> str:

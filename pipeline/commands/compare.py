@@ -1,9 +1,10 @@
 """Set two runs side by side (pipeline/report/compare.py).
 
     python -m pipeline compare results/runs/a.json results/runs/b.json
-    python -m pipeline compare results/runs/a.json elsewhere/runs/b.json out=FOLDER     the table as files too
+    python -m pipeline compare results/runs/a.json elsewhere/runs/b.json out=FOLDER     files too
 
-Each manifest lies in its results folder, under runs/. The table is printed; `out` also has it as Markdown, LaTeX and CSV.
+Each manifest lies in its results folder, under runs/. What changed is printed, in two sentences and a table; `out` also
+gets the table as Markdown, LaTeX and CSV, figures, and a page with both answers to every document.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from pipeline.analysis.results import Results, read_results
 from pipeline.errors import UserError
 from pipeline.manifest import read_manifest
 from pipeline.report import formats
-from pipeline.report.compare import compare, terminal
+from pipeline.report.compare import match, table, terminal
+from pipeline.report.page import comparison
 
 
 def show(arguments: Sequence[str]) -> str:
@@ -29,11 +31,11 @@ def show(arguments: Sequence[str]) -> str:
             f"compare: expected two manifests and at most one out=FOLDER, found {' '.join(arguments) or 'nothing'};"
             " write python -m pipeline compare results/runs/a.json results/runs/b.json"
         )
-    a, b = map(_results, manifests)
-    table = compare(a, b)
+    runs = match(*map(_results, manifests))
     for folder in folders:
-        formats.write(table, Path(folder))
-    return terminal(table)
+        formats.write(table(runs), Path(folder))
+        comparison.render(runs, Path(folder))
+    return terminal(runs)
 
 
 def _results(manifest: str) -> Results:

@@ -4,22 +4,23 @@
 
 `ok`, `warning` (the run goes on, slower or with less) or `fail` (the run would stop). Looks at Python and packages, GPU,
 memory, disk, hub, W&B, sandbox and folders; starts no engine, downloads nothing, shows no key. Does not cover other
-nodes of a cluster, nor whether a model fits the GPU.
+nodes of a cluster.
 """
 
 import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from pipeline.commands import doctor_gpu
+from pipeline.commands.finding import Finding
 from pipeline.config.schema import (
     CheckpointConfig,
     Config,
@@ -34,15 +35,7 @@ from pipeline.plan import estimate
 
 ANSWER_WITHIN = 5.0  # seconds that a server has to answer
 ENGINE_GB = 4.0  # assumed: memory of an engine beside weights and cache
-FP32_OVER_BF16 = 2.0  # the CPU engine computes in fp32
-
-
-class Finding(NamedTuple):
-    """What one check found; `text` ends with the remedy unless the level is `ok`."""
-
-    level: Literal["ok", "warning", "fail"]
-    what: str
-    text: str
+FP32_OVER_BF16 = 2.0  # checkpoints are stored in bf16; the CPU engine computes in fp32
 
 
 def check(config: Config, report: Callable[[str], None]) -> int:
@@ -91,36 +84,8 @@ def packages(config: Config) -> Iterator[Finding]:
 
 
 def gpu(config: Config) -> Iterator[Finding]:
-    from pipeline.engine.environment import check_device
-
-    if config.engine.device is Device.cpu:
-        yield Finding("ok", "GPU", "this run needs none (engine.device=cpu)")
-        return
-    if config.launcher.address is not None:
-        yield Finding("ok", "GPU", f"those of the cluster at {config.launcher.address}, which is not asked")
-        return
-    try:
-        check_device(Device.gpu)
-    except UserError as e:
-        yield Finding("fail", "GPU", str(e))
-        return
-    query = [
-        "nvidia-smi",
-        "--query-gpu=name,memory.total,memory.used,driver_version",
-        "--format=csv,noheader",
-    ]
-    try:
-        asked = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as e:
-        reason = type(e).__name__
-        yield Finding("warning", "GPU", f"a device is there, nvidia-smi fails ({reason}); check the driver")
-        return
-    lines = asked.stdout.strip().splitlines()
-    for line in lines:
-        yield Finding("ok", "GPU", line)
-    if len(lines) < config.engine.tensor_parallel_size:
-        size = config.engine.tensor_parallel_size
-        yield Finding("fail", "GPU", f"{len(lines)} found, engine.tensor_parallel_size={size}; lower it")
+    size = max((s.size_gb or 0.0 for s in _checkpoints(config)), default=0.0)
+    return doctor_gpu.gpu(config, size * (FP32_OVER_BF16 if config.engine.dtype == "float32" else 1.0))
 
 
 def memory(config: Config) -> Iterator[Finding]:
@@ -139,7 +104,7 @@ def disk(config: Config) -> Iterator[Finding]:
     """Room for vectors beside results, and for what is to be downloaded beside the hub's cache: together on one disk."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    download, vectors = estimate.disk_needed(config)
+    download, vectors = estimate.disk_needed(config) if _opens_models(config) else (0.0, 0.0)
     places = [("results", config.results, vectors + 1.0), ("hub cache", HF_HUB_CACHE, download)]
     devices = {_existing(Path(folder)).stat().st_dev for _, folder, _ in places}
     if len(devices) == 1:
@@ -164,7 +129,7 @@ def hub(config: Config) -> Iterator[Finding]:
     if config.data.folder is None and config.data.generator is None:
         names = config.tasks if config.tasks is not None else list(config.benchmarks)
         sources += [config.benchmarks[name].dataset for name in names]
-    if not sources:
+    if not sources or not _opens_models(config):
         yield Finding("ok", "hub", "this run needs nothing from it")
         return
     absent = [s.id for s in sources if not _cached(s)]
@@ -264,6 +229,11 @@ def _vllm(device: Device) -> str | None:
 def _checkpoints(config: Config) -> list[CheckpointConfig]:
     sources = [s for family in config.opened_families().values() for s in family.sources().values()]
     return list({s.id: s for s in sources}.values())
+
+
+def _opens_models(config: Config) -> bool:
+    """Whether the run opens checkpoints and documents; else it reads records alone."""
+    return Stage.extract in config.stages or Stage.evaluate in config.stages
 
 
 def _is_local(source: CheckpointConfig) -> bool:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.commands.flags import TAKEN
 from pipeline.config.explain import CONF
 from pipeline.config.schema import Config
 
@@ -39,6 +40,7 @@ def text(commands: str) -> str:
     lines += [f"  {group:<11} {', '.join(options)}" for group, options in groups()]
     lines += ["", "Keys that matter (all of them: python -m pipeline config):", ""]
     lines += [f"  {key:<29} {what}" for key, what in KEYS.items()]
+    lines += ["", f"Of Hydra's flags: {TAKEN}"]
     return "\n".join(lines)
 
 

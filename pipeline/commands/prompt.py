@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.config.explain import nearest
 from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.errors import UserError
+from pipeline.evaluate.document import Found, find, requests_of
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
 from pipeline.plan.family import locate
@@ -88,27 +89,26 @@ def build(
     if family.template is not None:
         tokenizer.chat_template = _tokenizer(family.sources()[family.template], sources).chat_template
     chat = takes_chat_template(family, condition.start)
-    manager, prompt, start = manager_of([benchmark]), config.prompts[condition.prompt], 0
-    for subtask in benchmark.subtasks:
-        loaded = load_task(manager, benchmark, subtask, prompt)
-        size = min(len(loaded.eval_docs), benchmark.limit or len(loaded.eval_docs))
-        if document < start + size:
-            index, used = document - start, tokenizer if chat else None
-            asked = _prompt(loaded, index, prompt.system, used)
-            if benchmark.perturbation is None:
-                return asked
-            plain = load_task(manager, replace(benchmark, perturbation=None), subtask, prompt)
-            source = loaded.eval_docs[index]["source_doc"]
-            return replace(asked, original=_prompt(plain, source, prompt.system, used))
-        start += size
-    raise UserError(f"document={document}: {benchmark.name} has {start} documents, counted from 0")
+    manager, prompt, used = (
+        manager_of([benchmark]),
+        config.prompts[condition.prompt],
+        tokenizer if chat else None,
+    )
+    found = find(lambda subtask: load_task(manager, benchmark, subtask, prompt), benchmark, document)
+    asked = _prompt(found, prompt.system, used)
+    if benchmark.perturbation is None:
+        return asked
+    plain = load_task(manager, replace(benchmark, perturbation=None), found.subtask, prompt)
+    source = found.doc["source_doc"]
+    original = Found(source, found.subtask, plain, source)
+    return replace(asked, original=_prompt(original, prompt.system, used))
 
 
 def _tokenizer(source: CheckpointConfig, sources: Sources) -> Any:
     return load_tokenizer(locate(source), sources.revision(source), source.subfolder)
 
 
-def _prompt(task: Any, index: int, system: str | None, tokenizer: Any) -> Prompt:
+def _prompt(found: Found, system: str | None, tokenizer: Any) -> Prompt:
     def apply(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         # as in lm-eval's vLLM model
         text: str = tokenizer.apply_chat_template(
@@ -120,16 +120,8 @@ def _prompt(task: Any, index: int, system: str | None, tokenizer: Any) -> Prompt
         )
         return text
 
-    task.build_all_requests(
-        limit=index + 1,
-        rank=0,
-        world_size=1,
-        system_instruction=system,
-        apply_chat_template=tokenizer is not None,
-        fewshot_as_multiturn=True,
-        chat_template=apply if tokenizer is not None else None,
-    )
-    requests = [request for request in task.instances if request.doc_id == index]
+    task = found.task
+    requests = requests_of(found, system, apply if tokenizer is not None else None)
     target = task.doc_to_target(requests[0].doc)
     scored = task.OUTPUT_TYPE != "generate_until"
     return Prompt(

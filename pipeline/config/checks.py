@@ -59,7 +59,7 @@ def check(config: Config) -> None:
                     f"families.{name}.allow_config_differences: expected keys of config.json, found '{key}'"
                 )
     for name, condition in config.conditions.items():
-        _check_condition(f"conditions.{name}", condition, config)
+        check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
     for key in ("address", "workers"):
         if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
@@ -155,7 +155,7 @@ def _check_adapters(where: str, family: FamilyConfig) -> None:
             )
 
 
-def _check_condition(where: str, c: ConditionConfig, config: Config) -> None:
+def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
     """A condition is a checkpoint and a list of terms, or the short form of one term."""
     alphas = c.alpha if isinstance(c.alpha, list) else [] if c.alpha is None else [c.alpha]
     for alpha in [*alphas, *(term.alpha for term in c.terms)]:

@@ -45,9 +45,10 @@ def compose(overrides: list[str]) -> Config:
             cfg = typing.cast(DictConfig, OmegaConf.merge(cfg, value))  # as a file of the configuration is
         return typing.cast(Config, OmegaConf.to_object(cfg))
 
-    config = composed("config", Config, [o for o in written if o not in added], typed)
+    config = composed("config", Config, [o for o in written if o not in added], typed, overrides)
     check_declared(config)
     _fill_in(config)
+    _label(config, written)
     check(config)
     return typing.cast(Config, frozen(config))
 
@@ -112,14 +113,29 @@ def _fill_in(config: Config) -> None:
             family.base = None  # it is for the vector's geometry alone
 
 
+def _label(config: Config, overrides: list[str]) -> None:
+    """A row whose weights an override changes, but not its label, says in its label what they are now."""
+    for name, condition in config.conditions.items():
+        of = rf"conditions\.{re.escape(name)}\."
+        if any(re.match(f"{of}label=", override) for override in overrides):
+            continue
+        # A list of α is a sweep, each row of which has its α in its label.
+        said = [
+            re.match(rf"{of}((?:start|alpha(?==[^\[])|part|terms)\b.*)", override) for override in overrides
+        ]
+        if changed := [" ".join(match[1].split()) for match in said if match]:
+            condition.label = f"{condition.label} [{', '.join(changed)}]"
+
+
 def _unpinned(overrides: list[str]) -> Iterator[str]:
     """Another id leaves behind the revision and size of the one that the configuration names."""
     keys = [override.lstrip("+").split("=")[0] for override in overrides]
-    for key in keys:
+    for override, key in zip(overrides, keys, strict=True):
+        sign = "+" if override.startswith("+") else ""  # an entry of its own is added key by key
         source = re.fullmatch(
             r"(families\.\w+\.(?:target|sft|grpo|base))\.id|(benchmarks\.\w+\.dataset)\.id", key
         )
         if source is not None:
             facts = ("revision", "size_gb", "subfolder", "merge_into") if source[1] else ("revision",)
             where = source[1] or source[2]
-            yield from (f"{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)
+            yield from (f"{sign}{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)

@@ -22,10 +22,18 @@ def check_own_files(overrides: list[str]) -> None:
     Raises:
         UserError: for the first of them. What is not YAML at all is named by `unreadable`, if it is chosen.
     """
-    for folder in _folders(overrides)[1:]:
+    if added := next((o for o in overrides if re.match(r"[+~]+hydra\.searchpath", o)), None):
+        raise UserError(
+            f"{added}: write hydra.searchpath=[FOLDER], without '{added[0]}'; it adds to the folders that are read"
+        )
+    for folder in folders(overrides)[1:]:
         if not folder.is_dir():
             raise UserError(f"hydra.searchpath: no folder {folder}; make it, or leave it out")
-        for path in sorted(path for path in folder.rglob("*.yaml") if path.is_file()):
+        for path in sorted(folder.rglob("*.yaml")):
+            if path.is_dir():
+                continue
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path}: expected a file, found a pipe or device; remove it")
             try:
                 root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
             except (yaml.YAMLError, UnicodeDecodeError, OSError):
@@ -65,7 +73,7 @@ def unreadable(error: Exception, overrides: list[str]) -> str:
         if Path(named).is_file():
             return named
     for path in sorted(
-        path for folder in _folders(overrides) for path in folder.rglob("*.yaml") if path.is_file()
+        path for folder in folders(overrides) for path in folder.rglob("*.yaml") if path.is_file()
     ):
         try:
             yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
@@ -74,7 +82,7 @@ def unreadable(error: Exception, overrides: list[str]) -> str:
     return "an override"
 
 
-def _folders(overrides: list[str]) -> list[Path]:
+def folders(overrides: list[str]) -> list[Path]:
     """The folders that configuration is read from: conf/, then those of hydra.searchpath."""
     added = ",".join(re.findall(r"hydra\.searchpath=\[([^\]]*)\]", " ".join(overrides))).split(",")
     named = [folder.strip().strip("'\"") for folder in added]

@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config.explain import CONF, GROUPS, explain
-from pipeline.config.own_files import check_own_files, unreadable
+from pipeline.config.explain import CONF, GROUPS, Mistake, all_messages, explain
+from pipeline.config.own_files import check_own_files, folders, unreadable
 from pipeline.errors import UserError
 
 ROOTS = {"config": [group for group in GROUPS if group != "recipe"], "donors": ["recipe"]}
@@ -24,19 +24,30 @@ Composed = TypeVar("Composed")
 
 
 def composed(
-    root: str, schema: type, overrides: list[str], typed: Callable[[DictConfig], Composed]
+    root: str,
+    schema: type,
+    overrides: list[str],
+    typed: Callable[[DictConfig], Composed],
+    written: list[str] | None = None,
 ) -> Composed:
     """Compose conf/`root`.yaml with `overrides`, and make an object of `schema` of it with `typed`.
+
+    Args:
+        written: the overrides as the user wrote them, for messages; None: as they are.
 
     Raises:
         UserError: for an unknown key, group option or value, naming the nearest that exists.
     """
     check_own_files(overrides)
+
+    def mistake(error: Exception) -> Mistake:
+        return Mistake(all_messages(error), schema, ROOTS[root], folders(overrides), written or overrides)
+
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="pipeline"):
             return typed(hydra_compose(root, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as e:
-        raise UserError(explain(e, schema, ROOTS[root])) from None
+        raise UserError(explain(e, mistake(e))) from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(
             f"{unreadable(e, overrides)}: cannot be read as YAML ({' '.join(str(e).split())}); fix it"
@@ -48,4 +59,4 @@ def composed(
     except RecursionError:
         raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
     except ValueError as e:  # Hydra's, for a group that is not a name
-        raise UserError(f"override not understood: {' '.join(str(e).split())}; write group=option") from None
+        raise UserError(explain(e, mistake(e))) from None

@@ -62,7 +62,7 @@ class Engine:
     def _start(self, weights: Path) -> None:
         """Start vLLM on the weights in a folder."""
         others = set(multiprocessing.active_children())
-        with output.captured() as self.log:
+        with output.captured() as self.log, output.with_descriptor():
             try:
                 self.lm = self._load(weights)
             except Exception as e:  # vLLM raises what it likes

@@ -7,10 +7,9 @@ prepare_environment(config)      # vLLM and its libraries read these variables w
 import contextlib
 import importlib.metadata
 import os
-from pathlib import Path
 
 from pipeline.config.schema import Device, EngineConfig
-from pipeline.engine import alias
+from pipeline.engine import alias, gpus
 from pipeline.errors import UserError
 
 
@@ -20,7 +19,7 @@ def check_device(device: Device) -> None:
     Raises:
         UserError: naming what to run instead.
     """
-    if device is Device.gpu and not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/kfd").exists():
+    if device is Device.gpu and not gpus.present():
         raise UserError(
             "engine.device=gpu: no GPU on this machine; run `make demo` here, or add engine=cpu to run on the CPU"
         )

@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +41,18 @@ def captured() -> Iterator[IO[bytes]]:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+@contextmanager
+def with_descriptor() -> Iterator[None]:
+    """Have an output stream that is a descriptor, which vLLM asks for when it starts: that of a notebook may be none."""
+    try:
+        sys.stdout.fileno()
+    except (AttributeError, OSError):  # io.UnsupportedOperation is one
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield
+    else:
+        yield
 
 
 def text(log: IO[bytes]) -> str:

@@ -5,13 +5,14 @@ would only find minutes later is one line here.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.config.schema import EngineConfig, PromptConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
 from pipeline.plan.family import Family, of_family
+from pipeline.plan.grid import Condition
 from pipeline.plan.plan import Cell, Plan
 from pipeline.weights.architecture import EMBEDDING
 from pipeline.weights.checkpoint import Checkpoint
@@ -34,15 +35,7 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
     if vectors:
         for cell in {(c.family.name, c.condition): c for c in missing}.values():
             plan.terms(cell.family, cell.condition)
-    for cell in {(c.family.name, c.condition.start): c for c in missing}.values():
-        checkpoint = cell.family.checkpoint(cell.condition.start)
-        with of_family(cell.family.name):
-            allowed = cell.family.config.allow_config_differences
-            check_compatible(cell.family.target, checkpoint, checkpoint, allowed)
-    for family in {c.family.name: c.family for c in missing}.values():
-        with of_family(family.name):
-            _check_model(family.target, family.engine(plan.config.engine))
-            _check_tokenizer(family)
+    check_weights([(cell.family, cell.condition) for cell in missing], plan.config.engine)
     manager = manager_of(plan.benchmarks)
     for cell in {
         (c.benchmark.name, c.benchmark.config.max_gen_toks, _room(c, plan)[1]): c for c in missing
@@ -64,6 +57,23 @@ def _room(cell: Cell, plan: Plan) -> tuple[str, int]:
     return (
         "engine" if room == shared.max_model_len else f"families.{cell.family.name}"
     ) + ".max_model_len", room
+
+
+def check_weights(rows: Iterable[tuple[Family, Condition]], engine: EngineConfig) -> None:
+    """The checkpoints that rows start from fit their target, and the target fits the engine and its own tokenizer.
+
+    Raises:
+        FamilyRefused: for the first that does not.
+    """
+    starts = {(family.name, condition.start): family for family, condition in rows}
+    for (_, start), family in starts.items():
+        checkpoint = family.checkpoint(start)
+        with of_family(family.name):
+            check_compatible(family.target, checkpoint, checkpoint, family.config.allow_config_differences)
+    for family in {family.name: family for family in starts.values()}.values():
+        with of_family(family.name):
+            _check_model(family.target, family.engine(engine))
+            _check_tokenizer(family)
 
 
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:

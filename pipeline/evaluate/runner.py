@@ -107,6 +107,12 @@ class Runner:
         """Start the engine that a cell needs, if it is not the one that runs."""
         self._engine(cell.family)
 
+    def hold(self, family: Family, condition: Condition) -> Engine:
+        """The engine with the weights of a row, certified; it is started where none runs that can hold them."""
+        engine = self._engine(family)
+        self._steer(engine, family, condition)
+        return engine
+
     def run(self, cell: Cell) -> Metrics:
         """Evaluate one cell, write its record and return its metrics; an engine that dies on it is replaced once.
 
@@ -170,7 +176,6 @@ class Runner:
     def _run(self, engine: Engine, cell: Cell) -> Metrics:
         self._steer(engine, cell.family, cell.condition)
         clock, started = time.monotonic(), datetime.now(UTC)
-        engine.lm.reset()
         samples = self._samples(engine, cell)
         cost = Cost(
             seconds=round(time.monotonic() - clock, 3),
@@ -211,6 +216,7 @@ class Runner:
         """Ask every document of a cell's benchmark, or at most so many of its first subtask."""
         from lm_eval.evaluator import evaluate as lm_evaluate
 
+        engine.lm.reset()  # each answer's length is looked up by its place among those to its document
         prompt = self.plan.config.prompts[cell.condition.prompt]
         tasks, limit = self._tasks(cell.benchmark, prompt), cell.benchmark.limit
         if most is not None:
@@ -228,7 +234,7 @@ class Runner:
         samples: list[Sample] = []
         for subtask, task in tasks.items():
             rows = results["samples"][task.config.task]
-            samples += merge(rows, subtask, task, engine, cell, start=len(samples))
+            samples += merge(rows, subtask, task, engine, cell.benchmark, start=len(samples))
         return samples
 
     def _tasks(self, benchmark: Benchmark, prompt: PromptConfig) -> dict[str | None, Any]:

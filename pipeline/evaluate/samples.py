@@ -12,14 +12,19 @@ from pipeline.config.schema import BenchmarkConfig
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate.answers import joined, of_answer
-from pipeline.plan.plan import Cell
+from pipeline.plan.grid import Benchmark
 from pipeline.records import Answer, Metrics, Sample
 
 NOT_EXTRACTED = "[invalid]"  # what lm-eval's filters return when nothing matches
 
 
 def merge(
-    rows: Sequence[dict[str, Any]], subtask: str | None, task: Any, engine: Engine, cell: Cell, start: int
+    rows: Sequence[dict[str, Any]],
+    subtask: str | None,
+    task: Any,
+    engine: Engine,
+    benchmark: Benchmark,
+    start: int,
 ) -> list[Sample]:
     """lm-eval's samples of one task, as one for each document.
 
@@ -31,11 +36,11 @@ def merge(
     Raises:
         UserError: if the benchmark's metric is none of the task's, or a score or log-likelihood is not finite.
     """
-    if cell.benchmark.config.samples == 1:
-        return _merge(rows, subtask, task, engine, cell, start)
+    if benchmark.config.samples == 1:
+        return _merge(rows, subtask, task, engine, benchmark, start)
     answers = [
-        _merge(of_answer(rows, task, number), subtask, task, engine, cell, start, number)
-        for number in range(cell.benchmark.config.samples)
+        _merge(of_answer(rows, task, number), subtask, task, engine, benchmark, start, number)
+        for number in range(benchmark.config.samples)
     ]
     return [joined(of_document) for of_document in zip(*answers, strict=True)]
 
@@ -45,12 +50,12 @@ def _merge(
     subtask: str | None,
     task: Any,
     engine: Engine,
-    cell: Cell,
+    column: Benchmark,
     start: int,
     number: int = 0,
 ) -> list[Sample]:
     """One answer to each document, the first or the one of that number."""
-    benchmark, where = cell.benchmark.config, f"benchmarks.{cell.benchmark.origin}"
+    benchmark, where = column.config, f"benchmarks.{column.origin}"
     merged: dict[int, Sample] = {}
     for row in rows:
         sample = merged.get(row["doc_id"])

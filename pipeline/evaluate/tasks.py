@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LENGTH = {"max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
 DECODING = {"until", "do_sample", "temperature", "top_p", *LENGTH}  # what a task that is sampled may say
 JOINING = {"take_first_k", "majority_vote"}
+FEWSHOT_SEED = 1234  # simple_evaluate's default
 
 
 def load_tokenizer(where: str, revision: str | None = None, subfolder: str | None = None) -> Any:
@@ -215,7 +216,7 @@ def _loaded(manager: "TaskManager", spec: dict[str, Any], benchmark: Benchmark, 
 def _take_examples(loaded: Any, b: BenchmarkConfig, where: str) -> None:
     """Have a task show as many examples as its benchmark says, of which there must be enough."""
     loaded.set_config(key="num_fewshot", value=b.num_fewshot)
-    loaded.set_fewshot_seed(seed=1234)  # simple_evaluate's default
+    loaded.set_fewshot_seed(seed=FEWSHOT_SEED)
     itself = loaded.fewshot_cfg.split == b.dataset.split  # a document is no example of its own
     available = len(loaded.sampler.df) - itself
     if b.num_fewshot > available:

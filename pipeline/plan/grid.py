@@ -10,6 +10,7 @@ trained) is not in `cells`, and `left_out` says so.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from evals import perturbations
 from pipeline.config.explain import nearest
@@ -121,6 +122,13 @@ class Benchmark:
         )
 
 
+class GridRow(NamedTuple):
+    """A family under a condition: weights, and the prompt that they are asked with."""
+
+    family: str
+    condition: Condition
+
+
 @dataclass(frozen=True)
 class GridCell:
     """One cell of the grid, before anything is opened."""
@@ -139,6 +147,7 @@ class Grid:
     benchmarks: tuple[Benchmark, ...]
     cells: tuple[GridCell, ...]
     left_out: tuple[str, ...]  # a line for each family that cannot have all rows
+    rows: tuple[GridRow, ...]  # those that have cells; of `make_rows` all
 
     def describe(self, mark: Callable[[GridCell], str] = lambda cell: "?") -> str:
         """The grid as text: for each family, row and column a mark, and nothing where there is no cell."""
@@ -172,21 +181,44 @@ def make_grid(config: Config) -> Grid:
     conditions, benchmarks = rows(config), columns(config)
     if not families or not conditions or not benchmarks:
         raise UserError("nothing to run: expected at least one family, one condition and one benchmark")
-    cells, left_out = [], []
-    for name, family in families.items():
+    possible, left_out = _possible(config, families, conditions)
+    cells = tuple(
+        GridCell(row.family, row.condition, benchmark)
+        for row in possible
+        for benchmark in benchmarks
+        if _is_asked(row.condition, benchmark)
+    )
+    used = tuple(dict.fromkeys(GridRow(cell.family, cell.condition) for cell in cells))
+    return Grid(families, conditions, benchmarks, cells, left_out, used)
+
+
+def make_rows(config: Config) -> Grid:
+    """The rows of a configuration without cells, for who asks them something else; it may have no benchmark.
+
+    Raises:
+        UserError: as `make_grid`.
+    """
+    families, conditions = config.chosen_families(), rows(config)
+    possible, left_out = _possible(config, families, conditions)
+    return Grid(families, conditions, columns(config), (), left_out, possible)
+
+
+def _possible(
+    config: Config, families: dict[str, FamilyConfig], conditions: tuple[Condition, ...]
+) -> tuple[tuple[GridRow, ...], tuple[str, ...]]:
+    """The rows that the families can have, and a line for each family that cannot have all."""
+    possible, left_out = [], []
+    for name in families:
         waiting = {c.name: _waits_for(config, name, c) for c in conditions}
-        cells += [
-            GridCell(name, condition, benchmark)
+        possible += [
+            GridRow(name, condition)
             for condition in conditions
-            for benchmark in benchmarks
-            if not waiting[condition.name]
-            and _is_asked(condition, benchmark)
-            and not _adds_itself(name, condition)
+            if not waiting[condition.name] and not _adds_itself(name, condition)
         ]
         for folder in sorted({family.donors for c in waiting.values() for family in c if family.donors}):
             count = sum(any(f.donors == folder for f in c) for c in waiting.values())
             left_out.append(_untrained(name, folder, count, len(conditions)))
-    return Grid(families, conditions, benchmarks, tuple(cells), tuple(left_out))
+    return tuple(possible), tuple(left_out)
 
 
 def rows(config: Config) -> tuple[Condition, ...]:

@@ -79,12 +79,16 @@ class Plan:
         """The family that a term names: the row's own where it names none."""
         return family if name is None else self.families[name]
 
+    def rows(self) -> list[tuple[Family, Condition]]:
+        """The weights that are needed, each with the prompt that they are asked with."""
+        return [(self.families[row.family], row.condition) for row in self.grid.rows]
+
     def parts(self, family: Family) -> dict[Part | None, list[float]]:
         """The parts of a family's vector that rows add (None is the whole), each with its α."""
         found: dict[Part | None, set[float]] = {}
-        for cell in self.cells:
-            for term in cell.condition.added():
-                if self.of(term.family, cell.family) is family:
+        for steered, condition in self.rows():
+            for term in condition.added():
+                if self.of(term.family, steered) is family:
                     found.setdefault(term.part, set()).add(term.alpha)
         return {part: sorted(alphas) for part, alphas in found.items()}
 
@@ -169,6 +173,30 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
         FamilyRefused: for a checkpoint that is not there or does not fit.
         UserError: for a document file that is not there.
     """
+    opened = open_rows(config, grid, sources)
+    families, benchmarks = opened.families, {benchmark.name: benchmark for benchmark in opened.benchmarks}
+    cells = []
+    for cell in grid.cells:
+        family = families[cell.family]
+        benchmark = asked_of(family.config, benchmarks[cell.benchmark.name])
+        inputs = inputs_of(config, families, family, cell.condition, benchmark)
+        cells.append(Cell(family, cell.condition, benchmark, inputs, digest(inputs)))
+    if not cells:
+        raise UserError("; ".join(["nothing to run", *grid.left_out]))
+    documents = {cell.benchmark.name: cell.inputs["documents"][0] for cell in cells}
+    cells = [replace(c, benchmark=_at_commit(c.benchmark, documents[c.benchmark.name])) for c in cells]
+    found = tuple(
+        _at_commit(b, documents[name]) if name in documents else b for name, b in benchmarks.items()
+    )
+    return replace(opened, benchmarks=found, cells=tuple(cells))
+
+
+def open_rows(config: Config, grid: Grid, sources: Sources) -> Plan:
+    """A plan without cells: the families of the grid opened, and where the documents of its benchmarks are.
+
+    Raises:
+        FamilyRefused: for a checkpoint that is not there or does not fit.
+    """
     families = {}
     for name, configured in config.opened_families().items():
         with of_family(name):
@@ -180,21 +208,7 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
                     f"conditions.{condition.name}.terms: '{term.family}' has no donors to make a vector of; set"
                     f" families.{term.family}.sft.id and families.{term.family}.grpo.id"
                 )
-    benchmarks = {benchmark.name: sources.benchmark(benchmark) for benchmark in grid.benchmarks}
-    cells = []
-    for cell in grid.cells:
-        family = families[cell.family]
-        benchmark = asked_of(family.config, benchmarks[cell.benchmark.name])
-        inputs = inputs_of(config, families, family, cell.condition, benchmark)
-        cells.append(Cell(family, cell.condition, benchmark, inputs, digest(inputs)))
-    if not cells:
-        raise UserError("; ".join(["nothing to run", *grid.left_out]))
-    found = {cell.benchmark.name: cell.inputs["documents"][0] for cell in cells}
-    cells = [
-        replace(cell, benchmark=_at_commit(cell.benchmark, found[cell.benchmark.name])) for cell in cells
-    ]
-    asked = (_at_commit(b, found[name]) if name in found else b for name, b in benchmarks.items())
-    return Plan(config, grid, families, tuple(asked), tuple(cells))
+    return Plan(config, grid, families, tuple(map(sources.benchmark, grid.benchmarks)), ())
 
 
 def _at_commit(benchmark: Benchmark, documents: dict[str, Any]) -> Benchmark:

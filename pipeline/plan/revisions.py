@@ -3,13 +3,14 @@
     results/hub.lock.json     {"<hub id>": "<commit>", "datasets/<hub id>": "<commit>"}
 
 The first run that opens such a checkpoint or data set writes down the commit that `main` was; later ones take that
-commit, and say so. Removing an entry takes what `main` is then.
+commit, and say so. Removing an entry takes what `main` is then. A bundle in use goes before it: it holds one commit.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline import bundle
 from pipeline.config.schema import Config, DatasetConfig
 from pipeline.errors import UserError
 from pipeline.files import ROOT, write_json
@@ -30,7 +31,7 @@ def pinned(config: Config) -> dict[str, str]:
     Raises:
         UserError: if the lock file cannot be read.
     """
-    known = _read(lock_path(Path(config.results)))
+    known = _read(lock_path(Path(config.results))) | bundle.pins()
     return {name: known[name] for name in _floating(config) if name in known}
 
 

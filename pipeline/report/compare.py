@@ -2,13 +2,16 @@
 
     python -m pipeline compare results/runs/a.json results/runs/b.json [out=FOLDER]   (make compare A=… B=…)
 
+    runs = match(a, b)
+    table(runs), terminal(runs)
+
 For two donors, two revisions, two versions of vLLM. Cells are matched by family, condition and benchmark
 (families by their order where no name is common), documents by subtask and source; a document whose target
 differs is left out and counted.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,15 +24,26 @@ from pipeline.manifest import Place
 from pipeline.report.facts import difference_facts
 from pipeline.report.formats import as_text
 from pipeline.report.numbers import DASH, percent
+from pipeline.report.origins import Pair, differing, how_made
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 from pipeline.report.tables.accuracy import difference_text
 
-Pair = tuple[CellScores, CellScores]  # of A and of B
-_LONGEST = 60  # characters of a value that differs
+
+@dataclass(frozen=True)
+class Runs:
+    """Two runs, the cells that both have, and their differences."""
+
+    a: Results
+    b: Results
+    families: Mapping[str, str]  # of A, with those of B that they are matched with
+    pairs: Mapping[Place, Pair]  # by A's places, in A's order
+    found: Mapping[Place, Compared]  # B − A, corrected together; not of equal records
+    tests: int  # that the correction is over: places that share both records are one
+    left_out: int  # documents that B lacks or has with another target
 
 
-def compare(a: Results, b: Results) -> Table:
-    """The table of two runs; its notes list what differs in their inputs and provenance.
+def match(a: Results, b: Results) -> Runs:
+    """Pair the cells of two runs.
 
     Raises:
         UserError: when the runs have no evaluated cell in common.
@@ -43,53 +57,68 @@ def compare(a: Results, b: Results) -> Table:
     if not pairs:
         raise UserError("the runs have no evaluated cell in common; compare runs of one grid of conditions")
     left_out = 0
-    found: dict[Place, Difference] = {}
-    for place, (old, new) in pairs.items():
+    differences: dict[tuple[str, str], Difference] = {}  # by records: several places may share both
+    for old, new in {(old.key, new.key): (old, new) for old, new in pairs.values()}.values():
         kept = _same_targets(old, new)
         left_out += len(old.docs) - len(kept)
         if old.key != new.key and len(kept) and (change := difference(old.subset(kept), new)):
-            found[place] = change
-    table = _table(a, pairs, corrected(found))
-    renamed = [f"{x} with {y}" for x, y in families.items() if x != y]
-    table.notes = [
+            differences[old.key, new.key] = change
+    tested = corrected(differences)
+    found = {
+        place: tested[old.key, new.key] for place, (old, new) in pairs.items() if (old.key, new.key) in tested
+    }
+    return Runs(a, b, families, pairs, found, len(tested), left_out)
+
+
+def table(runs: Runs) -> Table:
+    """The cells of two runs; the notes list what differs in their inputs and provenance."""
+    made = _table(runs.a, runs.pairs, runs.found)
+    renamed = [f"{x} with {y}" for x, y in runs.families.items() if x != y]
+    made.notes = [
         "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
-        f"same record. * p < 0.05 after Holm's correction over {len(found)} comparisons.",
-        *(f"{mark}: {MARKS[mark]}." for mark in table.marks()),
+        f"same record. * p < 0.05 after Holm's correction over {runs.tests} comparisons.",
+        *(f"{mark}: {MARKS[mark]}." for mark in made.marks()),
         *([f"Families are matched by their order: {', '.join(renamed)}."] if renamed else []),
-        *([f"Left out: {left_out} documents that B lacks or has with another target."] if left_out else []),
-        *_only_in_one(a, b),
-        *a.problems,
-        *b.problems,
-        *(f"differs: {line}" for line in differing(list(pairs.values()))),
+        *(
+            [f"Left out: {runs.left_out} documents that B lacks or has with another target."]
+            if runs.left_out
+            else []
+        ),
+        *_only_in_one(runs.a, runs.b),
+        *runs.a.problems,
+        *runs.b.problems,
+        *(f"differs: {line}" for line in differing(list(runs.pairs.values()))),
     ]
-    return table
+    return made
 
 
-def terminal(table: Table) -> str:
-    """The table and its notes as plain text."""
-    lines: list[str] = []
-    for title, rows in table.blocks:
-        lines += [title, *as_text(table.header, rows), ""]
-    return "\n".join([*lines, *table.notes])
+def sentences(runs: Runs) -> tuple[str, str]:
+    """What changed in how the runs were made, and what changed in the scores."""
+    return how_made(list(runs.pairs.values())), _what_changed(runs)
 
 
-def differing(pairs: Sequence[Pair]) -> list[str]:
-    """What differs in inputs and provenance between paired cells, one line for each field."""
-    values: dict[str, Counter[tuple[str, str]]] = {}
-    for old, new in pairs:
-        x, y = _origin(old), _origin(new)
-        for path in dict.fromkeys([*x, *y]):
-            left, right = x.get(path, DASH), y.get(path, DASH)
-            if left != right and path != "provenance.started":
-                values.setdefault(path, Counter())[_short(left), _short(right)] += 1
-    lines = []
-    for path, counts in sorted(values.items()):
-        (left, right), _ = counts.most_common(1)[0]
-        total = sum(counts.values())
-        scope = "in all cells" if total == len(pairs) else f"in {total} of {len(pairs)} cells"
-        several = f", and {len(counts) - 1} other pairs of values" if len(counts) > 1 else ""
-        lines.append(f"{path}: {left} → {right} {scope}{several}")
-    return lines or ["nothing in inputs or provenance"]
+def terminal(runs: Runs) -> str:
+    """What changed in two sentences, the table and its notes as plain text."""
+    made, lines = table(runs), [*sentences(runs), ""]
+    for title, rows in made.blocks:
+        lines += [title, *as_text(made.header, rows), ""]
+    return "\n".join([*lines, *made.notes])
+
+
+def _what_changed(runs: Runs) -> str:
+    """How many records are the same, and in how many of the others the score differs."""
+    distinct = {(old.key, new.key): place for place, (old, new) in runs.pairs.items()}
+    same, total = sum(old == new for old, new in distinct), len(distinct)
+    if same == total:
+        return f"All {total} records that both runs have are the same."
+    found = [runs.found[place] for place in distinct.values() if place in runs.found]
+    shown = [one.difference.value for one in found if one.is_significant]
+    up, down = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
+    moved = sum(bool(one.difference.gained or one.difference.lost) for one in found)
+    return (
+        f"Of {total} pairs of records, {same or 'none'} are the same; in {moved} of the other {total - same} some document is"
+        f" scored differently, and after Holm's correction {up} are better in B and {down} worse."
+    )
 
 
 def _table(a: Results, pairs: Mapping[Place, Pair], found: Mapping[Place, Compared]) -> Table:
@@ -151,23 +180,3 @@ def _same_targets(old: CellScores, new: CellScores) -> Positions:
     targets = dict(zip(new.docs, new.targets, strict=True))
     pairs = zip(old.docs, old.targets, strict=True)
     return np.array([i for i, (doc, target) in enumerate(pairs) if targets.get(doc) == target], dtype=np.intp)
-
-
-def _origin(cell: CellScores) -> dict[str, object]:
-    """What a record was made from and by, by dotted path."""
-    assert cell.record is not None, "an average has no record"
-    return dict(_leaves({"inputs": cell.record.inputs, "provenance": cell.record.provenance}))
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of nested dictionaries by dotted path; lists stay whole."""
-    if not isinstance(value, dict):
-        yield path, value
-        return
-    for key, inner in value.items():
-        yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}…"

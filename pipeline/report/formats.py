@@ -1,4 +1,4 @@
-"""What a table looks like as Markdown, LaTeX (booktabs), CSV, HTML and plain text."""
+"""What a table looks like as Markdown, CSV, HTML and plain text, and how it is written (LaTeX: latex.py)."""
 
 import csv
 import html
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.files import write_file
+from pipeline.report.latex import latex
 from pipeline.report.table import Fact, Kind, Line, Table, Text
 
 
@@ -48,84 +49,6 @@ def markdown(table: Table) -> str:
     return f"# {table.title}\n\n" + "\n".join([text[0], rule, *text[1:]]) + "\n" + notes
 
 
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "−": "$-$",
-    "+": "$+$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "→": r"$\rightarrow$",
-    "‖": r"$\|$",
-    "α": r"$\alpha$",
-    "Δ": r"$\Delta$",
-    "θ": r"$\theta$",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "’": "'",
-    "“": "``",
-    "”": "''",
-    '"': "''",
-    "\u202f": r"\,",
-    # A bracket after \\ would be read as its optional argument.
-    "[": "{[}",
-    "]": "{]}",
-}
-
-
-def tex(text: str) -> str:
-    """Text for LaTeX; a character that plain pdflatex cannot set becomes its code point in words."""
-    return "".join(
-        _TEX.get(c, c if c.isascii() or c in "äöüÄÖÜßéèêáàâíóúñç" else f"U+{ord(c):04X}") for c in text
-    )
-
-
-def latex(table: Table) -> str:
-    r"""A booktabs table environment for \input in any document that loads booktabs."""
-
-    def line(entries: Sequence[Text]) -> str:
-        cells = [tex(e.text) + (rf"\textsuperscript{{{e.marks}}}" if e.marks else "") for e in entries]
-        return " & ".join(cells) + r" \\"
-
-    width = len(table.header)
-    body = [line(table.header)]
-    for title, lines in table.blocks:
-        body.append(r"\midrule")
-        if title:
-            body.append(rf"\multicolumn{{{width}}}{{l}}{{\textbf{{{tex(title)}}}}} \\")
-        body += [line(one.texts) for one in lines]
-    notes = "\n\n".join(tex(note) for note in table.notes)
-    return "\n".join(
-        [
-            r"\begin{table}[htbp]",
-            r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}",
-            rf"\caption{{{tex(table.title)}.}}",
-            rf"\label{{tab:{table.name.replace('_', '-')}}}",
-            r"\makebox[\linewidth][c]{%",  # a wide table stands out on both sides alike
-            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
-            r"\toprule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            "",
-            rf"\begin{{minipage}}{{\linewidth}}\scriptsize {notes}\end{{minipage}}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 def as_csv(table: Table) -> str:
     """Every number behind the table; empty where there is none."""
     names = list(dict.fromkeys(name for row in table.data for name in row))
@@ -155,14 +78,15 @@ def as_html(table: Table) -> str:
 
     width = len(table.header)
     lines = ["<thead><tr>" + "".join(entry(e, "th") for e in table.header) + "</tr></thead>"]
-    for title, rows in table.blocks:
+    for block_at, (title, rows) in enumerate(table.blocks):
         lines.append("<tbody>")
         if title:
             lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
-        for row in rows:
+        for line_at, row in enumerate(rows):
             label, *entries = row.texts
             lines.append(
-                f'<tr class="{_HTML_CLASS.get(row.kind, "value")}">{entry(label, "th")}'
+                f'<tr id="{row_id(table.name, block_at, line_at)}" class="{_HTML_CLASS.get(row.kind, "value")}">'
+                f"{entry(label, 'th')}"
                 f"{''.join(entry(e, 'td') for e in entries)}</tr>"
             )
         lines.append("</tbody>")
@@ -170,6 +94,11 @@ def as_html(table: Table) -> str:
     caption = f"<figcaption>{notes}</figcaption>" if notes else ""
     body = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
     return f'<figure id="table-{table.name}">{body}{caption}</figure>'
+
+
+def row_id(table: str, block: int, line: int) -> str:
+    """The name by which a link finds a line of an HTML table."""
+    return f"row-{table}-{block}-{line}"
 
 
 def as_text(header: Sequence[Text], lines: Sequence[Line]) -> list[str]:

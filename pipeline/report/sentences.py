@@ -195,13 +195,13 @@ def _reason(results: Results, judged: Judged, is_list: bool) -> str:
         if judged.judgement and judged.judgement.published:
             low, high = judged.judgement.published
             texts.append(f"whose own sampling error is at least [{signed(low)}, {signed(high)}]")
-    texts += _remarks(judged)
+    texts += remarks(judged)
     if judged.marks:
         texts.append(f"marked {judged.marks}")
     return ", ".join(texts) + (f": {judged.outcome}" if is_list else "")
 
 
-def _remarks(judged: Judged) -> list[str]:
+def remarks(judged: Judged) -> list[str]:
     """What a reader should know of an outcome."""
     texts, difference = [], judged.difference
     assert difference is not None, "what is judged was measured"

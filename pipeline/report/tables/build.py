@@ -9,11 +9,24 @@ beside them holds every number behind the table. Rendering again gives the same 
 
 from pipeline.analysis.results import Results
 from pipeline.report.table import Table
-from pipeline.report.tables import adversarial, alpha_sweep, answers, controls, cost, geometry, main
+from pipeline.report.tables import (
+    adversarial,
+    alpha_sweep,
+    answers,
+    authors,
+    controls,
+    cost,
+    geometry,
+    main,
+    pairs,
+)
 
-ALL = (main, answers, adversarial, controls, alpha_sweep, geometry, cost)
+FIRST = (main, answers, adversarial, controls, alpha_sweep)  # of every run
+OF_SOME = (pairs, authors)  # of runs with several donor pairs, or with the authors' families
+LAST = (geometry, cost)
 
 
 def build(results: Results) -> list[Table]:
-    """The tables of a run."""
-    return [made.table(results) for made in ALL]
+    """The tables of a run, in the order of the report."""
+    some = [module.table(results) for module in OF_SOME if module.applies(results)]
+    return [*(one.table(results) for one in FIRST), *some, *(one.table(results) for one in LAST)]
