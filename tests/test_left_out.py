@@ -68,10 +68,15 @@ def cut(place: Path) -> tuple[Path, str]:
 
 
 def too_large(place: Path) -> tuple[Path, str]:
-    """θ + v leaves bf16; it shows only when the vector is beside its target."""
-    state = load_file(place / "sft" / "model.safetensors")
-    state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], 3.38e38)
-    return tiny.write(place / "other", state), "NaN or infinite"
+    """θ + v leaves float32; it shows only when the vector is beside its target."""
+    norms = {"target": 3.3895e38, "sft": 3.2e38, "grpo": 3.2e38, "other": 3.38e38}
+    tiny.write(place / "other", load_file(place / "grpo" / "model.safetensors"))
+    for part, value in norms.items():
+        file = place / part / "model.safetensors"
+        state = load_file(file)
+        state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], value)
+        save_file(state, file, metadata={"format": "pt"})
+    return place / "other", "NaN or infinite"
 
 
 @pytest.mark.parametrize("spoil", [not_there, of_another_shape, of_another_function, cut, too_large])
@@ -80,10 +85,6 @@ def test_a_family_that_is_refused_is_left_out_and_the_others_are_extracted(
 ) -> None:
     assert callable(spoil)
     other, message = spoil(place)
-    if spoil is too_large:
-        state = load_file(place / "target" / "model.safetensors")
-        state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], 3.38e38)
-        save_file(state, place / "target" / "model.safetensors", metadata={"format": "pt"})
     ran = pipeline(*overrides(place, other, "stages=[extract]"))
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert ran.stderr.startswith("error: bad was left out: ") and message in ran.stderr

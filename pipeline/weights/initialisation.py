@@ -67,9 +67,14 @@ def _measure(name: str, reference: Checkpoint, other: Checkpoint) -> _Sums:
         wide, difference = a.float(), b.float()
         difference.sub_(wide)
         sums["equal"] += int((difference == 0).sum())
-        sums["squares"] += float(difference.square_().sum(dtype=torch.float64))
-        sums["reference"] += float(wide.square_().sum(dtype=torch.float64))
+        sums["squares"] += _squares(difference)
+        sums["reference"] += _squares(wide)
     return sums
+
+
+def _squares(entries: torch.Tensor) -> float:
+    found = float((entries * entries).sum(dtype=torch.float64))
+    return found if math.isfinite(found) else float(entries.double().square_().sum())  # beyond fp32
 
 
 def check(
