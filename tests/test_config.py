@@ -145,8 +145,8 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["benchmarks.gsm8k.num_fewshot=-1"], "num_fewshot: expected 0 or more"),
         (["no equals sign"], "override not understood"),
         # what Hydra says in its own words, which do not help
-        (["suite.x=1"], "'suite' is a group; choose one of its options: suite=extended|math|"),
-        (["suite="], "suite: an option is required; set it to one of extended, math"),
+        (["suite.x=1"], "'suite' is a group; choose one of its options: suite=authors|extended|math|"),
+        (["suite="], "suite: an option is required; set it to one of authors, extended, math"),
         (["engine=null"], "engine: an option is required; set it to one of cpu, gpu"),
         (["+suite=micro"], "is in the composition already; write suite=micro without '+'"),
         (["benchmark=gsm8k"], "name it: benchmark@benchmarks.bbh=gsm8k; to run some"),
