@@ -123,7 +123,6 @@ def _run(verb: str, overrides: list[str]) -> int:
     from pipeline.config.compose import compose
 
     if verb in SHOWN:
-        overrides = ["chat=true" if a == "--chat" else a for a in overrides] if verb == "ask" else overrides
         shown = importlib.import_module(SHOWN[verb])
         chosen = [a for a in overrides if "=" in a and a.split("=")[0] in shown.OPTIONS]
         config = compose([a for a in overrides if a not in chosen])

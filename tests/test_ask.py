@@ -29,16 +29,21 @@ def test_rows_are_asked_in_the_order_of_their_arguments() -> None:
     _, rows = choose(
         compose(["experiment=micro"]),
         alpha=[1, -1, 0],
-        conditions=["grpo", "alpha=0.5", "random"],
+        conditions=["grpo", "alpha=0.5", "random-s1", "baseline_think"],
         terms=[{"alpha": 0.5, "part": {"modules": ["mlp"]}}, {"alpha": 2, "seed": 3}],
     )
     assert [row.label for row in rows] == [
         *("α = −1", "α = 0", "α = 1", "GRPO donor", "α = 0.5"),
-        *("+Random (seed 0)", "+Random (seed 1)", "+Random (seed 2)", "terms"),
+        *("+Random (seed 1)", "Baseline+Think", "terms"),
     ]
     assert [term.alpha for term in rows[-1].terms] == [0.5, 2.0]
     assert rows[-1].terms[0].part is not None and rows[-1].terms[0].part.modules == ("mlp",)
     assert (rows[-1].terms[1].part, rows[-1].terms[1].seed) == (None, 3)
+
+
+def test_a_condition_stands_for_all_of_its_rows() -> None:
+    config = compose(["experiment=micro", "conditions.random.seeds=[3,5]"])
+    assert [row.name for row in choose(config, conditions=["random"])[1]] == ["random-s3", "random-s5"]
 
 
 def test_without_rows_those_of_the_configuration_are_asked_or_the_target_and_the_vector() -> None:
@@ -310,3 +315,30 @@ def test_a_session_steers_when_the_weights_change_samples_by_its_seeds_and_score
     command = [sys.executable, "-c", f"HUGO = {HUGO!r}\n{LIVE}"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert ran.stdout == "all held\n", ran.stderr[-3000:]
+
+
+DIES = r"""
+import os, signal
+from pipeline import api as rv
+
+if __name__ == "__main__":  # the engine's processes import this again
+    config = rv.compose(["experiment=micro", "results=results", "engine.in_process=false"])
+    with rv.Session(config, alpha=[1]) as model:
+        (before,) = model.ask(HUGO)
+        for process in model._runner.engine.processes:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        assert model.ask(HUGO) == [before]
+        print("answered again")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_an_engine_that_was_killed_between_two_questions_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(f"HUGO = {HUGO!r}\n{DIES}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "dies.py"], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert ran.stdout == "answered again\n", ran.stderr[-3000:]

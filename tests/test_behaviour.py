@@ -17,6 +17,7 @@ from pipeline.report.sentences import what_was_found
 from pipeline.report.tables import answers
 from tests import synthetic
 from tests.synthetic import CONDITIONS, benchmark, family
+from tests.test_tables import evaluated
 
 ONE = {"gsm8k": benchmark("Arithmetic")}
 STEPS_TEXT, BARE, NONE = "He has 7+5=<<7+5=12>>12 eggs.\n#### {}", "#### {}", "I do not know"
@@ -160,3 +161,26 @@ def test_seeds_are_taken_apart_one_by_one(tmp_path: Path) -> None:
     assert found is not None
     assert sum(part.difference.value for part in found.parts) == pytest.approx(found.total.value)
     assert found.part(SAME) is not None
+
+
+def test_many_gains_are_counted_together_in_one_short_sentence(tmp_path: Path) -> None:
+    families = {name: family(name) for name in ("one", "two", "three")}
+    results = evaluated(
+        tmp_path,
+        families=families,
+        documents=150,
+        benchmarks={name: synthetic.BENCHMARKS[name] for name in ("gsm8k", "gsm8k@larger_numbers", "sciq")},
+        skill=lambda condition, _: 0.9 if condition == "vector" else 0.3,
+    )
+    found = find(results)
+    raised = [g for g in found.gains if g.row.name == "vector" and g.benchmark in results.plain()]
+    assert all(g.is_significant for g in raised) and len(raised) == 6
+    gained = sum(g.difference.gained for g in raised)
+    lost = sum(g.difference.lost for g in raised)
+    _, form = what_was_found(results)
+    assert form.startswith(
+        f"Of the {gained} answers that became right in 6 raised comparisons 0 are in a new form; among answers written"
+        f" as before {gained} became right and {lost} wrong; on perturbed documents the gain "
+    )
+    assert form.endswith("of 3 cases.")
+    assert len(form) < 400

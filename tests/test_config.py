@@ -165,6 +165,8 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["+families.second=micro"], "found micro; write +family@families.second=micro"),
         (["conditions.v.label=V"], "'conditions.v'; to add an entry, write +conditions.v.label=V"),
         (["hydra.searchpath=conf"], "expected a list; write hydra.searchpath=[conf]"),
+        (["benchmark='a\nb'"], "name it: benchmark@benchmarks.bbh='a b'"),
+        (["+preset=[{a: b}]"], "override not understood: can only concatenate"),
         (["+hydra.searchpath=[conf]"], "write hydra.searchpath=[FOLDER], without '+'"),
     ],
 )

@@ -9,17 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.analysis.authors import beside, parse
+from pipeline.analysis.pairs import pairs as pairs_of
 from pipeline.analysis.results import Results, read_results
-from pipeline.report.figures import alpha_sweep, draw, forest, gains, geometry, panels, robustness
+from pipeline.report.figures import (
+    alpha_sweep,
+    authors,
+    draw,
+    forest,
+    gains,
+    geometry,
+    pairs,
+    panels,
+    robustness,
+)
 from pipeline.report.figures.panels import NARROW, WIDE, Layout
 from pipeline.report.gains import gains as gains_of
 from pipeline.report.numbers import signed
 from pipeline.report.render import render
 from tests import synthetic
 from tests.synthetic import MAIN, benchmark, family
+from tests.test_pairs import LOG, of_families
 from tests.test_tables import evaluated
 
-NAMES = tuple(draw.FIGURES)
+NAMES = tuple(name for name in draw.FIGURES if name not in ("pairs", "authors"))  # of an ordinary run
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +92,49 @@ def test_a_drawing_for_the_page_is_plain_svg_that_follows_its_colours(
 @pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_overprints_and_nothing_is_cut(everything: Results, name: str, layout: Layout) -> None:
+    check_texts(draw.FIGURES[name], everything, layout)
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_pairs_show_each_gain_and_their_mean(tmp_path: Path, layout: Layout) -> None:
+    results = of_families(tmp_path, {"a": 0.45, "b": 0.5, "c": 0.9})
+    figure = pairs.draw(results, layout)
+    assert figure is not None
+    (found,) = pairs_of(results)
+    drawn = [bar.lines[0] for bar in figure.axes[0].containers]  # type: ignore[attr-defined]
+    values = [float(np.asarray(line.get_xdata())[0]) for line in drawn]
+    assert values == pytest.approx(
+        [100 * one.value for one in (*(e.gain for e in found.effects), found.mean)]
+    )
+    filled = [line.get_markerfacecolor() != panels.PAPER for line in drawn[:-1]]
+    assert filled == [effect.p_holm < 0.05 for effect in found.effects]
+    check_texts(pairs.draw, results, layout)
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_the_authors_gains_stand_beside_ours(tmp_path: Path, layout: Layout) -> None:
+    results = evaluated(tmp_path, benchmarks={"math500": benchmark("MATH-500")}, documents=100)
+    found = beside(results, parse(LOG))
+    figure = authors.picture(results, found, layout)
+    assert figure is not None
+    gains_of_both = [one for one in found if one.gain is not None]
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    theirs = [float(np.asarray(line.get_xdata())[0]) for line in crosses]
+    assert theirs == pytest.approx([100 * one.gain_theirs for one in gains_of_both if one.gain_theirs])
+    assert len(figure.axes[0].containers) == len(gains_of_both) >= 4
+    check_texts(lambda results, layout: authors.picture(results, found, layout), results, layout)
+    assert authors.draw(evaluated(tmp_path / "other", conditions=MAIN, documents=5), layout) is None
+
+
+def check_texts(picture: draw.Draw, results: Results, layout: Layout) -> None:
+    """No text of a figure lies on another or beyond its edge."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     defaults: Any = matplotlib.rcParamsDefault
     with matplotlib.rc_context(defaults | panels.STYLE):
-        figure = draw.FIGURES[name](everything, layout)
+        figure = picture(results, layout)
         assert figure is not None
         assert figure.get_figwidth() <= layout.width
         canvas = FigureCanvasAgg(figure)
@@ -219,6 +268,17 @@ def test_robustness_sets_the_plain_gain_beside_the_perturbed_one(everything: Res
 )
 def test_geometry_is_written_with_three_significant_digits(value: float, text: str) -> None:
     assert geometry.three_digits(value) == text
+
+
+def test_a_model_of_many_layers_has_its_numbers_too(tmp_path: Path) -> None:
+    measured = synthetic.write_geometry(tmp_path, layers=28)
+    results = evaluated(
+        tmp_path, families={"f": family("f", geometry=measured)}, conditions=MAIN, documents=5
+    )
+    figure = geometry.draw(results, WIDE)
+    assert figure is not None
+    assert len(figure.axes[0].texts) == 2 * 28
+    assert figure.get_figwidth() <= WIDE.width
 
 
 # Machado, Oliveira and Fernandes 2009, in linear RGB, for complete loss

@@ -121,6 +121,9 @@ OLD_SAMPLES = (
 )
 
 
+PROVENANCE = json.loads(OLD_RECORD)["provenance"]
+
+
 def old(tmp_path: Path, **changes: object) -> Path:
     """A record as the first version of this module wrote it; with `changes`, sealed again."""
     folder = cell_folder(tmp_path, OLD_KEY)
@@ -154,6 +157,14 @@ def test_a_record_of_the_first_version_is_read(tmp_path: Path) -> None:
         ),
         ({"inputs": {"alpha": 0.2}}, "its inputs are those of another cell than 4b0547684"),
         ({"key": "0" * 64}, "its inputs are those of another cell"),
+        (
+            {"provenance": PROVENANCE | {"engine": {}}},
+            "provenance.engine: Value error, device None × 1 is none",
+        ),
+        (
+            {"provenance": PROVENANCE | {"started": "../x"}},
+            "provenance.started: Value error, Invalid isoformat",
+        ),
     ],
 )
 def test_a_record_of_another_version_is_refused_with_the_reason_and_kept_aside(

@@ -276,9 +276,18 @@ def test_a_link_opens_one_document_of_one_comparison(browser: Browser, page: Pat
     assert moved != wanted
     opened(browser, page, moved)
     assert detail(browser).splitlines()[0] == title
+    # A document that the asked filter leaves out is listed all the same.
+    unchanged = browser.evaluate("pairs.find(p => p.old.score === p.now.score).name")
+    opened(browser, page, link("micro", "bbh", "baseline", "minus_vector", unchanged, show="changed"))
+    assert f"document {unchanged}\n" in detail(browser)
+    assert browser.evaluate("document.getElementById('show').value") == "all"
+    opened(browser, page, link("micro", "bbh", "baseline", "minus_vector", "nowhere 7"))
+    assert count(browser).endswith("There is no document nowhere 7.")
     for wrong in ("#sample=", "#sample=micro", "#sample=%E0%A4%A", "#sample=a/b/c/d/e&show=f"):
         opened(browser, page, wrong)
         assert "listed" in count(browser), wrong
+        is_said = count(browser).startswith("The page does not have what the link asks for.")
+        assert is_said == ("%" not in wrong), wrong  # what cannot be read is no link
 
 
 @needs_browser
@@ -347,7 +356,7 @@ def test_likelihoods_of_options_stand_beside_each_other(browser: Browser, tmp_pa
         row |= {"loglikelihoods": options, "output": chosen, "target": "1", "tokens": 0, "finish": "scored"}
     opened(browser, two_cells(tmp_path, *both))
     cells = "[...document.querySelectorAll('.options tbody tr')].map(r => r.innerText.replace(/\\s+/g, ' ').trim())"
-    assert browser.evaluate(cells) == ["1 fire −1.00 −3.00", "2 snow (target) −2.50 −0.25"]
+    assert browser.evaluate(cells) == ["0 fire −1.00 −3.00", "1 snow (target) −2.50 −0.25"]
     bold = "[...document.querySelectorAll('.options b')].map(b => b.textContent.trim())"
     assert browser.evaluate(bold) == ["−1.00", "−0.25"]
 

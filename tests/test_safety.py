@@ -282,7 +282,12 @@ def test_whatever_a_record_holds_does_nothing_in_a_browser(tmp_path: Path) -> No
         metrics = {"metric": "exact_match,none", "score": 0.5, "stderr": 0.0, "n": 2}
         metrics |= {"values": {"exact_match,none": 0.5}, "share_not_extracted": 0.0, "share_truncated": 0.0}
         provenance = {"engine": {"device": "cpu", "tensor_parallel_size": 1}, "versions": {hostile: hostile}}
-        provenance |= {"host": hostile, "started": hostile, "command": hostile, "git": hostile}
+        provenance |= {
+            "host": hostile,
+            "started": "2026-01-01T00:00:00+00:00",
+            "command": hostile,
+            "git": hostile,
+        }
         provenance |= {"family": {"target": {"id": hostile, "revision": hostile}}, "sandbox": hostile}
         cost = {"seconds": 1.0, "generated_tokens": 5, "prompt_tokens": 5, "requests": 2}
         inputs = {"name": name, "prompt": {"prefix": hostile}, "task": {"names": [hostile]}}

@@ -440,6 +440,75 @@ def test_geometry_table_shows_the_report_and_says_when_there_is_none(tmp_path: P
     assert any(note.startswith("B: ") and "extract" in note for note in table.notes)
 
 
+def test_a_report_of_an_earlier_version_is_read_with_its_old_names(tmp_path: Path) -> None:
+    written_as = synthetic.write_geometry(tmp_path)
+    path = tmp_path / Path(written_as).relative_to("results")
+    path.write_text(path.read_text().replace("lost_in_rounding", "swallowed"))
+    few = {"conditions": MAIN, "benchmarks": ONE, "documents": 5}
+    table = geometry.table(evaluated(tmp_path, families={"a": family("A", geometry=written_as)}, **few))
+    assert "Lost in rounding %" in [head.text for head in table.header]
+    assert [row["lost_in_rounding"] for row in table.data if row["level"] == "total"] == [2.0]
+
+
+def test_programs_of_one_template_are_one_unit(tmp_path: Path) -> None:
+    right = np.arange(60) < 40
+    rows = synthetic.samples(right)
+    for i, row in enumerate(rows):
+        row["prompt"] = f"Return {['x plus', 'x times', 'the square of'][i % 3]} {i}."
+    generated = {"code": benchmark("Code", generated=True)}
+    key = synthetic.write_cell(tmp_path, {"name": "code"}, rows)
+    units = [
+        read_results(manifest({("baseline", "code"): key}, entry), tmp_path).units("code")
+        for entry in (generated, {"code": benchmark("Code")})
+    ]
+    assert [(found.units, found.documents) for found in units if found] == [(3, 60), (60, 60)]
+
+
+def test_perturbed_documents_are_in_the_units_of_their_sources(tmp_path: Path) -> None:
+    plain = benchmark("P", generated=True)
+    variant = benchmark("V", variant_of="p", cluster="source_doc", generated=True)
+    rows = synthetic.samples(np.arange(40) < 20)
+    for i, row in enumerate(rows):
+        name = f"{chr(97 + i // 26)}{chr(97 + i % 26)}"
+        row["prompt"] = " ".join(name + letter for letter in "abcd")
+        row["target"] = f"It is 1{'+-'[i % 2]}2=<<1{'+-'[i % 2]}2=3>>3\n#### 3"
+    perturbed = [
+        row | {"prompt": f"{row['prompt']} and more", "target": str(i)} for i, row in enumerate(rows)
+    ]
+    keys = {
+        ("baseline", "p"): synthetic.write_cell(tmp_path, {"name": "plain"}, rows),
+        ("baseline", "p@v"): synthetic.write_cell(tmp_path, {"name": "perturbed"}, perturbed),
+    }
+    results = read_results(manifest(keys, {"p": plain, "p@v": variant}), tmp_path)
+    assert [found.units for name in ("p", "p@v") if (found := results.units(name))] == [2, 2]
+    assert results.header_marks("p") == results.header_marks("p@v") == "c"
+
+
+def test_the_number_of_a_benchmark_of_subtasks_is_the_mean_over_them(tmp_path: Path) -> None:
+    entry = benchmark("B", cluster="subtask")
+    rows = synthetic.samples(np.zeros(60, dtype=bool), "subtask")
+    for row in rows:
+        row["score"] = float(row["subtask"] == "subtask_0")
+    kept = [row for row in rows if row["subtask"] != "subtask_0" or row["source_doc"] < 5]
+    key = synthetic.write_cell(tmp_path, {"name": "b"}, kept)
+    results = read_results(manifest({("baseline", "bbh"): key}, {"bbh": entry}), tmp_path)
+    value = results.value("f", results.reference, "bbh")
+    assert value is not None and value.value == pytest.approx(1 / 6)
+    assert 0 <= value.low < 1 / 6 < value.high < 0.3
+
+
+def test_random_rows_are_samples_of_seeds(tmp_path: Path) -> None:
+    results = evaluated(tmp_path, benchmarks=ONE, documents=300)
+    vector, random = results.named("vector"), results.row("random", 1)
+    assert random is not None
+    pairs = results.pairs("micro", vector, random, "gsm8k")
+    assert len(pairs) == 3
+    found = results.difference("micro", vector, random, "gsm8k")
+    assert found is not None and found.test == "t over repetitions and documents"
+    both = results.pairs("micro", random, results.row("random", -1) or random, "gsm8k")
+    assert len(both) == 3  # by seed, not each with each
+
+
 # ---- formats ----
 
 

@@ -87,9 +87,13 @@ class Design:
         """Weighted sums of `x` by unit (units,); together they give the mean."""
         return total(self.units, self.weights * x)
 
-    def variance(self, x: Floats) -> tuple[float, float]:
-        """Variance of the mean of `x`, and its degrees of freedom; NaN and 0 where there is one unit."""
-        variance, freedom = robust_variance(self.sums(x), self.blocks)
+    def variance(self, x: Floats, rare: bool = False) -> tuple[float, float]:
+        """Variance of the mean of `x`, and its degrees of freedom; NaN and 0 where there is one unit.
+
+        Args:
+            rare: as in `robust_variance`.
+        """
+        variance, freedom = robust_variance(self.sums(x), self.blocks, rare)
         return float(variance), float(freedom)
 
 
@@ -137,11 +141,12 @@ def codes(labels: ArrayLike) -> Codes:
     return np.unique(np.asarray(labels), return_inverse=True)[1].reshape(-1)
 
 
-def robust_variance(sums: Floats, blocks: Blocks) -> tuple[Floats, Floats]:
+def robust_variance(sums: Floats, blocks: Blocks, rare: bool = False) -> tuple[Floats, Floats]:
     """CR2 variance of a weighted mean and its degrees of freedom.
 
     Args:
         sums: (..., units) weighted sums of the values by unit.
+        rare: whether the values are zero but for some events (differences of paired answers are, scores are not).
 
     A stratum with a single unit shows no spread within: all strata are then taken as one (collapsed strata,
     Cochran 1977, 5A.12), which counts the spread between them as error and so errs on the safe side.
@@ -163,7 +168,9 @@ def robust_variance(sums: Floats, blocks: Blocks) -> tuple[Floats, Floats]:
     excess = _excess_kurtosis(residual / np.sqrt(blocks.square))
     normal = _bell_mccaffrey(leverage, blocks.square, stratum)
     lowered = 1.0 / (1.0 / normal + excess * share / 2.0)
-    return variance, np.maximum(lowered, np.minimum(normal, 2.0 * _participating(residual)))
+    if rare:
+        lowered = np.maximum(lowered, np.minimum(normal, 2.0 * _participating(residual)))
+    return variance, lowered
 
 
 def _bell_mccaffrey(leverage: Floats, square: Floats, stratum: Codes) -> float:

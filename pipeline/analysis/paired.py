@@ -82,7 +82,7 @@ def change(
     spread, size, freedom = square - mean**2, design.effective, math.inf
     variance, strict = _with_two(mean, square, size), size
     if design.clustered:
-        between, freedom = design.variance(x)
+        between, freedom = design.variance(x, rare=True)
         largest = design.count if mean and _all_alike(x) else size
         parts = [(between, freedom)]
         size, strict = (

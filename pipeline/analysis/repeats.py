@@ -71,7 +71,7 @@ def mean_difference(
         return alone
     x = x / scale
     mean, square = design.mean(x.mean(axis=0)), design.mean(np.square(x.mean(axis=0)))
-    spread, parts = square - mean**2, crossed(x, design)
+    spread, parts = square - mean**2, crossed(x, design, rare=True)
     size = _size(spread, parts, design, confidence)
     low, high = intervals.paired(mean, square, size, confidence)
     at_level = _size(spread, parts, design, 1.0 - (LEVEL if level is None else level))
@@ -114,22 +114,23 @@ def place(value: float, others: ArrayLike) -> Place:
     return Place(as_far, len(sizes), (as_far + 1) / (len(sizes) + 1))
 
 
-def crossed(x: Floats, design: Design) -> Parts:
+def crossed(x: Floats, design: Design, rare: bool = False) -> Parts:
     """`crossed_variance` of values (k, n) on the design's documents."""
-    return crossed_variance(np.stack([design.sums(row) for row in x]), design.blocks)
+    return crossed_variance(np.stack([design.sums(row) for row in x]), design.blocks, rare)
 
 
-def crossed_variance(sums: Floats, blocks: Blocks) -> Parts:
+def crossed_variance(sums: Floats, blocks: Blocks, rare: bool = False) -> Parts:
     """Parts of the variance of a mean: between repetitions, and between documents beyond what those hold.
 
     Args:
         sums: (..., k, units) weighted sums of the values by repetition and unit; k > 1.
+        rare: as in `design.robust_variance`.
     """
     k, units = sums.shape[-2:]
     means = sums.sum(axis=-1, keepdims=True)
     typical = sums.mean(axis=-2, keepdims=True)
     repetitions = means[..., 0].var(axis=-1, ddof=1) / k
-    documents, freedom = robust_variance(typical[..., 0, :], blocks)
+    documents, freedom = robust_variance(typical[..., 0, :], blocks, rare)
     residual = sums - typical - (means - means.mean(axis=-2, keepdims=True)) * blocks.weight
     shared = np.square(residual).sum(axis=(-2, -1)) * units / (max(units - 1, 1) * (k - 1) * k)
     return [

@@ -1,4 +1,4 @@
-"""Hydra's own flags, as its users type them, in the words of this command line.
+"""Hydra's own flags, as its users type them, in the words of this command line; and --chat of `ask`.
 
 plain(["--cfg", "job", "experiment=micro"])   # ["config", "experiment=micro"]
 plain(["--config-dir", "mine", "suite=own"])  # ["hydra.searchpath=[mine]", "suite=own"]
@@ -40,6 +40,8 @@ def plain(arguments: list[str]) -> list[str]:
             verbs = ["info", what] if what else ["doctor"]
         elif flag in ("-cd", "--config-dir"):
             rest.append(f"hydra.searchpath=[{value or _next(pending)}]")
+        elif flag == "--chat":  # of ask
+            rest.append("chat=true")
         else:
             raise UserError(
                 f"{flag}: no such flag; of Hydra's there are {TAKEN}; everything else is key=value"

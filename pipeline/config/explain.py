@@ -75,7 +75,7 @@ def explain(error: Exception, mistake: Mistake) -> str:
     for pattern, say in RULES:
         found = re.search(pattern, mistake.text, re.DOTALL)
         if found is not None:
-            return say(found, mistake)
+            return " ".join(say(found, mistake).split())  # what it quotes may have line ends
     if "OverrideParse" in type(error).__name__:
         return _not_understood(error)
     lines = [line.strip() for line in mistake.text.splitlines() if line.strip()]

@@ -58,5 +58,6 @@ def composed(
         ) from None
     except RecursionError:
         raise UserError("the configuration is nested too deep, or refers to itself; flatten it") from None
-    except ValueError as e:  # Hydra's, for a group that is not a name
-        raise UserError(explain(e, mistake(e))) from None
+    except (ValueError, TypeError) as e:  # Hydra's, for a group whose option is no name
+        said = explain(e, mistake(e))
+        raise UserError(f"override not understood: {said}" if said in str(e) else said) from None

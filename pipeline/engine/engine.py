@@ -157,6 +157,10 @@ class Engine:
             time.sleep(0.1)
         return True
 
+    def ended(self) -> bool:
+        """Whether one of its processes has ended by now; never so of an engine that runs in this one."""
+        return not all(process.is_alive() for process in self.processes)
+
     def last_error(self) -> str | None:
         """The last error that its processes told of, in one line; None if they told of none, or it runs in this one."""
         return output.error_in(output.text(self.log))

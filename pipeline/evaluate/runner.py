@@ -193,7 +193,8 @@ class Runner:
 
     def _engine(self, family: Family) -> Engine:
         """The engine of a family's architecture: the one that runs, or a new one in its place."""
-        if self.engine is None or self.architecture != family.architecture:
+        # vLLM would wait for ever for the answer of a process that was killed between two questions.
+        if self.engine is None or self.engine.ended() or self.architecture != family.architecture:
             self.close()
             self.report(f"starting the engine for {family.target.source}")
             self.engine = Engine(family.engine(self.plan.config.engine), family.target.path)

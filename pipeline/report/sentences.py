@@ -1,5 +1,6 @@
 """What was found, in words: two sentences about a run, and the reason of each verdict."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.analysis.behaviour import SAME, STEPS, Decomposition
@@ -9,6 +10,8 @@ from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, NOTICEABLE, PERSIS
 from pipeline.analysis.results import Results, Row
 from pipeline.analysis.verdicts import Judged, Verdict
 from pipeline.report.numbers import interval, percent, signed
+
+_TOLD_APART = 2  # gains of which each is taken apart in the sentence; more are counted together
 
 
 def what_was_found(results: Results) -> tuple[str, str]:
@@ -108,6 +111,8 @@ def _of_families(results: Results, vector: Row, gains: Sequence[Gain]) -> str:
 def _of_answers(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
     """How much of each gain is form, and whether it persists; without a gain, how the answers change."""
     raised = [g for g in gains if g.is_significant and g.difference.value > 0]
+    if len(raised) > _TOLD_APART:
+        return _summed(results, findings, raised)
     texts = []
     for gain in raised:
         found = findings.decomposition(gain.family, vector.name, gain.benchmark)
@@ -125,6 +130,34 @@ def _of_answers(results: Results, findings: Findings, vector: Row, gains: Sequen
     if texts:
         return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:] + "."
     return _lengths(results, findings, vector, gains)
+
+
+def _summed(results: Results, findings: Findings, raised: Sequence[Gain]) -> str:
+    """What of many gains is form, and how many of them persist, counted together."""
+    parts = [findings.decomposition(g.family, g.row.name, g.benchmark) for g in raised]
+    found = [part for part in parts if part is not None and part.total.gained]
+    texts = []
+    if found:
+        gained = sum(one.total.gained for one in found)
+        before = sum(one.answers.gained for one in found)
+        lost = sum(one.answers.lost for one in found)
+        texts.append(
+            f"of the {gained} answers that became right in {len(found)} raised comparisons {gained - before} are in a new form;"
+            f" among answers written as before {before} became right and {lost} wrong"
+        )
+    places = {(g.family, g.row.name, g.benchmark) for g in raised}
+    words = Counter(
+        PERSISTS.get(p.decision.outcome, CANNOT_TELL)
+        for p in findings.persisting
+        if (p.family, p.row.name, results.plain_of(p.variant)) in places
+    )
+    if words:
+        said = {CANNOT_TELL: "may or may not persist", "nothing could persist": "could not persist"}
+        counts = [f"{said.get(word, word)} in {number}" for word, number in words.most_common()]
+        texts.append(f"on perturbed documents the gain {_listed(counts)} of {words.total()} cases")
+    if not texts:
+        return "Nothing is written out where a score rises, so nothing can be said of the answers' form."
+    return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:] + "."
 
 
 def _decomposed(name: str, found: Decomposition) -> str:

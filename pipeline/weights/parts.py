@@ -99,10 +99,14 @@ def check_mask(part: Part, sizes: Mapping[str, int], where: str) -> None:
     for module in part.modules or ():
         if not any(module in words for words in split):
             raise UserError(f"part {part}: '{module}' keeps no tensor {its}")
+    last = max((layer for name in sizes if (layer := layer_of(name)) is not None), default=0)
+    if part.layers is not None and part.layers[1] > last:
+        raise UserError(
+            f"part {part}: expected layers of 0 to {last}, as {where} has them, found {part.layers[1]}"
+        )
     kept = [size for name, size in sizes.items() if part.keeps(name)]
     if not kept:
-        numbers = [layer for name in sizes if (layer := layer_of(name)) is not None]
-        raise UserError(f"part {part} keeps no tensor {its}, its layers 0 to {max(numbers, default=0)}")
+        raise UserError(f"part {part} keeps no tensor {its}, its layers 0 to {last}")
     if part.trim is not None and int(part.trim * max(kept)) == 0:
         raise UserError(
             f"part {part} keeps no entry of {where}, whose largest tensor has {max(kept)}; use a larger share"

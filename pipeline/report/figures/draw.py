@@ -3,7 +3,8 @@
     drawn = render(results, out)
 
 gains (a heat map of differences), forest (the same with their intervals), alpha_sweep (differences along α), robustness
-(gains on plain against perturbed documents), form (answers in steps) and geometry (norm of v by layer and module).
+(gains on plain against perturbed documents), form (answers in steps), geometry (norm of v by layer and module) pairs (the gains of several donor pairs) and
+authors (ours beside the authors' own).
 Each is drawn once as a module's `draw` says, wide for print and for the page, and again narrow for a phone. Every
 series has its own marker or line beside its colour. The same records give the same bytes. A figure without data is not
 drawn, and an older one is removed.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.results import Results
 from pipeline.files import write_file
-from pipeline.report.figures import alpha_sweep, forest, form, gains, geometry, robustness
+from pipeline.report.figures import alpha_sweep, authors, forest, form, gains, geometry, pairs, robustness
 from pipeline.report.figures.panels import BLUE, GRID, INK, NARROW, PAPER, QUIET, STYLE, WIDE, Layout
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ FIGURES: Mapping[str, Draw] = {
     "robustness": robustness.draw,
     "form": form.draw,
     "geometry": geometry.draw,
+    "pairs": pairs.draw,
+    "authors": authors.draw,
 }
 _FORMER = ("length",)  # figures of earlier versions, removed where they are found
 _SUFFIXES = ("png", "pdf", "svg")

@@ -54,7 +54,9 @@ def picture(results: Results, found: Gains, layout: Layout, published: bool = Tr
             ax.errorbar(100 * compared.difference.value, y, xerr=arms(compared.difference), **style)
             for reported in published_figures(results, family, row, benchmark) if published else ():
                 if reported.difference is not None:
-                    ax.plot(reported.difference, y, "x", color=VERMILION, markersize=6, label="published")
+                    ax.plot(
+                        reported.difference, y + 0.25, "x", color=VERMILION, markersize=6, label="published"
+                    )
         name_rows(ax, rows)
         ax.set_title(panel_title(results, family, benchmark))
         ax.set_xlabel("difference, points")

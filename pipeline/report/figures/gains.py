@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _GAP = 0.35  # of a row, between groups
 _FULL = 20.0  # points at which a cell has its full colour
+_DEEPEST = 0.85  # of that colour, so that black text on it is legible
 _WHITE = 0xFE  # a white that stays white on a dark page
 
 
@@ -39,7 +40,7 @@ def picture(results: Results, found: Gains, layout: Layout) -> "Figure | None":
 
 def shade(points: float) -> tuple[str, str]:
     """Colour of a cell and of its text for a difference in points: blue for a gain, vermilion for a loss."""
-    depth = min(0.98, (abs(points) / _FULL) ** 0.5)
+    depth = _DEEPEST * min(1.0, abs(points) / _FULL) ** 0.5
     full = BLUE if points >= 0 else VERMILION
     parts = [round(_WHITE + depth * (int(full[i : i + 2], 16) - _WHITE)) for i in (1, 3, 5)]
     linear = [(part / 255) ** 2.2 for part in parts]

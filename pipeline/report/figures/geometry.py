@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_CELL = {False: (0.42, 7), True: (0.34, 6)}  # inches across that a number takes, and its size; narrow: True
+_CELLS = (
+    (0.42, 7),
+    (0.34, 6),
+    (0.28, 5),
+)  # inches across that a number takes at a size of type; the first that fits
 _ROW = 0.2  # inches
 _AROUND = {
     False: 2.4,
@@ -33,9 +37,10 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
         for family, (values, *_) in found.items()
     }
     down, across = (max(table.shape[i] for table in tables.values()) for i in (0, 1))
-    cell, size = _CELL[layout.is_narrow]
     around = _AROUND[layout.is_narrow]
-    is_numbered = around + cell * across <= layout.width
+    fitting = [(cell, size) for cell, size in _CELLS if around + cell * across <= layout.width]
+    cell, size = fitting[0] if fitting else _CELLS[-1]
+    is_numbered = bool(fitting)
     width = min(layout.width, around + cell * across)
     figure = Figure(figsize=(width, len(found) * (1.1 + _ROW * down)), layout="constrained")
     axes = figure.subplots(len(found), 1, squeeze=False).ravel().tolist()

@@ -109,8 +109,13 @@ def label_rows(axes: "list[Axes]", text: str) -> None:
 
 def name_rows(ax: "Axes", rows: Sequence[Row]) -> None:
     """Rows from the top down on the vertical axis."""
-    ax.set_yticks(range(len(rows)), [short(row.label) for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    name_lines(ax, [row.label for row in rows])
+
+
+def name_lines(ax: "Axes", labels: Sequence[str]) -> None:
+    """Labels from the top down on the vertical axis."""
+    ax.set_yticks(range(len(labels)), [short(label) for label in labels])
+    ax.set_ylim(len(labels) - 0.5, -0.5)
 
 
 def legend(figure: "Figure", axes: "list[Axes]", note: str = "") -> None:

@@ -67,7 +67,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
                 )
         name_rows(ax, rows)
         ax.set_title(panel_title(results, family, variant))
-        ax.set_xlabel("difference to Baseline, points")
+        ax.set_xlabel("difference, points")
     everything = [gain for *_, gains in places for both in gains.values() for gain in both]
     legend(figure, axes, scale_points(axes, "x", reach(everything)))
     return figure

@@ -7,10 +7,15 @@ let index = null, pairs = [], loading = 0, shownDoc = null;
 // ---- what the page holds ----
 
 async function unpack(id) {
-  const text = atob(byId(id).textContent), bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const stream = new Blob([decoded(byId(id).textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).json();
+}
+
+function decoded(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
 }
 
 const remembered = new Map(); // the packs of the last comparisons
@@ -72,7 +77,10 @@ async function load(doc = null) {
   const found = await compared(old, now);
   if (turn !== loading) return;
   pairs = found;
+  const asked = pairs.find(({ name }) => name === doc);
+  if (asked && !SHOW[byId("show").value](asked)) byId("show").value = "all"; // a link's document is always listed
   filter(doc);
+  if (doc && !asked) byId("count").textContent += ` There is no document ${doc}.`;
 }
 
 // ---- filters and order ----
@@ -226,7 +234,7 @@ function likelihoods(pair) {
     const row = body.insertRow();
     const names = [0, 1].filter((k) => best[k] === i).map((k) => [pair.old, pair.now][k].output);
     const isTarget = pair.target !== null && pair.target.trim() === String(i);
-    row.append(element("th", [`${i + 1}`, names[0], isTarget ? "(target)" : ""].filter(Boolean).join(" ")));
+    row.append(element("th", [String(i), names[0], isTarget ? "(target)" : ""].filter(Boolean).join(" ")));
     [pair.old, pair.now].forEach(({ options }, k) => {
       const cell = row.insertCell();
       if (!options || options[i] === undefined) return;
@@ -270,7 +278,12 @@ function follow() {
   byId("form").value = "any";
   byId("search").value = "";
   choose(given);
-  load(given.doc).then(() => byId("samples").scrollIntoView());
+  const isThere = CHOICES.every((name) => byId(name).value === given[name]);
+  load(isThere ? given.doc : null).then(() => {
+    if (!isThere) byId("count").textContent = `The page does not have what the link asks for. ${byId("count").textContent}`;
+    byId("samples").scrollIntoView();
+    byId("list").focus({ preventScroll: true });
+  });
   return true;
 }
 

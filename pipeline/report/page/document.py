@@ -26,6 +26,8 @@ _CAPTIONS = {
     "alpha_sweep": "Differences to α = 0 along α, with 95 % bands. The orange band: random vectors of v's norm.",
     "robustness": "Gains on plain documents beside gains on the same documents perturbed, with 95 % intervals.",
     "form": "Share of answers that are written in steps, and how many are right with steps and without, with 95 % intervals.",
+    "pairs": "Gains of v by donor pair with 95 % intervals, their mean over pairs and documents, and their spread.",
+    "authors": "Our gains with 95 % intervals beside the authors' own scores, under each prompt of ours.",
     "geometry": "Relative norm of v by layer and kind of module, in per cent.",
 }
 

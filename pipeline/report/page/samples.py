@@ -22,7 +22,7 @@ from pipeline.analysis.traits import has_steps
 from pipeline.evaluate.samples import NOT_EXTRACTED
 from pipeline.records import Sample
 
-TEXTS = 60_000  # answers whose texts the page holds
+TEXTS = 40_000  # answers whose texts the page holds
 
 Column = list[str] | list[str | None] | list[float] | list[int] | list[list[float] | None]
 Columns = dict[str, Column]
