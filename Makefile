@@ -86,6 +86,11 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
+authors: ## the authors' public triples, their numbers beside ours (needs a GPU): make authors ARGS="families=[qwen_gsm8k_1p5b]"
+	$(NEEDS_GPU)
+	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
+	$(BIN)/python -m pipeline experiment=authors $(ARGS)
+
 SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
@@ -174,4 +179,4 @@ lock: .venv/.done ## resolve requirements/gpu.txt and cpu.txt again: from metada
 clean: ## remove results, caches and the virtual environment
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache results/cells results/runs results/vectors results/data results/wandb
 
-.PHONY: OTHER_BUILD open-bundle help setup bundle demo plan doctor show-prompt ask playground reproduce sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean
+.PHONY: OTHER_BUILD open-bundle help setup bundle demo plan doctor show-prompt ask playground reproduce authors sweep apply dashboard tables compare parity donors families bench test test-slow test-kill fuzz lint format lock clean

@@ -26,7 +26,13 @@ _unreachable: ContextVar[bool] = ContextVar("unreachable", default=False)
 _NETWORK = "check the network, or fill the cache (HF_HOME) on a machine that has one and set HF_HUB_OFFLINE=1"
 
 
-def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[str] | None = None) -> Path:
+def fetch(
+    name: str,
+    revision: str | None,
+    kind: str = "model",
+    patterns: list[str] | None = None,
+    ignored: list[str] | None = None,
+) -> Path:
     """The folder of a repository at a revision, downloaded where it is not in the cache; its name is the commit.
 
     Args:
@@ -34,6 +40,7 @@ def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[s
         revision: branch, tag or commit; None is main.
         kind: "model" or "dataset".
         patterns: which files; None is all.
+        ignored: which of them not.
 
     Raises:
         UserError: if the hub does not give it, with the remedy.
@@ -42,7 +49,12 @@ def fetch(name: str, revision: str | None, kind: str = "model", patterns: list[s
     try:  # told not to look at the hub: 1.26 to 1.33 of its client ask it for the files of a commit even offline
         offline = client().constants.HF_HUB_OFFLINE or _unreachable.get()
         found = download(
-            name, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=offline
+            name,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=ignored,
+            local_files_only=offline,
         )
         return Path(found)
     except Exception as error:  # the client's network library has exceptions of its own

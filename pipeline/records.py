@@ -83,6 +83,8 @@ class Source(TypedDict):
 
     id: str
     revision: str | None
+    subfolder: NotRequired[str]
+    merge_into: NotRequired[str]  # it is an adapter, in this checkpoint of the family
 
 
 def _moment(text: str) -> str:
@@ -102,6 +104,7 @@ class Provenance(TypedDict):
     """How a record was made; nothing of it is in the key."""
 
     family: dict[str, Source]  # by part: target, sft, grpo, base
+    allow_config_differences: NotRequired[list[str]]
     engine: Annotated[dict[str, Any], AfterValidator(_with_device)]
     versions: dict[str, str]
     host: str

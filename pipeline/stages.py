@@ -8,30 +8,33 @@ track     W&B runs, from records alone                          → the W&B serv
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import hub
+from pipeline.config.compose import without
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
 from pipeline.files import move_away, new_folder, write_json
 from pipeline.lock import held
 from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.plan import estimate, revisions
-from pipeline.plan.family import Family
+from pipeline.plan.family import Family, FamilyRefused, of_family
 from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan, make_plan
 from pipeline.plan.sources import find_sources
 from pipeline.records import set_aside
 
 if TYPE_CHECKING:
+    from pipeline.weights.checkpoint import Checkpoint
     from pipeline.weights.parts import Part
 
 Report = Callable[[str], None]
+Done = TypeVar("Done")
 
 
 def prepare(config: Config, report: Report | None = None) -> Plan:
@@ -51,14 +54,57 @@ def prepare(config: Config, report: Report | None = None) -> Plan:
 
 def describe(config: Config, report: Report) -> str:
     """The plan as text; without a network the grid, whose keys are then unknown."""
-    with hub.asked_once():
+
+    def described(config: Config, tell: Report) -> str:
         try:
-            return prepare(config, report).describe()
+            return prepare(config, tell).describe()
         except hub.Unreachable as silent:
             grid = make_grid(config)
             return (
                 f"{grid.describe()}\n{len(grid.cells)} cells; which of them are done (?) is unknown: {silent}"
             )
+
+    with hub.asked_once():
+        text, refused = _with_those_that_open(config, report, described)
+    if refused:
+        report(text)
+        raise UserError(_left_out(refused))
+    return text
+
+
+def _with_those_that_open(
+    config: Config, report: Report, do: Callable[[Config, Report], Done]
+) -> tuple[Done, dict[str, str]]:
+    """Do something with the families that can be opened and used, and say why others cannot.
+
+    What is begun with a family that is refused is begun again without it; lines are not told a second time.
+
+    Raises:
+        UserError: if no family is left: what the first was refused for.
+    """
+    refused: dict[str, str] = {}
+    before, now = set[str](), set[str]()
+
+    def tell(line: str) -> None:
+        if line not in before:
+            report(line)
+        now.add(line)
+
+    while True:
+        try:
+            return do(config, tell), refused
+        except FamilyRefused as e:
+            refused[e.family] = "; ".join(str(e).splitlines())
+            if len(config.chosen_families()) == 1:
+                raise UserError(next(iter(refused.values()))) from e
+            config = without(config, e.family)
+            before |= now
+            tell(f"{e.family} is left out: {refused[e.family]}")
+
+
+def _left_out(refused: Mapping[str, str]) -> str:
+    """What a run that left families out says in the end."""
+    return "; ".join(f"{name} was left out: {reason}" for name, reason in refused.items())
 
 
 def run(config: Config, report: Report = print) -> None:
@@ -83,13 +129,15 @@ def run(config: Config, report: Report = print) -> None:
     only_reads = stages == [Stage.render]
     with nullcontext() if only_reads else held(Path(config.results), config.name, report):
         try:
-            _run(config, stages, report)
+            _, refused = _with_those_that_open(config, report, partial(_run, stages))
         finally:
             if config.launcher.kind is Launcher.ray:
                 from pipeline.evaluate.cluster import disconnect
 
                 disconnect()
     report(f"done in {time.monotonic() - started:.0f} s")
+    if refused:
+        raise UserError(_left_out(refused))
 
 
 def _check_machine(config: Config) -> None:
@@ -104,7 +152,7 @@ def _check_machine(config: Config) -> None:
         probe(config.launcher)
 
 
-def _run(config: Config, stages: list[Stage], report: Report) -> None:
+def _run(stages: list[Stage], config: Config, report: Report) -> None:
     path = manifest_path(Path(config.results), config.name)
     if Stage.extract in stages or Stage.evaluate in stages:
         if Stage.evaluate in stages and config.launcher.address is not None:
@@ -134,11 +182,25 @@ def _check(plan: Plan, stages: list[Stage]) -> None:
     if Stage.extract in stages:
         for family in plan.families.values():
             if plan.parts(family):
-                check_vectors(plan, family)
+                with _blamed(plan, family):
+                    check_vectors(plan, family)
     if Stage.evaluate in stages and plan.missing():
         from pipeline.evaluate.checks import check_inputs
 
         check_inputs(plan, vectors=Stage.extract not in stages)
+
+
+@contextmanager
+def _blamed(plan: Plan, family: Family) -> Iterator[None]:
+    """What is found of a vector is its family's, unless a condition adds it to others too."""
+    others = {
+        steered.name
+        for steered, condition in plan.rows()
+        for term in condition.added()
+        if plan.of(term.family, steered) is family
+    } - {family.name}
+    with nullcontext() if others else of_family(family.name):
+        yield
 
 
 def _check_and_connect(plan: Plan, stages: list[Stage]) -> None:
@@ -163,7 +225,9 @@ def check_vectors(plan: Plan, family: Family) -> list[str]:
         if any(plan.of(term.family, steered) is family for term in condition.added())
     }
     notes = [
-        note for target in targets.values() for note in check_compatible(target, family.sft, family.grpo)
+        note
+        for target in targets.values()
+        for note in check_compatible(target, family.sft, family.grpo, family.config.allow_config_differences)
     ]
     sizes = {name: info.numel for name, info in family.grpo.tensors.items()}
     for part in filter(None, plan.parts(family)):
@@ -211,15 +275,17 @@ def extract(plan: Plan, report: Report) -> None:
         if not parts:
             continue
         assert family.sft is not None and family.grpo is not None
-        notes = check_vectors(plan, family)
-        for note in notes:
-            report(f"{family.name}: {note}")
-        make = partial(extract_vector, family.grpo, family.sft, compact=True)
-        _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
-        for part, alphas in parts.items():
-            assert part is not None
-            make = partial(derive, Vector.open(plan.vector_folder(family)), part)
-            _new_vector(plan, family, part, alphas, notes, report, make)
+        with _blamed(plan, family):
+            notes = check_vectors(plan, family)
+            for note in notes:
+                report(f"{family.name}: {note}")
+            allowed = family.config.allow_config_differences
+            make = partial(extract_vector, family.grpo, family.sft, compact=True, allowed=allowed)
+            _new_vector(plan, family, None, parts.pop(None, []), notes, report, make)
+            for part, alphas in parts.items():
+                assert part is not None
+                make = partial(derive, Vector.open(plan.vector_folder(family)), part)
+                _new_vector(plan, family, part, alphas, notes, report, make)
 
 
 def _new_vector(
@@ -239,32 +305,59 @@ def _new_vector(
     if folder.is_dir():
         try:
             plan.vector(family, part)
-            _write_geometry(folder / name, family, alphas, notes)
+            _write_geometry(folder / name, family, alphas, notes, plan.config.steer.wide, report)
             return
         except UserError:
             report(f"{family.name}: a damaged vector was moved to {move_away(plan.results, folder)}")
     with new_folder(folder) as temporary:
         write_json(temporary / "fingerprint.json", Vector.open(make(temporary)).fingerprint)
-        _write_geometry(temporary / name, family, alphas, notes)
+        _write_geometry(temporary / name, family, alphas, notes, plan.config.steer.wide, report)
     report(f"{family.name}: {'vector' if part is None else part} written to {folder}")
 
 
-def _write_geometry(path: Path, family: Family, alphas: list[float], notes: list[str]) -> None:
-    """The family's geometry file beside a vector, unless it tells of every α already."""
-    from pipeline.weights import geometry
-    from pipeline.weights.geometry_report import read_report
+def _write_geometry(
+    path: Path, family: Family, alphas: list[float], notes: list[str], wide: bool, report: Report
+) -> None:
+    """The family's geometry file beside a vector, unless it tells of every α already; and what it warns of.
+
+    Raises:
+        UserError: if donors or target do not come from the base's pretraining, or a sum is not finite.
+    """
+    from pipeline.weights import geometry, initialisation
+    from pipeline.weights.geometry_report import GeometryReport, read_report
     from pipeline.weights.vector import Vector
 
-    asked = set(alphas)
+    asked, known = set(alphas), None
     with suppress(UserError):  # none yet, or damaged
-        measured = {at["alpha"] for at in read_report(path)["total"]["alphas"]}
-        if asked <= measured:
-            return
+        known = read_report(path)
+        measured = {at["alpha"] for at in known["total"]["alphas"]}
         asked |= measured
-    data = geometry.report(
-        Vector.open(path.parent), family.target, sorted(asked), sft=family.sft, base=family.base
-    )
-    write_json(path, data | {"notes": notes})
+    data: GeometryReport
+    if known is not None and asked <= measured and "initialisation" in known:
+        data = known
+    else:
+        data = geometry.report(
+            Vector.open(path.parent), family.target, sorted(asked), family.sft, family.base, wide
+        )
+        data["notes"] = notes
+        data["initialisation"] = initialisation.measure(*_compared(family), v=data["total"]["norm"])
+    if not family.config.allow_other_initialisation:
+        _, reference, others = _compared(family)
+        initialisation.check(data["initialisation"], reference, others, family.name)
+    if data is not known:
+        report(f"{family.name}: {initialisation.describe(data['initialisation'])}")
+        write_json(path, data)
+    for line in geometry.warnings(data, set(alphas)):
+        report(f"{family.name}: warning: {line}")
+
+
+def _compared(family: Family) -> "tuple[str, Checkpoint, dict[str, Checkpoint]]":
+    """What the checkpoints of a family are measured from: its base, or its target where no base is known."""
+    assert family.sft is not None and family.grpo is not None
+    donors = {"sft": family.sft, "grpo": family.grpo}
+    if family.base is None:
+        return "target", family.target, donors
+    return "base", family.base, donors | {"target": family.target}
 
 
 def evaluate(plan: Plan, report: Report) -> None:

@@ -26,12 +26,14 @@ import pyarrow
 from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.config.schema import BenchmarkConfig, Config
+from pipeline.config.schema import BenchmarkConfig, Config, FamilyConfig
 from pipeline.files import ROOT
 from tests import tiny
 
 DATA = ROOT / ".." / "shared" / "data"
 ROWS = 40  # documents of each split
+DONORS = ("sft", "grpo")
+LARGE = 4.0  # GB: checkpoints of this size have a head of their own and three shards
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # as in Qwen2.5
 TEMPLATE = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Qwen.<|im_end|>\n{% endif %}"
@@ -57,8 +59,9 @@ class Repository:
 def write_repositories(folder: Path, config: Config) -> list[Repository]:
     """Stand-ins for every checkpoint and data set that `config` takes from the hub.
 
-    Checkpoints have Qwen2.5's tensor names; the family of 1.5B parameters ties its head and is one file, others have
-    their own head, more rows of padding, and three shards. Donors that a recipe is to train are left to `train`.
+    Checkpoints have Qwen2.5's tensor names; those of 1.5B parameters tie their head and are one file, others have their
+    own head, more rows of padding, and three shards. A family that is asked through the chat template of one checkpoint
+    has it in that alone. Donors that a recipe is to train are left to `train`.
     """
     made = []
     for benchmark in {b.dataset.id: b for b in config.benchmarks.values()}.values():
@@ -67,31 +70,45 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
         made.append(Repository("datasets", benchmark.dataset.id, _revision(benchmark.dataset), where))
     texts = [path.read_text() for path in sorted((ROOT / "evals").rglob("*.py"))]
     tokenizer = _tokenizer(texts)
+    written: dict[str, dict[str, Any]] = {}  # families can share a target and its base
     for number, family in enumerate(config.families.values()):
-        tied = family.published_size == "1.5B"
+        tied = (family.target.size_gb or 0.0) < LARGE
         settings = {
             "tied": tied,
             "rows": tokenizer.get_vocab_size() + (16 if tied else 48),
-            "max_position_embeddings": 32768,
+            "max_position_embeddings": family.max_model_len or 32768,
         }
         target = tiny.weights(tiny.config(**settings), seed=number, head=not tied)
         target = {k: v if k.endswith("norm.weight") else v * 4 for k, v in target.items()}  # decided answers
         logits = target["model.embed_tokens.weight" if tied else "lm_head.weight"]
         logits[[tokenizer.token_to_id(token) for token in SPECIAL]] *= 4  # that end, sooner or later
-        sft = tiny.moved(target, seed=number + 10, share=0.5, scale=0.1)
+        target = written.setdefault(family.target.id, target)
+        sft = tiny.moved(target, seed=number + 10, share=0.5, scale=0.05)  # near enough to be of one start
         states = {"base": tiny.moved(target, number + 20), "target": target, "sft": sft}
-        states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.1)
+        states["grpo"] = tiny.moved(sft, number + 30, share=0.5, scale=0.05)
         for part, state in states.items():
             source = getattr(family, part)
+            if source is None or (part in ("target", "base") and any(r.id == source.id for r in made)):
+                continue
             from_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source.id) is not None
-            where = folder / "models" / source.id if from_hub else Path(source.id)
+            repository = folder / "models" / source.id if from_hub else Path(source.id)
+            where = (
+                repository / f"runs-{part}" if _share_a_repository(family) and part in DONORS else repository
+            )
+            if where.exists():
+                continue
             tiny.write(where, state, shards=1 if tied else 3, **settings)
-            _finish(where, tokenizer, part)
+            _finish(where, tokenizer, part, template=family.template in (None, part))
             if from_hub:
-                made.append(Repository("models", source.id, _revision(source), where))
+                made.append(Repository("models", source.id, _revision(source), repository))
             else:
                 (where / "training.json").write_text("{}")  # a recipe's mark that the donor is whole
     return made
+
+
+def _share_a_repository(family: FamilyConfig) -> bool:
+    """Whether the donors are folders of one repository, here `runs-sft` and `runs-grpo`."""
+    return family.sft is not None and family.grpo is not None and family.sft.id == family.grpo.id
 
 
 def trained(results: Path) -> list[str]:
@@ -162,7 +179,7 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _finish(where: Path, tokenizer: Tokenizer, part: str) -> None:
+def _finish(where: Path, tokenizer: Tokenizer, part: str, template: bool) -> None:
     """Tokenizer files and stop tokens as Qwen2.5's base and Instruct models have them."""
     tokenizer.save(str(where / "tokenizer.json"))
     end = "<|endoftext|>" if part == "base" else "<|im_end|>"
@@ -174,8 +191,8 @@ def _finish(where: Path, tokenizer: Tokenizer, part: str) -> None:
                 "eos_token": end,
                 "pad_token": "<|endoftext|>",
                 "unk_token": None,
-                "chat_template": TEMPLATE,
             }
+            | ({"chat_template": TEMPLATE} if template else {})
         )
     )
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
@@ -231,7 +248,7 @@ def fill(cache: Path, hub: Hub, config: Config) -> None:
     from huggingface_hub import snapshot_download
 
     families, benchmarks = config.families.values(), config.benchmarks.values()
-    parts = [getattr(family, part) for family in families for part in ("target", "base", "sft", "grpo")]
+    parts = [source for family in families for source in family.sources().values()]
     sources = [("models", p) for p in parts] + [("datasets", b.dataset) for b in benchmarks]
     for kind, source in sources:
         if (kind, source.id) in hub.repositories:

@@ -62,6 +62,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "sciq/test.json": [SCIQ],
     "sciq/train.json": [SCIQ | {"question": f"Which {n}?"} for n in range(5)],
 }
+BBH = ("bbh", "bbh_plain", "bbh_zeroshot", "bbh_cot_fewshot")
 SUBTASKS = ("navigate", "snarks")
 FOLDERS = [path for path in Path(lm_eval.tasks.__file__).parent.iterdir() if path.is_dir()]
 
@@ -110,7 +111,7 @@ def configured(model: Path, folder: Path, *overrides: str) -> Config:
             "suite=extended",
             f"families.model.target.id={model}",
             f"data.folder={folder}",
-            *(f"benchmarks.{name}.subtasks=[{','.join(SUBTASKS)}]" for name in ("bbh", "bbh_cot_fewshot")),
+            *(f"benchmarks.{name}.subtasks=[{','.join(SUBTASKS)}]" for name in BBH),
             *overrides,
         ]
     )

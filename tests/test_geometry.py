@@ -139,7 +139,9 @@ def test_a_vector_of_zeros_has_shares_of_nothing(tmp_path):
         Vector.open(tmp_path / "v"), opened(tmp_path / "a"), [1.0], base=opened(tmp_path / "a")
     )
     assert (found["total"]["norm"], found["total"]["sparsity"]) == (0.0, 1.0)
-    assert found["total"]["alphas"] == [{"alpha": 1.0, "lost_in_rounding": None, "rounding": None}]
+    assert found["total"]["alphas"] == [
+        {"alpha": 1.0} | dict.fromkeys(("lost_in_rounding", "rounding", "cosine", "arrives"))
+    ]
     assert found["total"]["directions"]["target-base"] == {"cosine": None, "sign_agreement": None}
     assert "—" in geometry.table(found)
 

@@ -23,10 +23,11 @@ from pipeline.report import terminal
 from pipeline.report.render import render
 from pipeline.stages import prepare
 from tests import synthetic
-from tests.hub import Hub, environment, fill, trained, write_repositories
+from tests.hub import Hub, environment, fill, write_repositories
 
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
-SFT = "Tahatest123456/Qwen2.5-1.5B-GSM8K-SFT"
+SFT = "open-thoughts/OpenThinker3-1.5B"
+TO_TRAIN = "family@families.qwen7b=qwen2.5-7b-trained"  # donors of the larger size that are yet to be trained
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(root: Path) -> Iterator[Hub]:
-    config = compose(["experiment=paper", "suite=extended", *trained(root / "results")])
+    config = compose(["experiment=paper", "suite=extended"])
     with Hub(write_repositories(root / "hub", config)) as served:
         fill(root / "cache", served, config)
         yield served
@@ -84,39 +85,39 @@ def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None
     assert sum(map(int, found.groups())) == 2 * (
-        8 * 10 + 10 * 4 + 9 * 4
+        8 * 14 + 10 * 8 + 9 * 8
     )  # rows × tasks and the sweep, for two targets
     assert not (root / "results" / "runs").exists()  # a plan writes nothing of a run
 
 
 def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path, tmp_path: Path) -> None:
     results = [f"results={tmp_path}", f"tables={tmp_path}"]
-    command = [sys.executable, "-m", "pipeline", "plan", "experiment=paper", *results]
+    command = [sys.executable, "-m", "pipeline", "plan", "experiment=paper", TO_TRAIN, *results]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
     assert ran.returncode == 0, ran.stderr
     (line,) = (line for line in ran.stdout.splitlines() if "left out" in line)
-    assert line.startswith("qwen7b: 20 of 23 conditions are left out") and "families.qwen7b.sft.id" in line
+    assert line.startswith("qwen7b: 24 of 27 conditions are left out") and "families.qwen7b.sft.id" in line
     assert f'make donors EXPERIMENT=qwen2.5-7b ARGS="out={tmp_path}/donors/qwen2.5-7b"' in line
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None
-    assert sum(map(int, found.groups())) == (8 * 10 + 10 * 4 + 9 * 4) + (
-        2 * 10 + 4
+    assert sum(map(int, found.groups())) == (8 * 14 + 10 * 8 + 9 * 8) + (
+        2 * 14 + 8
     )  # Baseline, with Think, and α = 0
     assert "Qwen/Qwen2.5-7B " not in ran.stdout, "a base model that nothing needs is not downloaded"
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("families=[7b]", "nothing to run; qwen7b: 1 of 1 conditions are left out"),
-        ("families.qwen7b.sft.id=no/such/folder", "families.qwen7b.sft: no folder no/such/folder"),
+        (["families=[7b]", TO_TRAIN], "nothing to run; qwen7b: 1 of 1 conditions are left out"),
+        (["families.qwen7b.sft.id=no/such/folder"], "families.qwen7b.sft: no folder no/such/folder"),
     ],
 )
 def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
-    override: str, message: str, hub: Hub, root: Path, tmp_path: Path
+    overrides: list[str], message: str, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
-    overrides = ["experiment=paper", "engine=cpu", "conditions=[alpha]", "alpha=[1]", override]
-    ran = pipeline(tmp_path, offline(root), "plan", *overrides)
+    fixed = ["experiment=paper", "engine=cpu", "conditions=[alpha]", "alpha=[1]"]
+    ran = pipeline(tmp_path, offline(root), "plan", *fixed, *overrides)
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert message in ran.stderr
 
@@ -124,13 +125,13 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
 @pytest.mark.parametrize(
     ("override", "cells"),
     [
-        ("families=[1.5b]", 8 * 10 + 10 * 4 + 9 * 4),
-        ("alpha=[-1,0,1]", 2 * (8 * 10 + 10 * 4 + 3 * 4)),
-        ("conditions=[baseline,alpha]", 2 * (1 * 10 + 9 * 4)),
-        ("conditions=sweep", 2 * (1 * 4 + 9 * 4)),
-        ("conditions=baseline", 2 * 10),
+        ("families=[1.5b]", 8 * 14 + 10 * 8 + 9 * 8),
+        ("alpha=[-1,0,1]", 2 * (8 * 14 + 10 * 8 + 3 * 8)),
+        ("conditions=[baseline,alpha]", 2 * (1 * 14 + 9 * 8)),
+        ("conditions=sweep", 2 * (1 * 8 + 9 * 8)),
+        ("conditions=baseline", 2 * 14),
         ("tasks=[gsm8k,sciq]", 2 * (8 * 6 + 10 * 2 + 9 * 2)),
-        ("benchmarks.gsm8k.variants=[]", 2 * (8 * 7 + 10 * 4 + 9 * 4)),
+        ("benchmarks.gsm8k.variants=[]", 2 * (8 * 11 + 10 * 8 + 9 * 8)),
     ],
 )
 def test_a_part_of_the_paper_is_one_override_away(override: str, cells: int, hub: Hub, root: Path) -> None:

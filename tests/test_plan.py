@@ -75,6 +75,8 @@ CHANGES = {
     "the device": ["engine.device=gpu"],
     "other donors": ["families.micro.sft.id={models}/base"],
     "sampling": ["benchmarks.gsm8k.temperature=1"],
+    "a sum that is left in float32": ["steer.dtype=float32"],
+    "fewer tokens for an answer of a family": ["families.micro.max_gen_toks=50"],
 }
 SAMPLED = {
     "the temperature": ["benchmarks.gsm8k.temperature=0.7"],
@@ -101,6 +103,9 @@ SAME = {
     "what is perturbed besides": ["benchmarks.gsm8k.variants=[]", "variant_limit=1", "perturbation_seed=3"],
     "estimates for the plan": ["benchmarks.gsm8k.dataset.documents=9", "families.micro.tokens_per_second=5"],
     "the name": ["name=other"],
+    "more tokens for an answer of a family than a benchmark asks": ["families.micro.max_gen_toks=5000"],
+    "the room for prompts of a family": ["families.micro.max_model_len=512"],
+    "the same chat template of another checkpoint": ["families.micro.template=sft"],
     "the level of chance and the published name": [
         "benchmarks.gsm8k.chance=0.1",
         "benchmarks.gsm8k.published=X",
@@ -132,6 +137,25 @@ def test_what_cannot_change_an_answer_does_not(what: str, models: Path, data: Pa
         return
     fixed = ["engine.dtype=bfloat16", "engine.batch_invariant=true"] if "bfloat16" in what else []
     assert key(plan(models, data, *fixed)) == key(plan(models, data, *fixed, *overrides))
+
+
+def test_the_chat_template_of_another_checkpoint_changes_the_key_and_the_engine(
+    models: Path, data: Path
+) -> None:
+    template = models / "sft" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("user", "User") + "\n")
+    before, after = plan(models, data), plan(models, data, "families.micro.template=sft")
+    assert key(before) != key(after)
+    assert key(before) == key(plan(models, data))
+    assert before.families["micro"].architecture != after.families["micro"].architecture
+
+
+def test_a_sum_in_float32_is_another_cell_only_where_something_is_added(models: Path, data: Path) -> None:
+    before, after = plan(models, data), plan(models, data, "steer.dtype=float32")
+    assert key(before, "baseline") == key(after, "baseline") == key(after, "alpha=0.0")
+    assert key(before, "random-s0") != key(after, "random-s0")
+    family = before.families["micro"]
+    assert before.geometry_file(family) != after.geometry_file(family)
 
 
 def edited(path: Path, **values: object) -> None:

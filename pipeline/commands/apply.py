@@ -73,7 +73,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         about = measured(plan, family, row)
         if dry_run:
             return _preview(plan, family, start, terms, out, push, about)
-        apply(start, terms, out, about)
+        apply(start, terms, out, about, family.config.allow_config_differences)
     added = f"{row.terms[0].alpha:g}·v" if row.name == APPLIED else row.label
     lines = [f"{name} + {added} written to {out}", f"to serve it: {serving(config, out)}"]
     if push:
@@ -157,7 +157,7 @@ def vector_card(plan: Plan, family: Family) -> str:
 def _preview(
     plan: Plan, family: Family, start: Checkpoint, terms: list[Term], out: Path, push: str | None, about: str
 ) -> str:
-    text = card(start, described := steering(start, terms)) + about
+    text = card(start, described := steering(start, terms, family.config.allow_config_differences)) + about
     files = {path.name: path.stat().st_size for path in _files(start)}
     files |= {STEERING: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
     lines = [f"─── {push or out}", *_sizes(files), f"─── {CARD}", text]

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config.explain import nearest
-from pipeline.config.schema import Config
+from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.errors import UserError
 from pipeline.evaluate.document import Found, find, requests_of
 from pipeline.evaluate.provenance import chat_template_sha
 from pipeline.evaluate.tasks import load_task, load_tokenizer, manager_of
 from pipeline.plan.family import locate
-from pipeline.plan.grid import Benchmark, Condition, columns, rows, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, asked_of, columns, rows, takes_chat_template
 from pipeline.plan.sources import Sources, find_sources
 
 OPTIONS = ("task", "condition", "document")
@@ -46,7 +46,10 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         UserError: for a benchmark, condition or document that does not exist.
     """
     sources = find_sources(config)
-    benchmark = sources.benchmark(_named("task", options, {t.name: t for t in columns(config)}))
+    family = next(iter(config.chosen_families().values()))
+    benchmark = asked_of(
+        family, sources.benchmark(_named("task", options, {t.name: t for t in columns(config)}))
+    )
     condition = _named("condition", options, {c.name: c for c in rows(config)})
     number = options.get("document", "0")
     if not number.isdigit():
@@ -82,7 +85,9 @@ def build(
         UserError: if the document does not exist or the tokenizer cannot be had.
     """
     family = next(iter(config.chosen_families().values()))
-    tokenizer = load_tokenizer(locate(family.target), sources.revision(family.target))
+    tokenizer = _tokenizer(family.target, sources)
+    if family.template is not None:
+        tokenizer.chat_template = _tokenizer(family.sources()[family.template], sources).chat_template
     chat = takes_chat_template(family, condition.start)
     manager, prompt, used = (
         manager_of([benchmark]),
@@ -97,6 +102,10 @@ def build(
     source = found.doc["source_doc"]
     original = Found(source, found.subtask, plain, source)
     return replace(asked, original=_prompt(original, prompt.system, used))
+
+
+def _tokenizer(source: CheckpointConfig, sources: Sources) -> Any:
+    return load_tokenizer(locate(source), sources.revision(source), source.subfolder)
 
 
 def _prompt(found: Found, system: str | None, tokenizer: Any) -> Prompt:

@@ -9,14 +9,17 @@ from typing import Any
 from pipeline.config.explain import nearest, unknown_key
 from pipeline.config.schema import (
     DTYPES,
+    PARTS,
     BenchmarkConfig,
     CheckpointConfig,
     ConditionConfig,
     Config,
+    FamilyConfig,
     Launcher,
     PartConfig,
     Role,
     Stage,
+    Swap,
 )
 from pipeline.errors import UserError
 
@@ -47,6 +50,14 @@ def check(config: Config) -> None:
     _check_choices(config)
     _check_paths(config)
     _check_duplicates(config)
+    for name, family in config.families.items():
+        _check_template(f"families.{name}", family)
+        _check_adapters(f"families.{name}", family)
+        for key in family.allow_config_differences:
+            if not re.fullmatch(r"\w+", key):
+                raise UserError(
+                    f"families.{name}.allow_config_differences: expected keys of config.json, found '{key}'"
+                )
     for name, condition in config.conditions.items():
         check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
@@ -55,6 +66,20 @@ def check(config: Config) -> None:
             raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
+    if config.steer.dtype not in (None, "float32"):
+        raise UserError(
+            f"steer.dtype: expected float32, or null for the target's own, found '{config.steer.dtype}'"
+        )
+    if config.steer.wide and config.engine.dtype != "float32":
+        raise UserError(
+            f"steer.dtype=float32: the engine computes in {config.engine.dtype}, which would round the sum again; add"
+            " engine.dtype=float32"
+        )
+    if config.steer.wide and config.engine.swap is Swap.restart:
+        raise UserError(
+            "steer.dtype=float32: a checkpoint that is written for engine.swap=restart has the target's dtype; leave"
+            " one of them out"
+        )
     if not config.stages:
         raise UserError(f"stages: expected at least one of {', '.join(s.value for s in Stage)}, found none")
 
@@ -88,6 +113,46 @@ def _check_choices(config: Config) -> None:
         for name in names or ():
             if name not in known and not (where == "families" and name.lower() in sizes):
                 raise UserError(f"{where}: '{name}' is unknown{nearest(name, list(known))}")
+
+
+def _check_template(where: str, family: FamilyConfig) -> None:
+    """A chat template is that of a checkpoint which the family has, and is applied."""
+    if family.template is None:
+        return
+    if family.template not in PARTS[1:]:
+        raise UserError(
+            f"{where}.template: expected one of {', '.join(PARTS[1:])}, found '{family.template}'"
+        )
+    if getattr(family, family.template) is None:
+        raise UserError(
+            f"{where}.template={family.template}: the family has no such checkpoint; set {where}.{family.template}.id, or"
+            " leave the template out"
+        )
+    if not family.chat:
+        raise UserError(
+            f"{where}.template={family.template}: no template is applied with chat=false; leave one out"
+        )
+
+
+def _check_adapters(where: str, family: FamilyConfig) -> None:
+    """A donor that is an adapter is merged into a checkpoint that the family has, and that is no later one."""
+    allowed = {"target": (), "base": (), "sft": ("target", "base"), "grpo": ("target", "base", "sft")}
+    for part, source in family.sources().items():
+        if source.merge_into is None:
+            continue
+        if not allowed[part]:
+            raise UserError(
+                f"{where}.{part}.merge_into: a {part} is a whole model; merge the adapter into it first"
+            )
+        if source.merge_into not in allowed[part]:
+            raise UserError(
+                f"{where}.{part}.merge_into: expected one of {', '.join(allowed[part])}, found '{source.merge_into}'"
+            )
+        if getattr(family, source.merge_into) is None:
+            raise UserError(
+                f"{where}.{part}.merge_into={source.merge_into}: the family has no such checkpoint; set"
+                f" {where}.{source.merge_into}.id"
+            )
 
 
 def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
@@ -175,6 +240,9 @@ def _check_numbers(config: Config) -> None:
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }
+    for name, family in config.families.items():
+        counts[f"families.{name}.max_model_len"] = (family.max_model_len, 16, 2**24)
+        counts[f"families.{name}.max_gen_toks"] = (family.max_gen_toks, 1, 2**24)
     for name, b in config.benchmarks.items():
         counts[f"benchmarks.{name}.limit"] = (b.limit, 1, 2**31)
         counts[f"benchmarks.{name}.max_gen_toks"] = (b.max_gen_toks, 1, 2**24)
@@ -242,6 +310,10 @@ def _check_paths(config: Config) -> None:
         revision = source.revision
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
+    for where, checkpoint in sources.items():
+        folder = checkpoint.subfolder or "."
+        if not re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) or ".." in folder:
+            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(
@@ -270,6 +342,8 @@ def _check_duplicates(config: Config) -> None:
     lists: dict[str, list[str]] = {}
     for name, b in config.benchmarks.items():
         lists |= {f"benchmarks.{name}.{part}": getattr(b, part) for part in ("subtasks", "variants", "also")}
+    for name, family in config.families.items():
+        lists[f"families.{name}.allow_config_differences"] = list(family.allow_config_differences)
     lists["conditions"] = [
         full
         for name, c in config.conditions.items()

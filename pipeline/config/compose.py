@@ -58,6 +58,16 @@ def changed(config: Config, **changes: Any) -> Config:
     return typing.cast(Config, frozen(replace(config, **changes)))
 
 
+def without(config: Config, family: str) -> Config:
+    """A configuration without one of its families, and without the conditions that add that family's vector."""
+    families = [name for name in config.chosen_families() if name != family]
+    adding = [
+        name for name, c in config.chosen_conditions().items() if any(t.family == family for t in c.terms)
+    ]
+    conditions = [name for name in config.chosen_conditions() if name not in adding]
+    return changed(config, chosen=replace(config.chosen, families=families, conditions=conditions))
+
+
 def as_yaml(config: Config) -> str:
     """The whole configuration as text, as it is after composition."""
     return yaml.safe_dump(
@@ -126,6 +136,6 @@ def _unpinned(overrides: list[str]) -> Iterator[str]:
             r"(families\.\w+\.(?:target|sft|grpo|base))\.id|(benchmarks\.\w+\.dataset)\.id", key
         )
         if source is not None:
-            facts = ("revision", "size_gb") if source[1] else ("revision",)
+            facts = ("revision", "size_gb", "subfolder", "merge_into") if source[1] else ("revision",)
             where = source[1] or source[2]
             yield from (f"{sign}{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)

@@ -125,6 +125,10 @@ class CheckpointConfig(Frozen):
 
     id: str = ""  # empty: there is none
     revision: str | None = None
+    subfolder: str | None = None  # of the repository or folder, where the checkpoint is not at its root
+    merge_into: str | None = (
+        None  # it is a LoRA adapter, trained on this checkpoint of its family: target, base or sft
+    )
     size_gb: float | None = None  # estimate for the plan: what is downloaded, where the hub cannot be asked
 
 
@@ -143,6 +147,15 @@ class FamilyConfig(Frozen):
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
     chat: bool = True  # apply the chat template of the target
+    template: str | None = None  # the checkpoint whose template is applied in its place: sft, grpo or base
+    max_model_len: int | None = None  # of its engine, where it has fewer positions than engine.max_model_len
+    allow_config_differences: list[str] = field(
+        default_factory=list
+    )  # keys of config.json in which its checkpoints may differ, beside those that are known to be harmless
+    allow_other_initialisation: bool = (
+        False  # donors and target may come from other pretrainings than the base
+    )
+    max_gen_toks: int | None = None  # of an answer at most, where it has no room for what a benchmark allows
     tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 
     def sources(self) -> dict[str, CheckpointConfig]:
@@ -293,6 +306,18 @@ class EngineConfig(Frozen):
 
 
 @dataclass
+class SteerConfig(Frozen):
+    """How target + Σ α·v is summed."""
+
+    dtype: str | None = None  # of the sum: float32, or null for the target's own
+
+    @property
+    def wide(self) -> bool:
+        """Whether the sum is left in float32, where nothing of it is lost in rounding."""
+        return self.dtype is not None
+
+
+@dataclass
 class LauncherConfig(Frozen):
     """How cells are spread (pipeline/evaluate/cluster.py)."""
 
@@ -341,6 +366,7 @@ class Config(Frozen):
         default_factory=list
     )  # folders with task files of lm-eval's kind, and their scorers
     engine: EngineConfig = field(default_factory=EngineConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     allow_unsandboxed: bool = False  # run candidate programs even where nothing can isolate them

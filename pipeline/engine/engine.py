@@ -54,6 +54,7 @@ class Engine:
     def __init__(self, config: EngineConfig, model: Path) -> None:
         self.config = config
         self.model = model
+        self.template_of: Path | None = None  # where it is not the model's own
         check_device(config.device)
         prepare_environment(config)
         self._start(model)
@@ -68,6 +69,8 @@ class Engine:
                 raise UserError(_start_failure(e, output.text(self.log), self.config)) from e
         self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
         self.started_on = weights
+        if self.template_of is not None:
+            self.lm.take_template(self.template_of)
 
     def _load(self, weights: Path) -> "SteeredLM":
         from pipeline.engine.lm import SteeredLM
@@ -94,8 +97,8 @@ class Engine:
             **options,
         )
 
-    def steer(self, target: Path, terms: Sequence[Term] = ()) -> None:
-        """Replace the live weights by `target` + Σ α·v.
+    def steer(self, target: Path, terms: Sequence[Term] = (), wide: bool = False) -> None:
+        """Replace the live weights by `target` + Σ α·v; a `wide` sum is left in float32, which the engine must compute in.
 
         Raises:
             SteeringError: if a live parameter is not what was asked for, or old cache entries could survive.
@@ -103,19 +106,25 @@ class Engine:
         if self.config.swap is Swap.restart:
             self._restart(target, terms)
         else:
-            self._swap(target, terms)
+            self._swap(target, terms, wide)
         if not self.lm.model.reset_prefix_cache():
             raise SteeringError(
                 "the prefix cache could not be emptied after a swap; no request may be running"
             )
 
-    def _swap(self, target: Path, terms: Sequence[Term]) -> None:
+    def set_chat_template(self, checkpoint: Path) -> None:
+        """Have prompts go through the chat template of another checkpoint than the model that it was started on."""
+        self.template_of = checkpoint
+        self.lm.take_template(checkpoint)
+
+    def _swap(self, target: Path, terms: Sequence[Term], wide: bool) -> None:
         plain = [(t.vector, t.alpha, t.random_seed) for t in terms]
         # the GPUs of a group share the cores; a CPU worker has as many as it computes with
         threads = self.config.threads or max(1, min(16, len(CORES) // self.config.tensor_parallel_size))
         remedy = "set engine.swap=restart to start an engine for each weights instead"
         try:
-            differences = self.lm.model.collective_rpc("steer", args=(str(target), plain, threads))
+            asked = (str(target), plain, threads, *([True] if wide else []))
+            differences = self.lm.model.collective_rpc("steer", args=asked)
         except Exception as e:
             if isinstance(e, UserError) or not self.alive():
                 raise

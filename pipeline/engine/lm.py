@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -46,6 +47,13 @@ class SteeredLM(VLLM):
         self.generated_tokens = 0
         self._ends: dict[tuple[tuple[int, ...], int | None], Generation] = {}  # by prompt and seed
         self._encoded: dict[tuple[str, ...], Any] = {}
+
+    def take_template(self, checkpoint: Path) -> None:
+        """Apply the chat template of another checkpoint in place of the model's own, if it has one."""
+        from transformers import AutoTokenizer
+
+        other = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
+        self.tokenizer.chat_template = self.hf_chat_template = other.chat_template
 
     def tok_encode(self, string: Any, add_special_tokens: Any = None, **kwargs: Any) -> Any:
         """As in lm-eval; the last batch is remembered, because `generate_until` needs its lengths again."""

@@ -58,7 +58,11 @@ class SteeringExtension:
     model_runner: "GPUModelRunner"
 
     def steer(
-        self, target: str, terms: list[tuple[str, float, int | None]], threads: int | None = None
+        self,
+        target: str,
+        terms: list[tuple[str, float, int | None]],
+        threads: int | None = None,
+        wide: bool = False,
     ) -> list[str]:
         """Make the live weights `target` + Σ α·v, as `pipeline.weights.steer.steered_tensors` computes them.
 
@@ -66,6 +70,7 @@ class SteeringExtension:
             target: folder of the checkpoint that is added to.
             terms: (vector file, α, seed of the random control or None) for each vector.
             threads: that read, add and sum; None is one for each core.
+            wide: leave the sums in float32.
 
         Returns:
             Names of live parameters that are not what was asked for: none, if all is well.
@@ -73,7 +78,8 @@ class SteeringExtension:
         from pipeline.weights.steer import Term, steered_tensors
 
         with thread_pool(threads) as pool:
-            return self.load(steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY), pool)
+            made = steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY, wide)
+            return self.load(made, pool)
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns.

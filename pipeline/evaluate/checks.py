@@ -11,9 +11,9 @@ from typing import Any
 from pipeline.config.schema import EngineConfig, PromptConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
-from pipeline.plan.family import Family
+from pipeline.plan.family import Family, of_family
 from pipeline.plan.grid import Condition
-from pipeline.plan.plan import Plan
+from pipeline.plan.plan import Cell, Plan
 from pipeline.weights.architecture import EMBEDDING
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
@@ -28,38 +28,52 @@ def check_inputs(plan: Plan, vectors: bool) -> None:
         vectors: check these too; they are not there yet if the stage 'extract' is still to come.
 
     Raises:
-        UserError: for a checkpoint, tokenizer, task, document or vector that a cell could not be computed with.
+        FamilyRefused: for a checkpoint or tokenizer that a cell could not be computed with.
+        UserError: for such a task, document or vector.
     """
     missing = plan.missing()
     if vectors:
         for cell in {(c.family.name, c.condition): c for c in missing}.values():
             plan.terms(cell.family, cell.condition)
     check_weights([(cell.family, cell.condition) for cell in missing], plan.config.engine)
-    manager, room = manager_of(plan.benchmarks), plan.config.engine.max_model_len
-    for benchmark in {c.benchmark.name: c.benchmark for c in missing}.values():
+    manager = manager_of(plan.benchmarks)
+    for cell in {
+        (c.benchmark.name, c.benchmark.config.max_gen_toks, _room(c, plan)[1]): c for c in missing
+    }.values():
+        benchmark, (where, room) = cell.benchmark, _room(cell, plan)
         for subtask in benchmark.subtasks:
             loaded = load_task(manager, benchmark, subtask, PromptConfig())
             check_task(loaded, benchmark)
             if most_new_tokens(loaded) >= room:
                 raise UserError(
-                    f"engine.max_model_len={room}: '{loaded.config.task}' lets an answer have {most_new_tokens(loaded)}"
+                    f"{where}={room}: '{loaded.config.task}' lets an answer have {most_new_tokens(loaded)}"
                     f" tokens, and its prompt needs room too; raise it, or lower benchmarks.{benchmark.origin}.max_gen_toks"
                 )
+
+
+def _room(cell: Cell, plan: Plan) -> tuple[str, int]:
+    """The tokens that prompt and answer may have together, behind the name of the setting."""
+    shared, room = plan.config.engine, cell.family.engine(plan.config.engine).max_model_len
+    return (
+        "engine" if room == shared.max_model_len else f"families.{cell.family.name}"
+    ) + ".max_model_len", room
 
 
 def check_weights(rows: Iterable[tuple[Family, Condition]], engine: EngineConfig) -> None:
     """The checkpoints that rows start from fit their target, and the target fits the engine and its own tokenizer.
 
     Raises:
-        UserError: for the first that does not.
+        FamilyRefused: for the first that does not.
     """
     starts = {(family.name, condition.start): family for family, condition in rows}
     for (_, start), family in starts.items():
         checkpoint = family.checkpoint(start)
-        check_compatible(family.target, checkpoint, checkpoint)
+        with of_family(family.name):
+            check_compatible(family.target, checkpoint, checkpoint, family.config.allow_config_differences)
     for family in {family.name: family for family in starts.values()}.values():
-        _check_model(family.target, engine)
-        _check_tokenizer(family)
+        with of_family(family.name):
+            _check_model(family.target, family.engine(engine))
+            _check_tokenizer(family)
 
 
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:
@@ -103,10 +117,15 @@ def _check_tokenizer(family: Family) -> None:
     if not family.config.chat:
         return
     try:
+        tokenizer.chat_template = load_tokenizer(str(family.template_source.path)).chat_template
         turn = [{"role": "user", "content": QUESTION}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     except Exception as e:  # a template raises what it likes
         reason = f"cannot be applied ({' '.join(str(e).split())[:160]})"
-        raise UserError(f"{target.source}: its chat template {reason}; fix it or set chat=false") from e
+        raise UserError(
+            f"{family.template_source.source}: its chat template {reason}; fix it or set chat=false"
+        ) from e
     if QUESTION not in text:
-        raise UserError(f"{target.source}: its chat template leaves the user's turn out; fix it")
+        raise UserError(
+            f"{family.template_source.source}: its chat template leaves the user's turn out; fix it"
+        )

@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from evals import sandbox
-from pipeline.config.schema import Config
+from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.files import ROOT, sha256
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Cell
-from pipeline.records import Provenance
+from pipeline.records import Provenance, Source
 
 
 def chat_template_sha(tokenizer: Any) -> str:
@@ -33,13 +33,14 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         started: when its first document was asked.
         chat_template_sha: of the template that was applied; None where there was none.
     """
-    return {
+    allowed = list(cell.family.config.allow_config_differences)
+    made: Provenance = {
         "family": {
-            part: {"id": source.id, "revision": getattr(cell.family, part).revision}
+            part: _origin(source, getattr(cell.family, part).revision)
             for part in ("target", "sft", "grpo", "base")
             if (source := getattr(cell.family.config, part)) is not None
         },
-        "engine": {k: getattr(v, "value", v) for k, v in asdict(config.engine).items()},
+        "engine": {k: getattr(v, "value", v) for k, v in asdict(cell.family.engine(config.engine)).items()},
         "chat_template_sha": chat_template_sha,
         "sandbox": str(sandbox.probe()) if cell.benchmark.config.runs_code else None,
         "versions": versions() | {"python": platform.python_version()},
@@ -48,6 +49,17 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         "command": without_secrets("python -m pipeline " + shlex.join(sys.argv[1:])),
         "git": _git_commit(),
     }
+    return made | {"allow_config_differences": allowed} if allowed else made
+
+
+def _origin(source: CheckpointConfig, commit: str | None) -> Source:
+    """Where a checkpoint comes from."""
+    origin = Source(id=source.id, revision=commit)
+    if source.subfolder is not None:
+        origin["subfolder"] = source.subfolder
+    if source.merge_into is not None:
+        origin["merge_into"] = source.merge_into
+    return origin
 
 
 def without_secrets(text: str) -> str:

@@ -197,7 +197,9 @@ class Runner:
         if self.engine is None or self.engine.ended() or self.architecture != family.architecture:
             self.close()
             self.report(f"starting the engine for {family.target.source}")
-            self.engine = Engine(self.plan.config.engine, family.target.path)
+            self.engine = Engine(family.engine(self.plan.config.engine), family.target.path)
+            if family.config.template is not None:
+                self.engine.set_chat_template(family.template_source.path)
             self.architecture, self.loaded = family.architecture, ""
             self.computed, self.swaps = [], 0
         return self.engine
@@ -207,7 +209,7 @@ class Runner:
         weights = f"{start.path} {terms}"
         if weights != self.loaded:
             self.loaded = ""
-            engine.steer(start.path, terms)
+            engine.steer(start.path, terms, wide=self.plan.config.steer.wide)
             self.loaded = weights
             self.swaps += bool(self.computed)
 

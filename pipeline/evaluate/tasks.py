@@ -31,7 +31,7 @@ JOINING = {"take_first_k", "majority_vote"}
 FEWSHOT_SEED = 1234  # simple_evaluate's default
 
 
-def load_tokenizer(where: str, revision: str | None = None) -> Any:
+def load_tokenizer(where: str, revision: str | None = None, subfolder: str | None = None) -> Any:
     """The tokenizer of a checkpoint; code of its own is never run.
 
     Raises:
@@ -42,7 +42,9 @@ def load_tokenizer(where: str, revision: str | None = None) -> Any:
     # It warns of one model's flaw for all in folders.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            where, revision=revision, subfolder=subfolder or "", trust_remote_code=False
+        )
     except Exception as e:  # tokenizers raises nothing narrower
         reason = " ".join(str(e).split())[:160]
         raise UserError(f"{where}: its tokenizer cannot be read ({reason}); fetch it again") from e

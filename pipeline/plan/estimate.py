@@ -18,10 +18,10 @@ from typing import Any
 from pipeline import hub
 from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device
 from pipeline.errors import UserError
-from pipeline.plan.family import locate
-from pipeline.plan.grid import Benchmark, Grid, make_grid
+from pipeline.plan.family import FamilyRefused, locate, of_family
+from pipeline.plan.grid import Benchmark, Grid, asked_of, make_grid
 from pipeline.plan.revisions import pinned
-from pipeline.weights.checkpoint import DOWNLOADED
+from pipeline.weights.checkpoint import downloaded
 
 ANSWER_TOKENS = 300  # assumed mean length of a generated answer
 SCORED_TOKENS = 40  # a scored document: four options of about 100 tokens, read ten times as fast as written
@@ -72,6 +72,8 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
     lines.append(_disk(config, grid, sources))
     if config.engine.device is Device.gpu:
         lines.append(_gpu_hours(config, cells))
+        if config.engine.dtype == "float32":
+            lines.append(_float32(config, sources))
     return "\n".join(lines)
 
 
@@ -83,22 +85,25 @@ def disk_needed(config: Config) -> tuple[float, float]:
 def _sources(config: Config, pins: Mapping[str, str], ask: bool) -> list[Source]:
     """Every checkpoint that the run opens, once."""
     found: list[Source] = []
-    opened = [s for family in config.opened_families().values() for s in family.sources().values()]
-    for source in {(s.id, s.revision): s for s in opened}.values():
+    opened = [
+        (name, s) for name, family in config.opened_families().items() for s in family.sources().values()
+    ]
+    for name, source in {(s.id, s.revision, s.subfolder): (name, s) for name, s in reversed(opened)}.values():
         # each question is asked five times over
         silent = hub.is_silent() or any(UNANSWERED in s.known_from for s in found)
         pinned_source = replace(source, revision=source.revision or pins.get(source.id))
-        found.append(_source(pinned_source, ask=ask and not silent))
-    return found
+        with of_family(name):
+            found.append(_source(pinned_source, ask=ask and not silent))
+    return found[::-1]
 
 
 def _needed(config: Config, grid: Grid, sources: list[Source]) -> tuple[float, float]:
-    sizes = {s.name: s.size or 0.0 for s in sources}
+    sizes = {s.name: s.size or 0.0 for s in sources}  # by the name of `_name`
     parts = {term.part for c in grid.conditions for term in c.added()} | {
         None
     }  # the whole vector, and parts of it
     pairs = [f.grpo for f in config.opened_families().values() if f.sft is not None and f.grpo is not None]
-    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[grpo.id] for grpo in pairs)
+    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[_name(grpo)] for grpo in pairs)
     return sum(s.download or 0.0 for s in sources), vectors
 
 
@@ -112,38 +117,68 @@ def _check_folders(config: Config) -> None:
     for family, part, source in opened:
         if Path(locate(source)).is_dir() or re.fullmatch(r"[^/.][^/]*/[^/]+", source.id):
             continue
-        raise UserError(
+        raise FamilyRefused(
+            family,
             f"families.{family}.{part}: no folder {source.id}; set families.{family}.{part}.id to a checkpoint, or"
-            f" choose other families of {', '.join(config.families)}"
+            f" choose other families of {', '.join(config.families)}",
         )
 
 
 def _source(source: CheckpointConfig, ask: bool) -> Source:
     """Size and place of a checkpoint, asked of the hub or known without it."""
-    folder = Path(locate(source))
+    folder, name = Path(locate(source)), _name(source)
     if folder.is_dir():
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e9
-        return Source(source.id, "a folder", size, 0.0, "")
-    options: dict[str, Any] = {"revision": source.revision, "allow_patterns": DOWNLOADED}
+        inside = folder / (source.subfolder or ".")
+        size = sum(file.stat().st_size for file in inside.glob("*") if file.is_file()) / 1e9
+        return Source(name, "a folder", size, 0.0, "")
+    patterns, ignored = downloaded(source.subfolder)
+    options: dict[str, Any] = {
+        "revision": source.revision,
+        "allow_patterns": patterns,
+        "ignore_patterns": ignored,
+    }
     download = hub.client().snapshot_download
     refused = None
     if ask:
         try:
             files = download(source.id, **options, dry_run=True)
+            if not any(Path(file.filename).name in ("config.json", "adapter_config.json") for file in files):
+                listed = hub.client().list_repo_files(source.id, revision=source.revision)
+                _refuse_place(name, listed)
             size = sum(file.file_size for file in files) / 1e9
             left = sum(file.file_size for file in files if file.will_download) / 1e9
             where = "to download" if left else "in the cache"
-            return Source(source.id, where, size, left, " (asked of the hub)")
+            return Source(name, where, size, left, " (asked of the hub)")
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001 - the client's network library has exceptions of its own
             refused = hub.refusal(error)
     with contextlib.suppress(Exception):
         snapshot = Path(download(source.id, **options, local_files_only=True))
         size = sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file()) / 1e9
-        return Source(source.id, "in the cache", size, 0.0, f" ({UNANSWERED})")
+        return Source(name, "in the cache", size, 0.0, f" ({UNANSWERED})")
     if refused is not None:
         raise UserError(f"{source.id} at {source.revision or 'main'}: {refused}")
     known = f" (by conf/family; {UNANSWERED})" if source.size_gb else f" ({UNANSWERED})"
-    return Source(source.id, "to download", source.size_gb, source.size_gb, known)
+    return Source(name, "to download", source.size_gb, source.size_gb, known)
+
+
+def _refuse_place(name: str, files: list[str]) -> None:
+    """Say which folders of a repository are checkpoints, where it has none at its root.
+
+    Raises:
+        UserError: always.
+    """
+    folders = sorted({str(Path(file).parent) for file in files if Path(file).name == "config.json"})
+    remedy = (
+        f"name one of its folders in subfolder: {', '.join(folders)}" if folders else "check the spelling"
+    )
+    raise UserError(f"{name} has no config.json; {remedy}")
+
+
+def _name(source: CheckpointConfig) -> str:
+    """A checkpoint as the lines call it."""
+    return source.id if source.subfolder is None else f"{source.id}/{source.subfolder}"
 
 
 def _cells(grid: Grid, family: str) -> list[Benchmark]:
@@ -151,7 +186,9 @@ def _cells(grid: Grid, family: str) -> list[Benchmark]:
     own = [cell for cell in grid.cells if cell.family == family]
     return list(
         {
-            (c.condition.start, c.condition.added(), c.condition.prompt, c.benchmark.name): c.benchmark
+            (c.condition.start, c.condition.added(), c.condition.prompt, c.benchmark.name): asked_of(
+                grid.families[family], c.benchmark
+            )
             for c in own
         }.values()
     )
@@ -197,6 +234,16 @@ def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
         f" answer and {SCORED_TOKENS} a scored document, assumed) ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
         + (f"; set tokens_per_second of {', '.join(unknown)}" if unknown else "")
     )
+
+
+def _float32(config: Config, sources: list[Source]) -> str:
+    """What weights in float32 take of a card's memory."""
+    sizes = {s.name: s.size for s in sources}
+    targets = {_name(f.target): sizes.get(_name(f.target)) for f in config.chosen_families().values()}
+    each = [
+        f"{name} {_gb(None if size is None else FP32_OVER_BF16 * size)}" for name, size in targets.items()
+    ]
+    return f"  memory: weights in float32 take twice those of bf16: {', '.join(each)}, the cache of keys and values aside"
 
 
 def _gb(size: float | None) -> str:

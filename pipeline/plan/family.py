@@ -1,19 +1,42 @@
 """The checkpoints of one target and its donors, opened."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.config.schema import CheckpointConfig, FamilyConfig, Start
+from pipeline import hub
+from pipeline.config.schema import CheckpointConfig, EngineConfig, FamilyConfig, Start
 from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
 from pipeline.plan.sources import Sources
-from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.adapter import merged
+from pipeline.weights.checkpoint import Checkpoint, Folder
 from pipeline.weights.json_files import read_object
 from pipeline.weights.parts import PARTS_VERSION, Part
 
 ORIGIN = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Keys of config.json that say where a model comes from and change no answer."""
+
+
+class FamilyRefused(UserError):
+    """One family cannot be opened or used as it is configured; others may be."""
+
+    def __init__(self, family: str, reason: str) -> None:
+        super().__init__(reason)
+        self.family = family
+
+
+@contextmanager
+def of_family(name: str) -> Iterator[None]:
+    """A mistake that is found inside is this family's; a hub that does not answer is nobody's."""
+    try:
+        yield
+    except (hub.Unreachable, FamilyRefused):
+        raise
+    except UserError as e:
+        raise FamilyRefused(name, str(e)) from e
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,24 @@ class Family:
     @cached_property
     def architecture(self) -> str:
         """Families with equal values can share one engine."""
-        return digest([model_config(self.target), self.target.tokenizer_fingerprint])
+        own = [s for s in (self.config.max_model_len, self.template_hash) if s is not None]
+        return digest([model_config(self.target), self.target.tokenizer_fingerprint, *own])
+
+    @property
+    def template_source(self) -> Checkpoint:
+        """The checkpoint whose chat template prompts go through."""
+        return self.target if self.config.template is None else self.checkpoint(Start(self.config.template))
+
+    @property
+    def template_hash(self) -> str | None:
+        """sha256 of that template, where it is not the target's own."""
+        found = self.template_source.chat_template_hash
+        return None if found == self.target.chat_template_hash else found
+
+    def engine(self, config: EngineConfig) -> EngineConfig:
+        """The options of its engine: with its own length, where it has fewer positions."""
+        own = self.config.max_model_len
+        return config if own is None else replace(config, max_model_len=min(own, config.max_model_len))
 
 
 def vector_key_of(family: Family, part: Part | None) -> str | None:
@@ -66,20 +106,36 @@ def open_family(name: str, config: FamilyConfig, sources: Sources) -> Family:
     Raises:
         UserError: if one is not there or is damaged, or the target lacks the chat template that is asked for.
     """
-    opened = {
-        part: Checkpoint.open(locate(source), sources.revision(source))
-        for part, source in config.sources().items()
-    }
+    opened: dict[str, Checkpoint] = {}
+    for part in ("target", "base", "sft", "grpo"):  # an adapter comes after what it is merged into
+        if (source := getattr(config, part)) is not None:
+            opened[part] = _open(source, sources, opened)
     target = opened["target"]
-    if config.chat and target.chat_template_hash is None:
-        raise UserError(
-            f"{target.source}: expected a chat template, found none; set families.{name}.chat=false for a base model"
-        )
+    _check_template(name, config, opened)
     sft, grpo, base = (opened.get(part) for part in ("sft", "grpo", "base"))
     vector_key = None
     if sft is not None and grpo is not None:
         vector_key = digest({"difference": [grpo.fingerprint, sft.fingerprint]})
     return Family(name, config, target, sft, grpo, base, vector_key)
+
+
+def _open(source: CheckpointConfig, sources: Sources, opened: Mapping[str, Checkpoint]) -> Checkpoint:
+    """A checkpoint, or what an adapter makes of one that is opened already."""
+    where = (locate(source), sources.revision(source), source.subfolder)
+    if source.merge_into is None:
+        return Checkpoint.open(*where)
+    return merged(Folder.find(*where), opened[source.merge_into])
+
+
+def _check_template(name: str, config: FamilyConfig, opened: Mapping[str, Checkpoint]) -> None:
+    """Refuse a family whose prompts are to go through a chat template that is not there."""
+    source = opened[config.template or "target"]
+    if not config.chat or source.chat_template_hash is not None:
+        return
+    remedy = f"set families.{name}.chat=false for a base model"
+    if config.template is None:
+        remedy += f", or families.{name}.template to the donor whose template it is to be asked with"
+    raise UserError(f"{source.source}: expected a chat template, found none; {remedy}")
 
 
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:

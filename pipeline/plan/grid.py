@@ -348,3 +348,11 @@ def _untrained(name: str, folder: str, count: int, conditions: int) -> str:
 def takes_chat_template(family: FamilyConfig, start: Start) -> bool:
     """Whether prompts go through the target's chat template; a base model has learnt none."""
     return family.chat and start is not Start.base
+
+
+def asked_of(family: FamilyConfig, benchmark: Benchmark) -> Benchmark:
+    """The benchmark as the family is asked it: with no more tokens for an answer than its models have room for."""
+    most, room = benchmark.config.max_gen_toks, family.max_gen_toks
+    if most is None or room is None or most <= room:
+        return benchmark
+    return replace(benchmark, config=replace(benchmark.config, max_gen_toks=room))

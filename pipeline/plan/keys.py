@@ -36,10 +36,10 @@ def inputs_of(
     names = [b.task.format(subtask=s) for s in benchmark.subtasks]
     return {
         "protocol": PROTOCOL,
-        "weights": _weights(families, family, condition),
+        "weights": _weights(families, family, condition, config.steer.dtype),
         "model": model_config(family.target),
         "tokenizer": family.target.tokenizer_fingerprint,
-        "prompt": asdict(config.prompts[condition.prompt]) | {"chat": chat},
+        "prompt": asdict(config.prompts[condition.prompt]) | _chat(family, chat),
         "task": {
             "names": names,
             "definition": _task_definition(tuple(names), b.runs_code, benchmark.task_folders),
@@ -61,8 +61,16 @@ def inputs_of(
     }
 
 
-def _weights(families: Mapping[str, Family], family: Family, condition: Condition) -> dict[str, Any]:
-    """The bytes of the checkpoint, and what is added to them, in its order: sums round in it."""
+def _chat(family: Family, applied: bool) -> dict[str, Any]:
+    """Whether a chat template is applied, and which, where it is not the target's: that is in its tokenizer's fingerprint."""
+    own = family.template_hash if applied else None
+    return {"chat": applied} | ({"template": own} if own is not None else {})
+
+
+def _weights(
+    families: Mapping[str, Family], family: Family, condition: Condition, dtype: str | None
+) -> dict[str, Any]:
+    """The bytes of the checkpoint, and what is added to them, in its order: sums round in it, to the dtype."""
     weights: dict[str, Any] = {"checkpoint": family.checkpoint(condition.start).fingerprint}
     terms = condition.added()
     added = [
@@ -74,6 +82,7 @@ def _weights(families: Mapping[str, Family], family: Family, condition: Conditio
         for term in terms
     ]
     weights |= added[0] if len(added) == 1 else {"terms": added} if added else {}
+    weights |= {"sum": dtype} if added and dtype is not None else {}
     return weights | ({"noise": NOISE_VERSION} if any(term.seed is not None for term in terms) else {})
 
 

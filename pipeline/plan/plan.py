@@ -20,8 +20,8 @@ from pipeline.errors import UserError
 from pipeline.files import digest
 from pipeline.manifest import FamilyEntry, Manifest, PlannedCell
 from pipeline.plan import revisions
-from pipeline.plan.family import Family, open_family, vector_key_of
-from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell
+from pipeline.plan.family import Family, of_family, open_family, vector_key_of
+from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell, asked_of
 from pipeline.plan.keys import inputs_of
 from pipeline.plan.sources import Sources
 from pipeline.records import is_done
@@ -118,7 +118,8 @@ class Plan:
 
     def geometry_file(self, family: Family, part: Part | None = None) -> Path:
         """Beside the vector; named by the target and its base, because families can share donors and so a vector."""
-        compared_with = digest([m.fingerprint for m in (family.target, family.base) if m is not None])
+        models = [m.fingerprint for m in (family.target, family.base) if m is not None]
+        compared_with = digest([*models, *([self.config.steer.dtype] if self.config.steer.wide else [])])
         return self.vector_folder(family, part) / f"geometry-{compared_with[:12]}.json"
 
     def manifest(self) -> Manifest:
@@ -169,20 +170,24 @@ def make_plan(config: Config, grid: Grid, sources: Sources) -> Plan:
     """Open checkpoints and documents, and give each cell its key.
 
     Raises:
-        UserError: for a checkpoint or document file that is not there or does not fit.
+        FamilyRefused: for a checkpoint that is not there or does not fit.
+        UserError: for a document file that is not there.
     """
     opened = open_rows(config, grid, sources)
     families, benchmarks = opened.families, {benchmark.name: benchmark for benchmark in opened.benchmarks}
     cells = []
     for cell in grid.cells:
-        family, benchmark = families[cell.family], benchmarks[cell.benchmark.name]
+        family = families[cell.family]
+        benchmark = asked_of(family.config, benchmarks[cell.benchmark.name])
         inputs = inputs_of(config, families, family, cell.condition, benchmark)
         cells.append(Cell(family, cell.condition, benchmark, inputs, digest(inputs)))
     if not cells:
         raise UserError("; ".join(["nothing to run", *grid.left_out]))
-    pinned = {cell.benchmark.name: _at_commit(cell.benchmark, cell.inputs["documents"][0]) for cell in cells}
-    cells = [replace(cell, benchmark=pinned[cell.benchmark.name]) for cell in cells]
-    found = tuple(pinned.get(name, t) for name, t in benchmarks.items())
+    documents = {cell.benchmark.name: cell.inputs["documents"][0] for cell in cells}
+    cells = [replace(c, benchmark=_at_commit(c.benchmark, documents[c.benchmark.name])) for c in cells]
+    found = tuple(
+        _at_commit(b, documents[name]) if name in documents else b for name, b in benchmarks.items()
+    )
     return replace(opened, benchmarks=found, cells=tuple(cells))
 
 
@@ -190,9 +195,12 @@ def open_rows(config: Config, grid: Grid, sources: Sources) -> Plan:
     """A plan without cells: the families of the grid opened, and where the documents of its benchmarks are.
 
     Raises:
-        UserError: for a checkpoint that is not there or does not fit.
+        FamilyRefused: for a checkpoint that is not there or does not fit.
     """
-    families = {name: open_family(name, f, sources) for name, f in config.opened_families().items()}
+    families = {}
+    for name, configured in config.opened_families().items():
+        with of_family(name):
+            families[name] = open_family(name, configured, sources)
     for condition in grid.conditions:
         for term in condition.added():
             if term.family is not None and families[term.family].vector_key is None:

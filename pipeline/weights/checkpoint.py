@@ -1,12 +1,12 @@
 """Hugging Face checkpoints as streams of safetensors tensors: open, read, fingerprint.
 
-    checkpoint = Checkpoint.open("Qwen/Qwen2.5-1.5B")       # or a folder
+    checkpoint = Checkpoint.open("Qwen/Qwen2.5-1.5B")       # or a folder, or a folder of a repository
     checkpoint.fingerprint, checkpoint.read("model.norm.weight")
 
 Covers one file or shards with an index, from a local folder or the hub, in bf16, fp16, fp32 or a mix of
 them. Every header is checked when the checkpoint is opened, and every file again when it is read, so that a
 truncated, inconsistent or changing checkpoint is an error and never a wrong tensor. Does not cover pickled
-weights (refused: loading them runs code), quantized weights and adapters.
+weights (refused: loading them runs code), quantized weights and adapters (pipeline/weights/adapter.py merges those).
 
 Tensors are read `PIECE` entries at a time into one reused buffer: memory does not grow with the model, and
 every pass runs at the speed of the processor's cache.
@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,77 @@ from pipeline.weights.safetensors import DTYPES, TensorInfo, gather, pieces, rea
 from pipeline.weights.threads import in_parallel
 from pipeline.weights.tokenizer import Tokenizer
 
+INDEX = "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of a checkpoint or an adapter: here, or in the hub's cache.
+
+    Attributes:
+        name: how messages and records call it.
+        commit: of the repository, for a hub id.
+    """
+
+    path: Path
+    name: str
+    commit: str | None
+
+    @classmethod
+    def find(cls, source: str, revision: str | None = None, subfolder: str | None = None) -> "Folder":
+        """A local folder, or a hub id at a revision, or a folder in either; downloads what is not in the hub's cache.
+
+        Raises:
+            UserError: if it does not exist.
+        """
+        inside, name = subfolder or ".", source if subfolder is None else f"{source}/{subfolder}"
+        if os.path.isdir(source):
+            if revision is not None:
+                raise UserError(
+                    f"{source} is a folder and has no revision {revision}; leave the revision out"
+                )
+            path, commit = Path(source), None
+        elif not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith(".") or ".." in source:
+            raise UserError(
+                f"{source} is neither a folder nor a hub id such as Qwen/Qwen2.5-1.5B; check the spelling"
+            )
+        else:
+            patterns, ignored = downloaded(subfolder)
+            path = hub.fetch(source, revision, patterns=patterns, ignored=ignored)
+            commit = path.name
+        if not (path / inside).is_dir():
+            raise UserError(f"{source} has no folder {subfolder}; check the spelling of its subfolder")
+        return cls(path / inside, name, commit)
+
+
+def downloaded(subfolder: str | None = None) -> tuple[list[str], list[str]]:
+    """Patterns of the files of a repository, or of a folder in it, that make a checkpoint, and of those that do not."""
+    inside = "" if subfolder is None else f"{subfolder}/"
+    return [f"{inside}{pattern}" for pattern in DOWNLOADED], [f"{inside}*/*"]
+
+
+def check_place(name: str, path: Path, folders: list[str]) -> None:
+    """Do nothing if a folder can be a checkpoint.
+
+    Args:
+        folders: those in it that can be one.
+
+    Raises:
+        UserError: if it is an adapter, or its folders are checkpoints.
+    """
+    if (path / "config.json").exists():
+        return
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"{name} holds an adapter, not a model; say in merge_into which checkpoint of the family it was trained on"
+        )
+    if folders:
+        raise UserError(
+            f"{name} has no checkpoint at its root; name one of its folders in subfolder: {', '.join(folders)}"
+        )
 
 
 class Checkpoint:
@@ -61,24 +130,15 @@ class Checkpoint:
             )
 
     @classmethod
-    def open(cls, source: str, revision: str | None = None) -> "Checkpoint":
-        """Opens a local folder, or a hub id at a revision; downloads what is not in the hub's cache.
+    def open(cls, source: str, revision: str | None = None, subfolder: str | None = None) -> "Checkpoint":
+        """Opens a local folder, or a hub id at a revision, or a folder in either; downloads what is not in the hub's cache.
 
         Raises:
             UserError: if it does not exist, is damaged or incomplete, or holds no safetensors.
         """
-        if os.path.isdir(source):
-            if revision is not None:
-                raise UserError(
-                    f"{source} is a folder and has no revision {revision}; leave the revision out"
-                )
-            return cls(Path(source), source, None)
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith(".") or ".." in source:
-            raise UserError(
-                f"{source} is neither a folder nor a hub id such as Qwen/Qwen2.5-1.5B; check the spelling"
-            )
-        path = hub.fetch(source, revision, patterns=DOWNLOADED)
-        return cls(path, source, path.name)
+        found = Folder.find(source, revision, subfolder)
+        check_place(found.name, found.path, sorted(p.parent.name for p in found.path.glob("*/config.json")))
+        return cls(found.path, found.name, found.commit)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, in the checkpoint's own dtype and shape."""
@@ -163,7 +223,7 @@ def layer_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
 
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     """The tensors of all shards, which must be those that the index names."""
-    index = path / "model.safetensors.index.json"
+    index = path / INDEX
     weight_map = _read_weight_map(path, index)
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())) if weight_map else ["model.safetensors"]:
@@ -208,7 +268,9 @@ def _read_weight_map(path: Path, index: Path) -> dict[str, str]:
     if single.exists():
         return {}
     if any(path.glob("adapter_model.*")):
-        raise UserError(f"{path} holds an adapter, not a model; merge it into its base model first")
+        raise UserError(
+            f"{path} holds an adapter, not a model; say in merge_into which checkpoint of the family it was trained on"
+        )
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         raise UserError(
             f"{path} holds pickled weights, which can run code when loaded; convert them to safetensors"

@@ -5,12 +5,13 @@
 Covers decoder models that name their embedding and head as Llama and Qwen2 do. Two models are compatible
 when architecture, every configuration value that changes the computation, tensor names, shapes, the
 token-to-id map and the rules that cut text into tokens are the same (the conditions of arXiv 2509.01363).
-Tolerated, and recorded as notes: another chat template, other roles of special tokens (Qwen2.5's base and
+Keys of config.json that are bookkeeping of a tool are not compared; others may be allowed to differ, by name.
+Tolerated, and recorded as notes: what is allowed to differ, another chat template, other roles of special tokens (Qwen2.5's base and
 Instruct models differ there), another context length, a tied against an untied head where that is exact, and
 rows of padding in the vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,9 @@ _NOT_COMPUTATION = {
     *("num_labels", "problem_type", "initializer_range", "chunk_size_feed_forward", "pretraining_tp"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
     *("vocab_size", "tie_word_embeddings", "use_mrope"),  # vocabulary and head are compared by the tensors
+    *("unsloth_version", "unsloth_fixed", "unsloth_tensor_parallel_size", "model_name", "_commit_hash"),
+    *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "_flash_attn_2_enabled"),
+    *("tokenizer_class", "task_specific_params", "finetuning_task", "gradient_checkpointing", "torchscript"),
 }
 _SLIDING = {"sliding_window", "max_window_layers", "layer_types"}  # mean nothing unless use_sliding_window
 
@@ -53,10 +57,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Differences:
-    """What hinders subtracting or adding, and what is tolerated; a line for each."""
+    """What hinders subtracting or adding, and what is tolerated; a line for each.
+
+    Attributes:
+        allowed: keys of config.json in which models may differ.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    allowed: Collection[str] = ()
 
     def refuse(self) -> None:
         """Do nothing if there are no problems.
@@ -85,15 +94,20 @@ def shapes(checkpoint: Checkpoint, donors_head: bool = False) -> dict[str, tuple
     return {name: info.shape for name, info in checkpoint.tensors.items() if name != HEAD or has_head}
 
 
-def check_compatible(target: Checkpoint, sft: Checkpoint, grpo: Checkpoint) -> list[str]:
+def check_compatible(
+    target: Checkpoint, sft: Checkpoint, grpo: Checkpoint, allowed: Collection[str] = ()
+) -> list[str]:
     """Notes on tolerated differences between target and donors.
 
     With one checkpoint as both donors, only whether its tensors mean what the target's mean.
 
+    Args:
+        allowed: keys of config.json in which they may differ.
+
     Raises:
         UserError: if v = θ_GRPO − θ_SFT cannot be taken, or not added, with a line for each problem.
     """
-    found = compare_checkpoints(sft, grpo) if sft is grpo else compare_donors(sft, grpo)
+    found = compare_checkpoints(sft, grpo, allowed) if sft is grpo else compare_donors(sft, grpo, allowed)
     found.problems.extend(content_problems(target))
     donor_shapes = shapes(grpo, donors_head=True) | shapes(sft, donors_head=True)
     compare(Model.of("target", target, shapes(target)), Model.of("GRPO donor", grpo, donor_shapes), found)
@@ -101,9 +115,9 @@ def check_compatible(target: Checkpoint, sft: Checkpoint, grpo: Checkpoint) -> l
     return found.notes
 
 
-def compare_donors(sft: Checkpoint, grpo: Checkpoint) -> Differences:
+def compare_donors(sft: Checkpoint, grpo: Checkpoint, allowed: Collection[str] = ()) -> Differences:
     """Problems and notes of a pair of donors, of which v is the difference."""
-    found = compare_checkpoints(sft, grpo)
+    found = compare_checkpoints(sft, grpo, allowed)
     if (sft.stage, grpo.stage) == ("grpo", "sft"):
         found.problems.append(
             f"SFT donor {sft.source} was trained by GRPO and GRPO donor {grpo.source} by SFT, as their training.json say;"
@@ -119,15 +133,21 @@ def same_weights(sft: Checkpoint, grpo: Checkpoint) -> str:
     return f"SFT donor {sft.source} and GRPO donor {grpo.source} have the same weights, so that v is 0"
 
 
-def compare_checkpoints(sft: Checkpoint, grpo: Checkpoint) -> Differences:
+def compare_checkpoints(sft: Checkpoint, grpo: Checkpoint, allowed: Collection[str] = ()) -> Differences:
     """Problems and notes of two checkpoints whose tensors are to mean the same."""
-    found = Differences(content_problems(sft) + content_problems(grpo))
+    found = Differences(content_problems(sft) + content_problems(grpo), allowed=allowed)
     ours, theirs = shapes(sft, donors_head=True), shapes(grpo, donors_head=True)
     one_head = (HEAD in ours) != (HEAD in theirs)
     if one_head:
         for found_shapes in (ours, theirs):
             found_shapes.setdefault(HEAD, found_shapes.get(EMBEDDING, ()))
     left, right = Model.of("SFT donor", sft, ours), Model.of("GRPO donor", grpo, theirs)
+    kinds = [sorted({info.dtype for info in donor.tensors.values()}) for donor in (sft, grpo)]
+    if kinds[0] != kinds[1]:
+        found.notes.append(
+            f"{left.name} is stored in {' and '.join(kinds[0])}, {right.name} in {' and '.join(kinds[1])}: both are"
+            " widened to float32 before they are subtracted"
+        )
     if one_head:
         found.notes.append(
             f"only one of {left.name} and {right.name} has a head of its own: the other's head is its embedding"
@@ -244,8 +264,13 @@ def _compare_configs(left: Model, right: Model, found: Differences) -> None:
         difference = f"{key} is {ours.get(key)!r} in {left.name} and {theirs.get(key)!r} in {right.name}"
         if key == "max_position_embeddings" and not _rope_depends_on_length(ours):
             found.notes.append(difference)
+        elif key in found.allowed:
+            found.notes.append(f"{difference}, which allow_config_differences allows")
         else:
-            found.problems.append(f"{difference}; use models that compute the same function of their weights")
+            found.problems.append(
+                f"{difference}; use models that compute the same function of their weights, or name the key in"
+                " allow_config_differences of the family"
+            )
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:

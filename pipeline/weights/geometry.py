@@ -10,7 +10,7 @@ the sum leaves the target's dtype is refused here, before an engine starts.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.geometry_report import (
+    MUCH,
     SCHEMA,
     CellFacts,
     Facts,
@@ -38,6 +39,7 @@ def report(
     alphas: Sequence[float],
     sft: Checkpoint | None = None,
     base: Checkpoint | None = None,
+    wide: bool = False,
 ) -> GeometryReport:
     """The vector's geometry: in all, by kind of module, by layer, and by both.
 
@@ -45,6 +47,7 @@ def report(
         alphas: the strengths at which rounding is measured.
         sft: the SFT donor; with a base, its difference from it is a direction.
         base: what the target was made from; without one there are no directions.
+        wide: the sum is left in float32, and not rounded to the target's dtype.
 
     Raises:
         UserError: if a tensor of the vector is missing in a model or has another shape, or θ + αv is not finite.
@@ -61,7 +64,7 @@ def report(
     cells: dict[tuple[str, int | None], Sums] = {}
     with one_thread():
         for name in vector.shapes:
-            sums = _measure(vector, name, target, strengths, others)
+            sums = _measure(vector, name, target, strengths, others, wide)
             kind, layer = module_kind(name), layer_of(name)
             _add(total, sums)
             _add(modules.setdefault(kind, {}), sums)
@@ -117,6 +120,7 @@ def _measure(
     target: Checkpoint,
     alphas: Sequence[float],
     others: Mapping[str, tuple[Checkpoint, Checkpoint]],
+    keeps_float32: bool,
 ) -> Sums:
     """Sums over the entries of one tensor, which add up over tensors."""
     shape = vector.shapes[name]
@@ -126,7 +130,11 @@ def _measure(
     entries = math.prod(rows)
     sums: Sums = dict.fromkeys(
         ["entries", "zeros", "vv", "tt"]
-        + [f"{what}@{alpha}" for alpha in alphas for what in ("lost_in_rounding", "error")]
+        + [
+            f"{what}@{alpha}"
+            for alpha in alphas
+            for what in ("lost_in_rounding", "error", "arriving", "along")
+        ]
         + [f"{what}@{key}" for key in pairs for what in ("dot", "dd", "agreeing", "signed")],
         0.0,
     )
@@ -140,13 +148,20 @@ def _measure(
         sums["vv"] += _dot(v, v)
         sums["tt"] += _dot(wide, wide)
         for alpha in alphas:
-            result = (v * alpha).add_(wide).to(theta.dtype)
+            result = (v * alpha).add_(wide)
+            if not keeps_float32:
+                result = result.to(theta.dtype)
             if not all_finite(result):
                 raise UserError(
-                    f"{name}: θ + αv is NaN or infinite in {own.dtype} at α = {alpha:g}; use a smaller α"
+                    f"{name}: θ + αv is NaN or infinite in {'F32' if keeps_float32 else own.dtype} at α = {alpha:g}; use a smaller α"
                 )
-            sums[f"lost_in_rounding@{alpha}"] += int(((result == theta) & changed).sum())
-            error = result.double().sub_(wide).sub_(v.double().mul_(alpha))
+            sums[f"lost_in_rounding@{alpha}"] += int(
+                ((result == (wide if keeps_float32 else theta)) & changed).sum()
+            )
+            arriving, meant = result.double().sub_(wide), v.double().mul_(alpha)
+            sums[f"arriving@{alpha}"] += _dot(arriving, arriving)
+            sums[f"along@{alpha}"] += _dot(arriving, meant)
+            error = arriving.sub_(meant)
             sums[f"error@{alpha}"] += _dot(error, error)
         for key, difference in zip(pairs, differences, strict=True):
             sums[f"dot@{key}"] += _dot(v, difference)
@@ -183,6 +198,10 @@ def _facts(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> Fa
                 "alpha": alpha,
                 "lost_in_rounding": _share(sums[f"lost_in_rounding@{alpha}"], changed),
                 "rounding": _share(math.sqrt(sums[f"error@{alpha}"]), abs(alpha) * norm),
+                "cosine": _share(
+                    sums[f"along@{alpha}"], math.sqrt(sums[f"arriving@{alpha}"]) * abs(alpha) * norm
+                ),
+                "arrives": _share(math.sqrt(sums[f"arriving@{alpha}"]), abs(alpha) * norm),
             }
             for alpha in alphas
         ],
@@ -194,6 +213,17 @@ def _facts(sums: Sums, alphas: Sequence[float], directions: Sequence[str]) -> Fa
             for key in directions
         },
     }
+
+
+def warnings(geometry: GeometryReport, alphas: Collection[float]) -> list[str]:
+    """A line for each of these α of which more than `MUCH` of the changed entries are lost in rounding."""
+    return [
+        f"at α = {at['alpha']:g} {at['lost_in_rounding'] or 0:.0%} of the changed entries are lost in rounding to the"
+        f" target's dtype (of ‖αv‖ {at.get('arrives') or 0:.0%} arrives, at cosine {at.get('cosine') or 0:.2f}); add"
+        " engine.dtype=float32 steer.dtype=float32 to keep them"
+        for at in geometry["total"]["alphas"]
+        if at["alpha"] in alphas and (at["lost_in_rounding"] or 0.0) > MUCH
+    ]
 
 
 def table(geometry: GeometryReport) -> str:

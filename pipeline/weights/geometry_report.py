@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from pipeline.files import DamagedFile, read_json
 
 SCHEMA = 1
+MUCH = 1 / 3  # of the entries that v changes: more than that lost in rounding is warned of
 
 Share = FiniteFloat | None  # None is a share of nothing
 
@@ -23,6 +24,8 @@ class Rounding(TypedDict):
     """What the target's dtype makes of θ + αv."""
 
     alpha: FiniteFloat
+    cosine: NotRequired[Share]  # of what arrives, round(θ + αv) − θ, with αv
+    arrives: NotRequired[Share]  # its norm, of ‖αv‖
     lost_in_rounding: (
         Share  # of the entries of v that are not 0: those that rounding leaves at the target's value
     )
@@ -66,6 +69,22 @@ class CellFacts(Facts):
     layer: NotRequired[int]
 
 
+class Distance(TypedDict):
+    """How far a checkpoint lies from another."""
+
+    norm: FiniteFloat
+    relative: Share  # to the norm of that other
+    of_vector: Share  # to ‖v‖
+    equal: Share  # of the entries
+
+
+class Initialisation(TypedDict):
+    """Distances from the base, or from the target where no base is known (pipeline/weights/initialisation.py)."""
+
+    reference: str  # base or target
+    distances: dict[str, Distance]  # by part: sft, grpo, target
+
+
 class GeometryReport(TypedDict):
     """The content of a geometry file."""
 
@@ -76,6 +95,7 @@ class GeometryReport(TypedDict):
     modules: list[ModuleFacts]
     layers: list[LayerFacts]
     cells: list[CellFacts]
+    initialisation: NotRequired[Initialisation]
     notes: NotRequired[list[str]]  # on tolerated differences of the checkpoints
 
 

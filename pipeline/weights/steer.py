@@ -13,7 +13,7 @@ their signs; a random control is a term with a seed. A sum that is not finite in
 import json
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -67,7 +67,11 @@ def check_alpha(alpha: float) -> None:
 
 
 def steered_tensors(
-    target: str, terms: Sequence[Term], pool: Executor | None = None, memory: Memory | None = None
+    target: str,
+    terms: Sequence[Term],
+    pool: Executor | None = None,
+    memory: Memory | None = None,
+    wide: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
@@ -77,6 +81,7 @@ def steered_tensors(
     Args:
         pool: threads that read and add; None is one thread.
         memory: what the tensors are made in; None is memory of their own.
+        wide: leave the sums in float32, where they are not rounded to the target's dtype.
 
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
@@ -85,7 +90,8 @@ def steered_tensors(
     active = _active(terms)
     _check_names(checkpoint, [vector for _, vector in active])
     sums = (
-        _sum(checkpoint.tensors[name], name, active) for name in sorted(checkpoint.tensors, key=layer_order)
+        _sum(checkpoint.tensors[name], name, active, wide)
+        for name in sorted(checkpoint.tensors, key=layer_order)
     )
     with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
         for vector in {str(v.path): v for term, v in active if term.random_seed is not None}.values():
@@ -149,7 +155,9 @@ def _in_pieces(total: TensorSum) -> Iterator[torch.Tensor]:
             yield piece
 
 
-def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = "") -> Path:
+def apply(
+    target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = "", allowed: Collection[str] = ()
+) -> Path:
     """Writes the target with Σ α·v added as a complete checkpoint in folder `out`, and returns it.
 
     Shards, their headers and all companions (configuration, tokenizer, templates) are the target's; README.md is
@@ -165,7 +173,7 @@ def apply(target: Checkpoint, terms: Sequence[Term], out: Path, measured: str = 
     read |= {Path(term.vector).resolve() for term in terms}
     if any(source == out or out in source.parents for source in read):
         raise UserError(f"{out} holds the target or a vector that is read here; choose another folder")
-    described = steering(target, terms)
+    described = steering(target, terms, allowed)
     active = _active(terms)
     with one_thread(), replacing(out, _check_steered) as new:
         new.mkdir()
@@ -187,14 +195,17 @@ def _check_steered(out: Path) -> None:
         raise UserError(f"{out} exists and was not written by apply; choose another folder or remove it")
 
 
-def steering(target: Checkpoint, terms: Sequence[Term]) -> Steering:
+def steering(target: Checkpoint, terms: Sequence[Term], allowed: Collection[str] = ()) -> Steering:
     """What a steered checkpoint is made of: target and terms by source, revision and fingerprint.
+
+    Args:
+        allowed: keys of config.json in which the target may differ from the donors.
 
     Raises:
         UserError: if something does not fit, with a line for each problem.
     """
     vectors = [(term, Vector.open(term.vector)) for term in terms]
-    found = Differences(compatibility.content_problems(target))
+    found = Differences(compatibility.content_problems(target), allowed=allowed)
     left = Model.of("target", target, compatibility.shapes(target))
     for _, vector in vectors:
         right = Model(f"vector {vector.path}", vector.description["identity"], vector.shapes)
@@ -250,11 +261,11 @@ def _check_names(target: Checkpoint, vectors: Iterable[Vector]) -> None:
             )
 
 
-def _sum(info: TensorInfo, name: str, active: list[tuple[Term, Vector]]) -> TensorSum:
+def _sum(info: TensorInfo, name: str, active: list[tuple[Term, Vector]], wide: bool = False) -> TensorSum:
     """The target's tensor with the terms added; a head of its own takes the embedding's where a vector has none."""
     terms: list[tuple[float, Deltas]] = []
     for term, vector in active:
         own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
         seed = term.random_seed
         terms.append((term.alpha, vector.stored(own) if seed is None else Noise(vector, own, seed)))
-    return TensorSum(info, name, terms)
+    return TensorSum(info, name, terms, wide)

@@ -69,11 +69,15 @@ class TensorSum:
         info: where the target's tensor lies.
         name: for messages.
         terms: (α, what it multiplies).
+        wide: leave the sum in float32, where it is not rounded to the target's dtype.
     """
 
-    def __init__(self, info: TensorInfo, name: str, terms: Sequence[tuple[float, Deltas]]) -> None:
+    def __init__(
+        self, info: TensorInfo, name: str, terms: Sequence[tuple[float, Deltas]], wide: bool = False
+    ) -> None:
         self.info, self.name, self.terms = info, name, terms
-        self.dtype = DTYPES[info.dtype]
+        self.stored = DTYPES[info.dtype]
+        self.dtype = torch.float32 if wide else self.stored
         self.pieces = -(-info.numel // PIECE)
         self.stack = ExitStack()
 
@@ -104,20 +108,23 @@ class TensorSum:
         """A piece of the sum.
 
         Args:
-            out: [entries of the piece] in the target's dtype, on the CPU.
+            out: [entries of the piece] in `dtype`, on the CPU.
 
         Raises:
             UserError: if an entry of it is not finite.
         """
         first = index * PIECE
-        os.preadv(self.descriptor, [raw_bytes(out)], self.info.start + first * out.element_size())
+        read = out if self.dtype == self.stored else torch.empty(len(out), dtype=self.stored)
+        os.preadv(self.descriptor, [raw_bytes(read)], self.info.start + first * read.element_size())
+        if read is not out:
+            _convert(read, out)
         if not any(first < deltas.numel for _, deltas in self.terms):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
             self._add_terms(index, out)
         if not all_finite(out):
             raise UserError(
-                f"{self.name} is NaN or infinite in {self.info.dtype} after the sum; use a smaller α or finite inputs"
+                f"{self.name} is NaN or infinite in {'F32' if self.dtype is torch.float32 else self.info.dtype} after the sum; use a smaller α or finite inputs"
             )
 
     def _add_terms(self, index: int, out: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ is not a whole vector is refused when it is opened.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -110,16 +110,21 @@ class Vector:
             return Scan({name: scan_tensor(self.pieces(name))[0] for name in self.shapes}, [])
 
 
-def extract(grpo: Checkpoint, sft: Checkpoint, out: Path, compact: bool = False) -> Path:
+def extract(
+    grpo: Checkpoint, sft: Checkpoint, out: Path, compact: bool = False, allowed: Collection[str] = ()
+) -> Path:
     """Writes v = θ_GRPO − θ_SFT in fp32 to `out`/vector.safetensors and returns that path.
 
     The same donors give the same bytes. Rows of padding that only one donor has are left out, and noted.
+
+    Args:
+        allowed: keys of config.json in which the donors may differ.
 
     Raises:
         UserError: if the donors do not fit each other, with a line for each problem; if v is 0 or not finite; if
             `out` holds something else.
     """
-    found = compatibility.compare_donors(sft, grpo)
+    found = compatibility.compare_donors(sft, grpo, allowed)
     found.refuse()
     ours, theirs = compatibility.shapes(grpo, donors_head=True), compatibility.shapes(sft, donors_head=True)
     shapes = {

@@ -12,6 +12,7 @@ from pipeline.analysis.comparisons import (
 )
 from pipeline.analysis.published import context, published
 from pipeline.analysis.results import MARKS, Results, Row
+from pipeline.analysis.vectors import rounding_notes
 from pipeline.report.facts import cell_facts, estimate_facts
 from pipeline.report.numbers import DASH, interval, percent, plus_minus, star
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
@@ -196,4 +197,4 @@ def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> li
     if table.has(Kind.published):
         letters = "; ".join(f"{letter} = {source}" for letter, source in published().sources.items())
         notes.append(f"paper: as published, in points against Baseline. {letters}.")
-    return notes + context(table.name)
+    return notes + rounding_notes(results) + context(table.name)
