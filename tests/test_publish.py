@@ -36,7 +36,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         right = {"baseline": [True, False] * 20, "vector": [True, True, True, False] * 10}
         if cell.condition.name in right:
             samples = synthetic.samples(right[cell.condition.name])
-            for i, sample in enumerate(samples):  # in words: prompts that differ in numbers alone are one template
+            for i, sample in enumerate(
+                samples
+            ):  # in words: prompts that differ in numbers alone are one template
                 sample["prompt"] = f"What is {chr(97 + i // 10)}{chr(97 + i % 10)}?"
             synthetic.write_cell(results, cell.inputs, samples)
     return results
