@@ -52,6 +52,8 @@ class BenchmarkEntry:
     chance: float  # score of guessing, 0 to 1
     limit: int | None  # documents of each subtask that are asked; None is all
     generated: bool = False  # written by a generator, from templates
+    form_of: str | None = None  # the benchmark that it asks in another form
+    cannot_think: str | None = None  # why the prompt condition `think` cannot act; None where it can
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ConditionEntry:
     start: str  # target, base, sft or grpo
     terms: tuple[TermEntry, ...]
     prompt: str
-    role: str  # main, control or sweep
+    role: str  # main, control, sweep or again
     origin_label: str = ""  # of that condition of the configuration
 
     @property
@@ -212,7 +214,7 @@ def _check(manifest: Manifest) -> None:
         if benchmark.cluster not in (None, "subtask", "source_doc") or not 0 <= benchmark.chance < 1:
             raise ValueError(f"{name}: cluster {benchmark.cluster!r:.60}, chance {benchmark.chance:g}")
     for name, condition in manifest.conditions.items():
-        if condition.role not in ("main", "control", "sweep"):
+        if condition.role not in ("main", "control", "sweep", "again"):
             raise ValueError(f"{name}: role {condition.role!r:.60}")
         if condition.start not in ("target", "base", "sft", "grpo"):
             raise ValueError(f"{name}: start {condition.start!r:.60}")

@@ -52,6 +52,7 @@ class Inputs(TypedDict, total=False):
     rows: dict[str, str | None]
     perturbation: dict[str, Any] | None
     decoding: str | dict[str, Any]  # "greedy", or how answers were sampled
+    arrangement: dict[str, int | None]  # of the documents, where they were asked again in another
     engine: dict[str, Any]
     versions: dict[str, str]
 
@@ -87,6 +88,14 @@ class Source(TypedDict):
     merge_into: NotRequired[str]  # it is an adapter, in this checkpoint of the family
 
 
+class GpuSource(TypedDict):
+    """The GPU that answers were computed on; of a tensor-parallel group every model that is in it."""
+
+    model: str
+    driver: str | None
+    cuda: str | None  # of torch; None where it is built for another platform
+
+
 def _moment(text: str) -> str:
     datetime.fromisoformat(text)
     return text
@@ -113,6 +122,7 @@ class Provenance(TypedDict):
     git: str | None
     chat_template_sha: NotRequired[str | None]
     sandbox: NotRequired[str | None]
+    gpu: NotRequired[GpuSource]
 
 
 class Answer(TypedDict):

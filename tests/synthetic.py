@@ -128,6 +128,8 @@ def write_run(
                     "prompt": entry.prompt,
                     **inputs,
                 }
+                if entry.role == "again":
+                    identity["arrangement"] = {"order": 1, "at_once": 128}
                 key = write_cell(results, identity, samples(right, info.cluster, entry.prompt))
                 cells.append(PlannedCell(of_family, name, of_benchmark, key))
     manifest = Manifest(experiment, dict(families), dict(benchmarks), dict(conditions), tuple(cells))

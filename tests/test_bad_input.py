@@ -185,6 +185,41 @@ given("no tasks", "nothing to run", "tasks=[]")
 given("no families", "nothing to run", "families=[]")
 given("an unknown size", "families: '7b' is unknown; known: micro", "families=[7b]")
 given("an unknown stage", "Invalid value 'extrakt'", "stages=[extrakt]")
+given("a row asked again that does not say how", "role=again goes with order", "conditions.vector.role=again")
+given("another order of a row that is not asked again", "found one of them", "conditions.vector.order=1")
+given(
+    "a seed of an order below zero",
+    "conditions.vector.order: expected a seed from 0",
+    "conditions.vector.role=again",
+    "conditions.vector.order=-1",
+)
+given(
+    "no documents at once",
+    "conditions.vector.at_once: expected a positive number, found 0",
+    "conditions.vector.role=again",
+    "conditions.vector.at_once=0",
+)
+given(
+    "a sweep that is asked again",
+    "one row is asked again, not several",
+    "conditions.alpha.role=again",
+    "conditions.alpha.order=1",
+)
+given(
+    "nothing but rows asked again of an exact engine",
+    "no answer moves with order or batch",
+    "conditions=[baseline_again]",
+)
+given("a form of itself", "found itself", "benchmarks.gsm8k.form_of=gsm8k")
+given(
+    "a reason that is empty", "cannot_think: expected text on one line", "benchmarks.gsm8k.cannot_think=' '"
+)
+given("no tokens", "answer_tokens: expected a positive number", "benchmarks.gsm8k.answer_tokens=0")
+given(
+    "a variant that keeps nothing",
+    "dataset.kept.renamed: expected a positive number, found 0",
+    "benchmarks.gsm8k.dataset.kept.renamed=0",
+)
 given("an unknown prompt", "'thnk' is unknown; did you mean 'think'?", "conditions.vector.prompt=thnk")
 given("an unknown kind of weights", "Invalid value 'vectr'", "conditions.vector.start=vectr")
 given("a vector without α", "nothing is added to the target", "conditions.vector.alpha=null")

@@ -41,7 +41,7 @@ def test_a_machine_that_runs_the_tests_can_run_micro_and_nothing_is_written(
     status, lines = run(capsys, tmp_path, "experiment=micro", "allow_unsandboxed=true")
     assert status == 0, lines
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
-    for what in ("Python", "packages", "GPU", "memory", "disk", "hub", "W&B", "sandbox", "folder"):
+    for what in ("Python", "packages", "GPU", "memory", "disk", "hub", "W&B", "sandbox", "folder", "work"):
         assert of(lines, what), what
     assert not (tmp_path / "results").exists() and not (tmp_path / "tables").exists()
 

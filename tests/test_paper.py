@@ -27,6 +27,7 @@ from tests.hub import Hub, environment, fill, write_repositories
 
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
 SFT = "open-thoughts/OpenThinker3-1.5B"
+SAMPLED = "benchmarks.gsm8k.temperature=0.6"
 TO_TRAIN = "family@families.qwen7b=qwen2.5-7b-trained"  # donors of the larger size that are yet to be trained
 
 
@@ -85,8 +86,8 @@ def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None
     assert sum(map(int, found.groups())) == 2 * (
-        8 * 14 + 10 * 8 + 9 * 8
-    )  # rows × tasks and the sweep, for two targets
+        8 * 14 + 8 + 10 * 8 + 9 * 8
+    )  # rows × tasks, Baseline again, noise and the sweep, for two targets
     assert not (root / "results" / "runs").exists()  # a plan writes nothing of a run
 
 
@@ -96,13 +97,13 @@ def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path
     ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
     assert ran.returncode == 0, ran.stderr
     (line,) = (line for line in ran.stdout.splitlines() if "left out" in line)
-    assert line.startswith("qwen7b: 24 of 27 conditions are left out") and "families.qwen7b.sft.id" in line
+    assert line.startswith("qwen7b: 24 of 28 conditions are left out") and "families.qwen7b.sft.id" in line
     assert f'make donors EXPERIMENT=qwen2.5-7b ARGS="out={tmp_path}/donors/qwen2.5-7b"' in line
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     assert found is not None
-    assert sum(map(int, found.groups())) == (8 * 14 + 10 * 8 + 9 * 8) + (
-        2 * 14 + 8
-    )  # Baseline, with Think, and α = 0
+    assert sum(map(int, found.groups())) == (8 * 14 + 8 + 10 * 8 + 9 * 8) + (
+        2 * 14 + 8 + 8
+    )  # Baseline, with Think, again, and α = 0
     assert "Qwen/Qwen2.5-7B " not in ran.stdout, "a base model that nothing needs is not downloaded"
 
 
@@ -125,13 +126,14 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
 @pytest.mark.parametrize(
     ("override", "cells"),
     [
-        ("families=[1.5b]", 8 * 14 + 10 * 8 + 9 * 8),
-        ("alpha=[-1,0,1]", 2 * (8 * 14 + 10 * 8 + 3 * 8)),
+        ("families=[1.5b]", 8 * 14 + 8 + 10 * 8 + 9 * 8),
+        ("alpha=[-1,0,1]", 2 * (8 * 14 + 8 + 10 * 8 + 3 * 8)),
         ("conditions=[baseline,alpha]", 2 * (1 * 14 + 9 * 8)),
         ("conditions=sweep", 2 * (1 * 8 + 9 * 8)),
         ("conditions=baseline", 2 * 14),
-        ("tasks=[gsm8k,sciq]", 2 * (8 * 6 + 10 * 2 + 9 * 2)),
-        ("benchmarks.gsm8k.variants=[]", 2 * (8 * 11 + 10 * 8 + 9 * 8)),
+        ("tasks=[gsm8k,sciq]", 2 * (8 * 6 + 2 + 10 * 2 + 9 * 2)),
+        ("benchmarks.gsm8k.variants=[]", 2 * (8 * 11 + 8 + 10 * 8 + 9 * 8)),
+        ("engine=gpu_exact", 2 * (8 * 14 + 10 * 8 + 9 * 8)),
     ],
 )
 def test_a_part_of_the_paper_is_one_override_away(override: str, cells: int, hub: Hub, root: Path) -> None:
@@ -162,7 +164,7 @@ def test_another_suite_takes_the_place_of_the_papers(
     found = re.search(r"(\d+) cells \((\d+) more share", ran.stdout)
     plain = [name for name in columns if "@" not in name]
     assert found is not None and sum(map(int, found.groups())) == 2 * (
-        8 * len(columns) + 10 * len(plain) + 9 * len(plain)
+        8 * len(columns) + (1 + 10 + 9) * len(plain)
     )
 
 
@@ -326,6 +328,36 @@ def test_the_estimate_is_documents_by_tokens_by_speed() -> None:
     text = estimated([*overrides, "families.micro.tokens_per_second=10"])
     assert "= 2 cells; 180 documents" in text
     assert f"{90 * 160 + 90 * 40:,} tokens" in text and "micro 0.5 h" in text
+    assert "gsm8k 90 × 160, sciq 90 × 40 scored" in text
+    text = estimated([*overrides, "benchmarks.gsm8k.answer_tokens=20", "benchmarks.gsm8k.samples=8", SAMPLED])
+    assert f"{90 * 8 * 20 + 90 * 40:,} tokens" in text
+    assert "180 documents to answer, 810 answers" in text and "gsm8k 90 × 8 answers × 20" in text
+
+
+def test_the_estimate_counts_what_a_variant_keeps_and_what_a_limit_leaves() -> None:
+    overrides = ["experiment=paper", "families=[1.5b]", "conditions=baseline", "tasks=[gsm8k,bbh]"]
+
+    def counted(*more: str) -> str:
+        (line,) = (line for line in estimated([*overrides, *more]).splitlines() if "a cell," in line)
+        return line
+
+    text = counted()
+    assert "gsm8k 1,319 × 250," in text and "gsm8k@larger_numbers 418 × 250," in text
+    assert "gsm8k@irrelevant_sentences 1,319 × 250," in text and "bbh 6,511 × 300," in text
+    text = counted("limit=500", "variant_limit=20")
+    assert "gsm8k 500 ×" in text and "gsm8k@larger_numbers 20 ×" in text
+    assert "bbh 6,511 ×" in text and "bbh@irrelevant_preamble 540 ×" in text, "a limit is of each subtask"
+    assert "gsm8k@larger_numbers 418 ×" in counted("limit=500")
+
+
+@pytest.mark.parametrize("experiment", ["paper", "authors", "pairs"])
+def test_a_limit_is_of_every_cell_of_every_experiment(experiment: str) -> None:
+    grid = make_grid(compose([f"experiment={experiment}", "limit=3"]))
+    assert {cell.benchmark.limit for cell in grid.cells} == {3}
+    text = estimated([f"experiment={experiment}", "limit=3"])
+    (line,) = (line for line in text.splitlines() if "a cell," in line)
+    counts = {int(part.split()[1]) for part in line.partition(": ")[2].split(", ")}
+    assert counts <= {3, 3 * 27}, line
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pipeline.config.compose import compose
 from pipeline.files import ROOT
 from pipeline.manifest import read_manifest, write_manifest
 from pipeline.plan import keys
+from pipeline.plan.grid import make_grid
 from pipeline.plan.keys import code_fingerprint
 from pipeline.plan.plan import Plan
 from pipeline.stages import prepare
@@ -111,6 +112,11 @@ SAME = {
         "benchmarks.gsm8k.published=X",
     ],
     "the stages": ["stages=[evaluate]"],
+    "what is said of a form": ["benchmarks.gsm8k.form_of=sciq", "benchmarks.gsm8k.cannot_think='Why.'"],
+    "further estimates for the plan": [
+        "benchmarks.gsm8k.answer_tokens=9",
+        "+benchmarks.gsm8k.dataset.kept.renamed=9",
+    ],
 }
 
 
@@ -274,6 +280,30 @@ def test_with_batches_that_move_answers_the_batch_size_changes_the_key(models: P
     assert key(plan(models, data, *invariant)) == key(
         plan(models, data, *invariant, "engine.max_num_seqs=16")
     )
+
+
+def test_a_row_asked_again_has_a_key_of_its_own_by_its_order_and_batches(models: Path, data: Path) -> None:
+    bf16 = "engine.dtype=bfloat16"
+    found = [
+        key(plan(models, data, bf16, *changes), "baseline_again")
+        for changes in (
+            (),
+            ("conditions.baseline_again.order=2",),
+            ("conditions.baseline_again.at_once=64",),
+            ("conditions.baseline_again.at_once=null",),
+        )
+    ]
+    assert len({*found, key(plan(models, data, bf16), "baseline")}) == 5
+
+
+@pytest.mark.parametrize(
+    "exact", [["engine.dtype=float32"], ["engine.dtype=bfloat16", "engine.batch_invariant=true"]]
+)
+def test_nothing_is_asked_again_where_no_answer_can_move(exact: list[str]) -> None:
+    for experiment in ("paper", "authors"):
+        names = {c.name for c in make_grid(compose([f"experiment={experiment}"])).conditions}
+        less = {c.name for c in make_grid(compose([f"experiment={experiment}", *exact])).conditions}
+        assert names - less == {"baseline_again"} and less < names
 
 
 @pytest.mark.parametrize(("part", "condition"), [("target", "baseline"), ("sft", "vector"), ("grpo", "grpo")])

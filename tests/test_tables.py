@@ -77,7 +77,7 @@ def test_rendering_again_gives_the_same_bytes(tmp_path: Path) -> None:
     first = fingerprints(written(read_results(read_manifest(path), tmp_path), tmp_path / "a"))
     scores._read.cache_clear()
     second = fingerprints(written(read_results(read_manifest(path), tmp_path), tmp_path / "b"))
-    names = ("main", "answers", "adversarial", "controls", "alpha_sweep", "geometry", "cost")
+    names = ("main", "metrics", "answers", "adversarial", "controls", "alpha_sweep", "geometry", "cost")
     assert set(first) == {f"{name}.{suffix}" for name in names for suffix in ("md", "tex", "csv")}
     assert first == second
 

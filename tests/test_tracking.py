@@ -127,6 +127,7 @@ def test_a_run_has_scores_tokens_throughput_and_samples_by_benchmark(config: Con
         assert 0 < history[f"{name}/score"] < 1 and history[f"{name}/n"] == 30
         tokens = history[f"{name}/generated_tokens"]
         assert tokens > 0 and history[f"{name}/tokens_per_second"] == tokens / history[f"{name}/seconds"]
+        assert history[f"{name}/metrics/exact_match,none"] == history[f"{name}/score"]
         samples = f"{name}/samples"
         assert (history[f"{samples}._type"], history[f"{samples}.nrows"]) == ("table-file", logger.SAMPLES)
 
@@ -170,6 +171,7 @@ def test_the_summary_has_the_curve_over_alpha_the_comparisons_and_the_tables(con
         history["score/micro/gsm8k/vector"] - history["score/micro/gsm8k/baseline"]
     )
     assert {"score/micro/gsm8k/random-s0", "robustness/micro/gsm8k@larger_numbers/vector"} <= history.keys()
+    assert history["share/micro/gsm8k/vector/cut"] == 0 == history["share/micro/gsm8k/vector/unreadable"]
     assert history["tables/main._type"] == "html-file" and history["alpha_sweep._type"] == "table-file"
 
 

@@ -40,7 +40,9 @@ class Claims:
     """All of paper_tables/claims.yaml."""
 
     rule: dict[str, dict[str, str]]  # what each outcome means, by the kind of comparison
-    notes: dict[str, str]  # how several comparisons make one outcome, and when a figure is compatible
+    notes: dict[
+        str, str
+    ]  # how several comparisons make one outcome, which form is judged, when a figure is compatible
     claims: tuple[Claim, ...]
 
 

@@ -9,7 +9,7 @@ from pipeline.analysis.holm import holm
 from pipeline.analysis.power import LEVEL
 from pipeline.analysis.repeats import mean_difference as over_repetitions
 from pipeline.analysis.repeats import mean_score
-from pipeline.analysis.results import Results, Row
+from pipeline.analysis.results import THINK, Results, Row
 from pipeline.analysis.scores import CellScores, average, common
 
 SIGNIFICANT = LEVEL
@@ -81,7 +81,7 @@ def against(rows: Iterable[Row], reference: Row) -> list[Contrast]:
 
 def control_rows(results: Results) -> list[Row]:
     """The controls, beside the rows that they are controls of."""
-    beside = [results.row("target"), results.row("vector", 1), results.row("vector", 1, "think")]
+    beside = [results.row("target"), results.row("vector", 1), results.row("vector", 1, THINK)]
     beside.append(results.row("vector", -1))
     names = {row.name for row in [*results.rows("control"), *beside] if row}
     return [row for row in results.rows("main", "control") if row.name in names]
@@ -96,7 +96,7 @@ def control_contrasts(results: Results) -> list[Contrast]:
         (vector, results.row("sft")),
         (vector, results.row("grpo")),
         (results.row("grpo"), results.row("sft")),
-        (results.row("vector", 1, "think"), results.row("target", 0, "think")),
+        (results.row("vector", 1, THINK), results.row("target", 0, THINK)),
     ]
     return [(new, reference) for new, reference in pairs if new and reference]
 

@@ -6,7 +6,7 @@
 A missing or damaged record becomes one line in `results.problems` and a hole, never a stop.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import BenchmarkEntry, ConditionEntry, FamilyEntry, Manifest, Place
 
 REFERENCE = "baseline"
+THINK = "think"  # the prompt condition of the paper
 FEW_UNITS = 10
 
 Found = TypeVar("Found")
@@ -47,6 +48,8 @@ MARKS = {
     "o": f"one answer to all: {ONE_ANSWER:.0%} of the answers or more are the same (of each subtask)",
     "c": f"fewer than {FEW_UNITS} independent units, so the interval is wide and a test can hardly find anything",
     "h": "the record's headline score is not the mean of its samples",
+    "n": '"Think step by step." cannot act in this form of the benchmark',
+    "g": "computed on another GPU than the cell that it is compared with",
 }
 
 
@@ -123,6 +126,14 @@ class Results:
         assert plain is not None, f"{variant} is not a variant"
         return plain
 
+    def forms(self) -> list[list[str]]:
+        """Benchmarks and variants, each with the other forms of it that the run has behind it."""
+        found: dict[str, list[str]] = {}
+        for name, entry in self.benchmarks.items():
+            first = entry.form_of if entry.form_of in self.benchmarks else None
+            found.setdefault(first or name, []).append(name)
+        return [sorted(names, key=lambda name: name != first) for first, names in found.items()]
+
     def label(self, benchmark: str, joint: str = ": ") -> str:
         """A benchmark's label; a variant's after that of its plain benchmark."""
         entry = self.benchmarks[benchmark]
@@ -173,6 +184,18 @@ class Results:
                 prompt,
             ):
                 return row
+        return None
+
+    def again(self, row: Row) -> Row | None:
+        """The row that asks another once more, in another order and other batches; None where the run has none."""
+        known = row.entry
+        for other in self.rows("again"):
+            if (other.entry.start, other.entry.terms, other.entry.prompt) == (
+                known.start,
+                known.terms,
+                known.prompt,
+            ):
+                return other
         return None
 
     def sweeps(self) -> list[Sweep]:
@@ -231,12 +254,25 @@ class Results:
         """Footnote marks (keys of MARKS) of a row's planned cells, in a fixed order."""
         marks = ""
         for place in (Place(family, name, benchmark) for name in row.members for benchmark in benchmarks):
-            marks += self.absent.get(place, "")
+            marks += self.absent.get(place, "") + "n" * self._thinks_in_vain(place)
             if (cell := self.cells.get(place)) is not None:
                 limited = self.benchmarks[place.benchmark].limit is not None
                 partial = len(cell.docs) < self._most_documents[family, place.benchmark]
                 marks += cell.flags + "l" * limited + "p" * partial
-        return in_order(marks)
+        return in_order(marks + self.gpu_marks(family, (row, self.reference), *benchmarks))
+
+    def gpu_marks(self, family: str, rows: Iterable[Row], *benchmarks: str) -> str:
+        """The mark of cells that are compared although they were computed on GPUs of several models."""
+        names = [name for row in rows for name in row.members]
+        cells = (self.cells.get(Place(family, name, of)) for name in names for of in benchmarks)
+        records = [cell.record for cell in cells if cell is not None and cell.record is not None]
+        models = {gpu["model"] for record in records if (gpu := record.provenance.get("gpu")) is not None}
+        return "g" * (len(models) > 1)
+
+    def _thinks_in_vain(self, place: Place) -> bool:
+        """Whether a cell is asked to think where that cannot act."""
+        is_asked = self.conditions[place.condition].prompt == THINK
+        return is_asked and self.benchmarks[place.benchmark].cannot_think is not None
 
     def header_marks(self, benchmark: str) -> str:
         """Marks of a whole column."""

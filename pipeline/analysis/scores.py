@@ -48,6 +48,9 @@ class CellScores:
     tokens: Floats
     traits: Traits | None = field(repr=False)  # None where options were scored
     record: Record | None  # None for an average
+    metrics: Mapping[str, Floats] = field(
+        default_factory=dict, repr=False
+    )  # the score under each that is kept
 
     @cached_property
     def design(self) -> Design:
@@ -92,6 +95,7 @@ class CellScores:
             score=self.score[kept],
             tokens=self.tokens[kept],
             traits=self.traits.subset(kept) if self.traits else None,
+            metrics={name: values[kept] for name, values in self.metrics.items()},
         )
 
     def on(self, docs: Sequence[Doc]) -> "CellScores":
@@ -145,6 +149,11 @@ def average(cells: Sequence[CellScores]) -> CellScores:
         tokens=np.mean([cell.tokens for cell in shared], axis=0),
         traits=trait.average(traits) if traits else None,
         record=None,
+        metrics={
+            name: np.mean([cell.metrics[name] for cell in shared], axis=0)
+            for name in shared[0].metrics
+            if all(name in cell.metrics for cell in shared)
+        },
     )
 
 
@@ -193,7 +202,14 @@ def _read(results: Path, key: str, stamp: tuple[int, ...]) -> CellScores | None:
         tokens=np.array([s["tokens"] for s in samples], dtype=float),
         traits=traits_of(samples, record.metrics["metric"]),
         record=record,
+        metrics=_metrics(samples),
     )
+
+
+def _metrics(samples: Sequence[Sample]) -> dict[str, Floats]:
+    """The score of each document (n,) under every metric that all of them have."""
+    names = [name for name in samples[0]["scores"] if all(name in s["scores"] for s in samples)]
+    return {name: np.array([s["scores"][name] for s in samples], dtype=float) for name in names}
 
 
 def _docs(samples: Sequence[Sample]) -> tuple[Doc, ...]:

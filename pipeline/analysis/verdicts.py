@@ -26,6 +26,14 @@ NEAR_CHANCE, ABOVE_CHANCE = (
 
 
 @dataclass(frozen=True)
+class OtherForm:
+    """The same comparison in another form of the benchmark: shown, not tested, and no part of the outcome."""
+
+    benchmark: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class Judged:
     """One comparison of a claim, with its outcome; differences are fractions."""
 
@@ -44,6 +52,7 @@ class Judged:
     score: Estimate | None  # of the condition itself
     is_ruined: bool  # whether hardly an answer is right any more
     marks: str
+    others: tuple[OtherForm, ...] = ()  # where the run has the benchmark in several forms
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,17 @@ def _judged(
         seeds=seeds_as_far(results, family, new, reference, claimed.benchmark),
         score=results.value(family, new, claimed.benchmark),
         is_ruined=is_ruined(results, family, new, claimed.benchmark),
-        marks=in_order("".join(both)),
+        marks=in_order("".join(both) + results.gpu_marks(family, rows, claimed.benchmark)),
+        others=_others(results, family, new, reference, claimed.benchmark),
     )
+
+
+def _others(results: Results, family: str, new: Row, reference: Row, benchmark: str) -> tuple[OtherForm, ...]:
+    forms = next(forms for forms in results.forms() if benchmark in forms)
+    found = {
+        other: results.difference(family, new, reference, other) for other in forms if other != benchmark
+    }
+    return tuple(OtherForm(other, difference) for other, difference in found.items() if difference)
 
 
 def seeds_as_far(results: Results, family: str, new: Row, control: Row, benchmark: str) -> Place | None:

@@ -3,8 +3,8 @@
     python -m pipeline doctor experiment=paper        (make doctor ARGS="experiment=paper")
 
 `ok`, `warning` (the run goes on, slower or with less) or `fail` (the run would stop). Looks at Python and packages, GPU,
-memory, disk, hub, W&B, sandbox and folders; starts no engine, downloads nothing, shows no key. Does not cover other
-nodes of a cluster.
+memory, disk, hub, W&B, sandbox and folders, and counts cells and documents; starts no engine, downloads nothing, shows no
+key. Does not cover other nodes of a cluster.
 """
 
 import importlib.metadata
@@ -32,6 +32,7 @@ from pipeline.config.schema import (
 from pipeline.errors import UserError
 from pipeline.files import ROOT
 from pipeline.plan import estimate
+from pipeline.plan.grid import make_grid
 
 ANSWER_WITHIN = 5.0  # seconds that a server has to answer
 ENGINE_GB = 4.0  # assumed: memory of an engine beside weights and cache
@@ -41,7 +42,7 @@ FP32_OVER_BF16 = 2.0  # checkpoints are stored in bf16; the CPU engine computes 
 def check(config: Config, report: Callable[[str], None]) -> int:
     """Report every finding on a line of its own; 1 if something would stop the run, else 0."""
     failed = False
-    for look in (python, packages, gpu, memory, disk, hub, wandb, sandbox, folders):
+    for look in (python, packages, gpu, memory, disk, hub, wandb, sandbox, folders, work):
         for finding in look(config):
             report(f"{finding.level:<8} {finding.what}: {finding.text}")
             failed |= finding.level == "fail"
@@ -113,6 +114,16 @@ def disk(config: Config) -> Iterator[Finding]:
         free = shutil.disk_usage(_existing(Path(folder))).free / 1e9
         text = f"{free:.1f} GB free for the {what}, about {needed:.1f} GB needed"
         yield _enough(free, needed, "fail", "disk", text, "free space, or put it on another disk")
+
+
+def work(config: Config) -> Iterator[Finding]:
+    """How much the run has to answer; rows that wait for donors are named."""
+    if Stage.evaluate not in config.stages:
+        return
+    grid = make_grid(config)
+    yield Finding("ok", "work", estimate.work(grid))
+    for line in grid.left_out:
+        yield Finding("warning", "work", line)
 
 
 def _enough(

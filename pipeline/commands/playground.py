@@ -57,7 +57,7 @@ def show(config: Config, options: Mapping[str, str]) -> str:
 def _offered(config: Config, family: str) -> list[str]:
     """The rows that a family can have, without the sweep: the slider has its place."""
     grid = make_rows(changed(config, chosen=replace(config.chosen, families=[family])))
-    return [row.condition.name for row in grid.rows if row.condition.role is not Role.sweep]
+    return [row.condition.name for row in grid.rows if row.condition.role not in (Role.sweep, Role.again)]
 
 
 def _tell(line: str) -> None:

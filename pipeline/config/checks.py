@@ -58,7 +58,9 @@ def check(config: Config) -> None:
                 raise UserError(
                     f"families.{name}.allow_config_differences: expected keys of config.json, found '{key}'"
                 )
+    _check_forms(config)
     for name, condition in config.conditions.items():
+        _check_asked_again(f"conditions.{name}", condition)
         check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
     for key in ("address", "workers"):
@@ -194,14 +196,14 @@ def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
             raise UserError(
                 f"{where}.benchmarks: '{name}' is unknown{nearest(name, list(config.benchmarks))}"
             )
-    if not c.terms and c.alpha is None:
+    if not c.terms and c.alpha is None and c.role is not Role.again:
         same = [
             n
             for n, o in config.conditions.items()
             if (o.start, o.prompt) == (c.start, c.prompt)
             and not o.terms
             and o.alpha is None
-            and o.role is not Role.sweep
+            and o.role not in (Role.sweep, Role.again)
         ]
         if len(same) > 1:
             raise UserError(
@@ -223,6 +225,39 @@ def _check_part(where: str, part: PartConfig) -> None:
             )
     if part.seed < 0:
         raise UserError(f"{where}.seed: expected a whole number from 0, found {part.seed}")
+
+
+def _check_forms(config: Config) -> None:
+    """A form is of another benchmark, and a reason stands in a footnote."""
+    for name, b in config.benchmarks.items():
+        if b.form_of == name:
+            raise UserError(
+                f"benchmarks.{name}.form_of: expected the benchmark that it asks in another form, found itself; set it"
+                " to null"
+            )
+        if b.cannot_think is not None and not (b.cannot_think.strip() and b.cannot_think.isprintable()):
+            raise UserError(
+                f"benchmarks.{name}.cannot_think: expected text on one line, found {b.cannot_think!r:.60}"
+            )
+
+
+def _check_asked_again(where: str, c: ConditionConfig) -> None:
+    """What asks a row again says how, and the row is there."""
+    again = c.role is Role.again
+    if again != (c.order is not None or c.at_once is not None):
+        found = "neither" if again else "one of them"
+        raise UserError(
+            f"{where}.role={c.role.value}: role=again goes with order (a seed) or at_once (documents), and they go with no"
+            f" other role; found {found}; set role and one of them, or none of the three"
+        )
+    if c.order is not None and not 0 <= c.order < 2**63:
+        raise UserError(f"{where}.order: expected a seed from 0 to 2^63 − 1, found {c.order}")
+    if c.at_once is not None and not 1 <= c.at_once < 2**31:
+        raise UserError(f"{where}.at_once: expected a positive number, found {c.at_once}")
+    if again and (c.seeds is not None or isinstance(c.alpha, list | tuple)):
+        raise UserError(
+            f"{where}.role=again: one row is asked again, not several; give it one alpha and no seeds"
+        )
 
 
 def _check_numbers(config: Config) -> None:
@@ -249,6 +284,9 @@ def _check_numbers(config: Config) -> None:
         counts[f"benchmarks.{name}.num_fewshot"] = (b.num_fewshot, 0, 10_000)
         counts[f"benchmarks.{name}.samples"] = (b.samples, 1, 2**16)
         counts[f"benchmarks.{name}.dataset.documents"] = (b.dataset.documents, 1, 2**31)
+        counts[f"benchmarks.{name}.answer_tokens"] = (b.answer_tokens, 1, 2**24)
+        for variant, kept in b.dataset.kept.items():
+            counts[f"benchmarks.{name}.dataset.kept.{variant}"] = (kept, 1, 2**31)
         if not 0 <= b.chance < 1:
             raise UserError(f"benchmarks.{name}.chance: expected a score from 0 to below 1, found {b.chance}")
     for where, (value, least, most) in counts.items():

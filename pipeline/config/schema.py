@@ -80,6 +80,7 @@ class Role(Enum):
     main = "main"
     control = "control"
     sweep = "sweep"
+    again = "again"  # a row asked once more: what it moves is noise
 
 
 class Tracking(Enum):
@@ -178,6 +179,7 @@ class DatasetConfig(Frozen):
     json_field: str | None = None  # where the rows are, if a file is not a plain list of rows
     split: str = "test"  # the split whose documents are asked
     documents: int | None = None  # estimate for the plan: how many that split has, over all subtasks
+    kept: dict[str, int] = field(default_factory=dict)  # likewise: how many of them a variant keeps
     source_field: str | None = None  # documents that agree in it were made from one and are not independent
 
 
@@ -200,8 +202,11 @@ class BenchmarkConfig(Frozen):
     top_p: float = 1.0  # share of the probability that is sampled from, from the likeliest token down
     chance: float = 0.0  # score of guessing
     published: str | None = None  # the name under which the paper reports it
+    form_of: str | None = None  # the benchmark that it asks in another form
+    cannot_think: str | None = None  # why the prompt condition `think` cannot act; null where it can
     variants: list[str] = field(default_factory=list)  # perturbations to evaluate besides the plain documents
     limit: int | None = None  # first documents of each subtask; null is all
+    answer_tokens: int | None = None  # estimate for the plan: mean length of a written answer
     runs_code: bool = False  # answers are programs: the sandbox must work before the engine starts
 
 
@@ -258,6 +263,8 @@ class ConditionConfig(Frozen):
     role: Role = Role.main
     variants: bool = True  # also on the perturbed documents
     benchmarks: list[str] | None = None  # on these alone; null is all
+    order: int | None = None  # of role again: the seed of another order of the documents
+    at_once: int | None = None  # of role again: documents that are asked at a time, at most
 
     def alphas(self) -> list[float]:
         """The α of the short form, ascending; empty where there is none."""
@@ -303,6 +310,11 @@ class EngineConfig(Frozen):
     batch_invariant: bool = False  # VLLM_BATCH_INVARIANT=1: answers do not move with the batch (GPU)
     seed: int = 0
     swap: Swap = Swap.in_place  # restart: for a machine on which weights cannot be changed in place
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no answer moves with what else is in its batch."""
+        return self.dtype == "float32" or self.batch_invariant
 
 
 @dataclass

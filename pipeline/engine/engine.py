@@ -9,10 +9,12 @@ of one architecture: the target with any α, the random controls, and the donors
 A swap is certified, or refused (`SteeringError`): every live parameter equals the files', and the prefix cache is empty.
 """
 
+import contextlib
 import multiprocessing
 import os
 import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pipeline.config.schema import Device, EngineConfig, Swap
-from pipeline.engine import output
+from pipeline.engine import gpus, output
+from pipeline.engine.arrangement import Arrangement
 from pipeline.engine.environment import check_device, prepare_environment
 from pipeline.errors import UserError
+from pipeline.records import GpuSource
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.threads import CORES
@@ -107,10 +111,34 @@ class Engine:
             self._restart(target, terms)
         else:
             self._swap(target, terms, wide)
+        self._forget_prompts()
+
+    def arrange(self, arrangement: Arrangement) -> None:
+        """Ask in this order and these batches from now on, and nothing from the cache of the last ones.
+
+        Raises:
+            SteeringError: if the prefix cache cannot be emptied.
+        """
+        if arrangement != self.lm.arrangement:
+            self._forget_prompts()
+            self.lm.arrangement = arrangement
+
+    def _forget_prompts(self) -> None:
         if not self.lm.model.reset_prefix_cache():
-            raise SteeringError(
-                "the prefix cache could not be emptied after a swap; no request may be running"
-            )
+            raise SteeringError("the prefix cache could not be emptied; no request may be running")
+
+    def gpu(self) -> GpuSource | None:
+        """The GPU that it computes on, as its workers and the driver name it; None on a CPU."""
+        if self.config.device is Device.cpu:
+            return None
+        told = [tuple(found) for found in self.lm.model.collective_rpc("gpu") if found is not None]
+        if not told:
+            return None
+        driver = None
+        with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
+            driver = gpus.query()[0].driver
+        models = " and ".join(dict.fromkeys(model for model, _ in told))
+        return GpuSource(model=models, driver=driver, cuda=told[0][1])
 
     def set_chat_template(self, checkpoint: Path) -> None:
         """Have prompts go through the chat template of another checkpoint than the model that it was started on."""

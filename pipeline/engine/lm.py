@@ -13,6 +13,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.vllm_causallms import VLLM
 
+from pipeline.engine.arrangement import Arrangement
 from pipeline.errors import UserError
 
 
@@ -37,6 +38,7 @@ class SteeredLM(VLLM):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seed = int(kwargs.get("seed", 0))
+        self.arrangement = Arrangement()
         self.reset()
 
     def reset(self) -> None:
@@ -68,7 +70,7 @@ class SteeredLM(VLLM):
         auto = self.batch_size
         self.batch_size = 0  # "auto" would ask vLLM for a progress bar, which divides by zero
         try:
-            outputs = super()._model_generate(requests, generate, sampling_params)
+            outputs = self._arranged(requests, generate, sampling_params)
         finally:
             self.batch_size = auto
         self.requests += len(outputs)
@@ -81,6 +83,16 @@ class SteeredLM(VLLM):
                     len(output.prompt_token_ids), len(answer.token_ids), answer.finish_reason or "stop"
                 )
         return outputs
+
+    def _arranged(self, requests: Any, generate: bool, sampling_params: Any) -> list[Any]:
+        """The outputs in the order of the requests, which are asked in the order and the batches of `arrangement`."""
+        found: dict[int, Any] = {}
+        for batch in self.arrangement.batches(len(requests)):
+            asked = [requests[i] for i in batch]
+            listed = isinstance(sampling_params, list)
+            params = [sampling_params[i] for i in batch] if listed else sampling_params
+            found |= zip(batch, super()._model_generate(asked, generate, params), strict=True)
+        return [found[i] for i in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         requests = seeded(requests, self.seed)

@@ -96,6 +96,11 @@ class SteeringExtension:
         self._pack_tied_head(model)
         return certificate.differences()
 
+    def gpu(self) -> tuple[str, str | None] | None:
+        """The model of the GPU that this worker computes on, and the CUDA of its torch; None on a CPU."""
+        device = self.model_runner.device
+        return (torch.cuda.get_device_name(device), torch.version.cuda) if device.type == "cuda" else None
+
     @staticmethod
     def _pack_tied_head(model: Any) -> None:
         """vLLM's CPU build packs the head's matrix apart; reloading refreshes a tied embedding but not that copy."""

@@ -36,8 +36,7 @@ def check_answers(
         AnswersMoved: if more answers differ than may.
     """
     moved = [a["doc_id"] for b, a in zip(before, after, strict=False) if not _is_same(b, a)]
-    exact = engine.dtype == "float32" or engine.batch_invariant
-    if len(moved) > (0 if exact else len(after) // 2):
+    if len(moved) > (0 if engine.is_exact else len(after) // 2):
         shown = ", ".join(map(str, moved[:5])) + (", …" if len(moved) > 5 else "")
         raise AnswersMoved(
             f"steered back to the weights of {name}, the engine answers {len(moved)} of {len(after)} documents differently"

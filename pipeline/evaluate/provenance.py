@@ -18,7 +18,7 @@ from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.files import ROOT, sha256
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Cell
-from pipeline.records import Provenance, Source
+from pipeline.records import GpuSource, Provenance, Source
 
 
 def chat_template_sha(tokenizer: Any) -> str:
@@ -26,12 +26,15 @@ def chat_template_sha(tokenizer: Any) -> str:
     return sha256(tokenizer.chat_template.encode())
 
 
-def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_sha: str | None) -> Provenance:
+def provenance_of(
+    config: Config, cell: Cell, started: datetime, chat_template_sha: str | None, gpu: GpuSource | None = None
+) -> Provenance:
     """The provenance of a cell that is being computed.
 
     Args:
         started: when its first document was asked.
         chat_template_sha: of the template that was applied; None where there was none.
+        gpu: that the engine computes on; None on a CPU.
     """
     allowed = list(cell.family.config.allow_config_differences)
     made: Provenance = {
@@ -49,7 +52,11 @@ def provenance_of(config: Config, cell: Cell, started: datetime, chat_template_s
         "command": without_secrets("python -m pipeline " + shlex.join(sys.argv[1:])),
         "git": _git_commit(),
     }
-    return made | {"allow_config_differences": allowed} if allowed else made
+    if gpu is not None:
+        made["gpu"] = gpu
+    if allowed:
+        made["allow_config_differences"] = allowed
+    return made
 
 
 def _origin(source: CheckpointConfig, commit: str | None) -> Source:

@@ -14,6 +14,7 @@ from typing import Any
 
 from evals import sandbox
 from pipeline.config.schema import PromptConfig
+from pipeline.engine.arrangement import Arrangement
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate.again import DOCUMENTS, check_answers
@@ -24,7 +25,7 @@ from pipeline.evaluate.tasks import load_task, manager_of
 from pipeline.plan.family import Family
 from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
 from pipeline.plan.plan import Cell, Plan
-from pipeline.records import Cost, Metrics, Sample, is_done, read_record, write_record
+from pipeline.records import Cost, GpuSource, Metrics, Sample, is_done, read_record, write_record
 
 DEATHS_PER_CELL = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
 
@@ -92,6 +93,7 @@ class Runner:
         self.engine: Engine | None = None
         self.architecture = ""  # of the engine
         self.loaded = ""  # the weights that it holds; nothing until a swap is certified
+        self.gpu: GpuSource | None = None  # that it computes on
         self.computed: list[Cell] = []  # by the engine that runs, since it was last asked again
         self.swaps = 0  # since the first of them
 
@@ -186,7 +188,7 @@ class Runner:
         metrics = summarise(samples, cell.benchmark.config.metric)
         chat = takes_chat_template(cell.family.config, cell.condition.start)
         template = chat_template_sha(engine.lm.tokenizer) if chat else None
-        provenance = provenance_of(self.plan.config, cell, started, template)
+        provenance = provenance_of(self.plan.config, cell, started, template, self.gpu)
         write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
         self.computed.append(cell)
         return metrics
@@ -200,7 +202,7 @@ class Runner:
             self.engine = Engine(family.engine(self.plan.config.engine), family.target.path)
             if family.config.template is not None:
                 self.engine.set_chat_template(family.template_source.path)
-            self.architecture, self.loaded = family.architecture, ""
+            self.architecture, self.loaded, self.gpu = family.architecture, "", self.engine.gpu()
             self.computed, self.swaps = [], 0
         return self.engine
 
@@ -217,6 +219,7 @@ class Runner:
         """Ask every document of a cell's benchmark, or at most so many of its first subtask."""
         from lm_eval.evaluator import evaluate as lm_evaluate
 
+        engine.arrange(Arrangement(cell.condition.order, cell.condition.at_once))
         engine.lm.reset()  # each answer's length is looked up by its place among those to its document
         prompt = self.plan.config.prompts[cell.condition.prompt]
         tasks, limit = self._tasks(cell.benchmark, prompt), cell.benchmark.limit

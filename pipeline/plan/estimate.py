@@ -3,8 +3,9 @@
     print(describe(config, make_grid(config), pinned(config)))
 
 Sizes of checkpoints are asked of the hub, or come from `size_gb` in conf/family where it does not answer. GPU hours are
-answers × tokens ÷ tokens per second for each cell; the tokens are assumed here, the speed in conf/family, and the line
-says so. Documents and the answers of a cell are counted from conf/benchmark; shared cells count once.
+answers × tokens ÷ tokens per second for each cell; the tokens are assumed in conf/benchmark (or here), the speed in
+conf/family, and the lines say so. Documents, those that a variant keeps, and the answers of a cell are counted from
+conf/benchmark; shared cells count once.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from pipeline.plan.grid import Benchmark, Grid, asked_of, make_grid
 from pipeline.plan.revisions import pinned
 from pipeline.weights.checkpoint import downloaded
 
-ANSWER_TOKENS = 300  # assumed mean length of a generated answer
+ANSWER_TOKENS = 300  # assumed mean length of a written answer, where conf/benchmark has none
 SCORED_TOKENS = 40  # a scored document: four options of about 100 tokens, read ten times as fast as written
 UNANSWERED = "the hub does not answer"
 FP32_OVER_BF16 = 2  # a vector has at most four bytes an entry, a checkpoint two
@@ -55,26 +56,41 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
     cells = {name: _cells(grid, name) for name in grid.families}
-    every = [benchmark for of_family in cells.values() for benchmark in of_family]
-    lines = [
-        f"{config.name}: {len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.benchmarks)} benchmarks ="
-        f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
-    ]
-    if any(benchmark.config.samples > 1 for benchmark in every):
-        lines[0] += f", {sum(map(_answers, every)):,} answers"
+    lines = [f"{config.name}: {work(grid)}", _each_cell(cells)]
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
-    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not _documents(benchmark)})
-    if uncounted:
-        lines[0] += (
-            f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
-        )
     lines.append(_disk(config, grid, sources))
     if config.engine.device is Device.gpu:
         lines.append(_gpu_hours(config, cells))
         if config.engine.dtype == "float32":
             lines.append(_float32(config, sources))
     return "\n".join(lines)
+
+
+def work(grid: Grid) -> str:
+    """How many cells, documents and answers a grid has; what conf/benchmark does not count is named."""
+    every = [benchmark for family in grid.families for benchmark in _cells(grid, family)]
+    text = (
+        f"{len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.benchmarks)} benchmarks ="
+        f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
+    )
+    if any(benchmark.config.samples > 1 for benchmark in every):
+        text += f", {sum(map(_answers, every)):,} answers"
+    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not _documents(benchmark)})
+    if uncounted:
+        text += f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
+    return text
+
+
+def _each_cell(cells: Mapping[str, list[Benchmark]]) -> str:
+    """Documents, samples and assumed tokens of one cell by benchmark; families with less room count by themselves."""
+    said: dict[str, None] = {}
+    for benchmark in (benchmark for listed in cells.values() for benchmark in listed):
+        documents = f"{_documents(benchmark):,}" if _documents(benchmark) else "?"
+        samples = f" × {benchmark.config.samples} answers" if benchmark.config.samples > 1 else ""
+        scored = " scored" if _is_scored(benchmark.config) else ""
+        said[f"{benchmark.name} {documents}{samples} × {_tokens(benchmark.config):,}{scored}"] = None
+    return f"  a cell, documents × tokens (assumed): {', '.join(said)}"
 
 
 def disk_needed(config: Config) -> tuple[float, float]:
@@ -186,28 +202,45 @@ def _cells(grid: Grid, family: str) -> list[Benchmark]:
     own = [cell for cell in grid.cells if cell.family == family]
     return list(
         {
-            (c.condition.start, c.condition.added(), c.condition.prompt, c.benchmark.name): asked_of(
-                grid.families[family], c.benchmark
-            )
+            (
+                c.condition.start,
+                c.condition.added(),
+                c.condition.prompt,
+                c.condition.order,
+                c.condition.at_once,
+                c.benchmark.name,
+            ): asked_of(grid.families[family], c.benchmark)
             for c in own
         }.values()
     )
 
 
 def _documents(benchmark: Benchmark) -> int:
-    """How many documents a cell asks; 0 where conf/benchmark does not say how many there are."""
+    """How many documents a cell asks; 0 where conf/benchmark does not say how many there are.
+
+    A variant has those that it can change soundly, where conf/benchmark says how many, and else as many as are plain.
+    """
+    dataset = benchmark.config.dataset
     limit = benchmark.limit * len(benchmark.subtasks) if benchmark.limit else None
-    return min((n for n in (benchmark.config.dataset.documents, limit) if n is not None), default=0)
+    kept = None
+    if benchmark.perturbation is not None and dataset.documents is not None:
+        kept = dataset.kept.get(benchmark.perturbation)
+    return min((n for n in (dataset.documents, kept, limit) if n is not None), default=0)
 
 
 def _answers(benchmark: Benchmark) -> int:
     return _documents(benchmark) * benchmark.config.samples
 
 
+def _is_scored(benchmark: BenchmarkConfig) -> bool:
+    return benchmark.metric.startswith("acc")
+
+
 def _tokens(benchmark: BenchmarkConfig) -> int:
-    if benchmark.metric.startswith("acc"):
+    if _is_scored(benchmark):
         return SCORED_TOKENS
-    return min(ANSWER_TOKENS, benchmark.max_gen_toks or ANSWER_TOKENS)
+    tokens = benchmark.answer_tokens or ANSWER_TOKENS
+    return min(tokens, benchmark.max_gen_toks or tokens)
 
 
 def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
@@ -230,8 +263,7 @@ def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
     unknown = [name for name, speed in speeds.items() if not speed]
     each = ", ".join(f"{speed:,.0f} for {name}" for name, speed in speeds.items() if speed)
     return (
-        f"  GPU: {', '.join(hours) or 'unknown'} on one card: an estimate, {sum(tokens.values()):,} tokens ({ANSWER_TOKENS} an"
-        f" answer and {SCORED_TOKENS} a scored document, assumed) ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
+        f"  GPU: {', '.join(hours) or 'unknown'} on one card: an estimate, {sum(tokens.values()):,} tokens ÷ tokens/s ({each or 'unknown'}; assumed in conf/family)"
         + (f"; set tokens_per_second of {', '.join(unknown)}" if unknown else "")
     )
 

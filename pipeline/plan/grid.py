@@ -58,6 +58,8 @@ class Condition:
     role: Role
     variants: bool  # also on the perturbed documents
     benchmarks: tuple[str, ...] | None = None  # on these alone
+    order: int | None = None  # the seed of another order of the documents
+    at_once: int | None = None  # documents that are asked at a time, at most
 
     def added(self) -> tuple[VectorTerm, ...]:
         """The terms that change something: at α = 0 it is the checkpoint, bit for bit."""
@@ -119,6 +121,8 @@ class Benchmark:
             chance=self.config.chance,
             limit=self.limit,
             generated=self.generated,
+            form_of=self.config.form_of if perturbed is None else None,
+            cannot_think=self.config.cannot_think,
         )
 
 
@@ -222,8 +226,22 @@ def _possible(
 
 
 def rows(config: Config) -> tuple[Condition, ...]:
-    """The rows of the grid: each chosen condition, once for each α and each seed."""
-    return tuple(row for name, given in config.chosen_conditions().items() for row in _rows(name, given))
+    """The rows of the grid: each chosen condition, once for each α and each seed.
+
+    Nothing is asked again of an exact engine, whose answers move with neither order nor batch.
+
+    Raises:
+        UserError: if that is all that was chosen.
+    """
+    chosen = config.chosen_conditions()
+    asked = {n: c for n, c in chosen.items() if c.role is not Role.again or not config.engine.is_exact}
+    if chosen and not asked:
+        why = "float32" if config.engine.dtype == "float32" else "a batch invariant engine"
+        raise UserError(
+            f"conditions: {', '.join(chosen)}: in {why} no answer moves with order or batch, so nothing is asked again; add"
+            " another condition, or engine.dtype=bfloat16"
+        )
+    return tuple(row for name, given in asked.items() for row in _rows(name, given))
 
 
 def _rows(name: str, given: ConditionConfig) -> list[Condition]:
@@ -260,6 +278,8 @@ def _row(
         role=given.role,
         variants=given.variants,
         benchmarks=None if given.benchmarks is None else tuple(given.benchmarks),
+        order=given.order,
+        at_once=given.at_once,
     )
 
 

@@ -58,7 +58,7 @@ def inputs_of(
         "decoding": _decoding(b, config.engine.seed),
         "engine": _numerics(config),
         "versions": versions(),
-    }
+    } | _arrangement(condition)
 
 
 def _chat(family: Family, applied: bool) -> dict[str, Any]:
@@ -84,6 +84,13 @@ def _weights(
     weights |= added[0] if len(added) == 1 else {"terms": added} if added else {}
     weights |= {"sum": dtype} if added and dtype is not None else {}
     return weights | ({"noise": NOISE_VERSION} if any(term.seed is not None for term in terms) else {})
+
+
+def _arrangement(condition: Condition) -> dict[str, Any]:
+    """Another order of the documents, and how many are asked at a time, where a row is asked again."""
+    if condition.order is None and condition.at_once is None:
+        return {}
+    return {"arrangement": {"order": condition.order, "at_once": condition.at_once}}
 
 
 def _decoding(b: BenchmarkConfig, seed: int) -> str | dict[str, Any]:

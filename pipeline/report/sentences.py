@@ -7,7 +7,7 @@ from pipeline.analysis.behaviour import SAME, STEPS, Decomposition
 from pipeline.analysis.estimate import Difference
 from pipeline.analysis.findings import Findings, Gain, Persisting, find
 from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, NOTICEABLE, PERSISTS
-from pipeline.analysis.results import Results, Row
+from pipeline.analysis.results import THINK, Results, Row
 from pipeline.analysis.verdicts import Judged, Verdict
 from pipeline.report.numbers import interval, percent, signed
 
@@ -31,9 +31,29 @@ def verdict_reason(results: Results, verdict: Verdict) -> str:
     """What was found in each comparison that a verdict rests on, and which of them the run does not have."""
     is_list = len(verdict.comparisons) > 1
     found = [_reason(results, judged, is_list) for judged in verdict.comparisons]
+    found += form_notes(results, verdict)
     if verdict.missing:
         found.append(f"not in this run: {', '.join(verdict.missing)}")
     return "; ".join(found)
+
+
+def form_notes(results: Results, verdict: Verdict) -> list[str]:
+    """Which form of a benchmark a verdict uses where the run has several, why, and what the others show."""
+    notes = []
+    for judged in verdict.comparisons:
+        if not judged.others:
+            continue
+        label, reason = results.label(judged.benchmark), results.benchmarks[judged.benchmark].cannot_think
+        is_asked = (
+            judged.condition in results.conditions and results.conditions[judged.condition].prompt == THINK
+        )
+        others = ", ".join(f"{results.label(o.benchmark)} {interval(o.difference)}" for o in judged.others)
+        notes.append(
+            f"judged on {label}, the form that others run and the claim names"
+            + (f", where thinking cannot act ({reason})" if is_asked and reason else "")
+            + f"; beside it, not tested: {others}"
+        )
+    return notes
 
 
 def p_text(p: float) -> str:

@@ -25,6 +25,7 @@ class Kind(Enum):
     difference = auto()  # of the values above it to the reference
     published = auto()  # what the paper reports for the line above
     detectable = auto()  # the smallest difference that such documents show
+    again = auto()  # the line above asked once more: what order and batch alone move
     spread = auto()  # the range of the line above over its seeds
 
 

@@ -3,7 +3,8 @@
     python -m pipeline dashboard experiment=paper                  create it, or put it in the place of the last one
     python -m pipeline dashboard experiment=paper dry_run=true     print what would be sent; needs no network
 
-Sections: accuracy against α by benchmark and target, ours beside published, robustness, controls, figures. Every panel
+Sections: accuracy against α by benchmark and target, ours beside published, robustness, controls, every metric, unreadable
+and cut answers, figures. Every panel
 reads the summary run (names: `tracking.sweep` and `tracking.comparisons`), so it needs records and their manifest, and
 the stage 'track' before it shows anything. Needs the package wandb-workspaces (extra `dashboard`).
 """
@@ -23,8 +24,10 @@ from pipeline.manifest import manifest_path, read_manifest
 from pipeline.tracking import server
 from pipeline.tracking.summary import (
     GAIN,
+    METRIC,
     ROBUSTNESS,
     SCORE,
+    SHARE,
     comparisons,
     curve_name,
     figures,
@@ -144,6 +147,8 @@ def sections(config: Config, results: Results) -> "Iterator[Section]":
         "Ours beside published (points against Baseline)": bars(GAIN, results.plain(), "points"),
         "Robustness (perturbed minus plain documents)": bars(ROBUSTNESS, results.variants(), "points"),
         "Controls": bars(SCORE, results.plain(), "accuracy (%)"),
+        "Every metric": bars(METRIC, list(results.benchmarks), "score (%)"),
+        "Unreadable and cut answers": bars(SHARE, list(results.benchmarks), "share of answers (%)"),
         "Figures": [MediaBrowser(title="Figures", media_keys=pictures)] if pictures else [],
     }
     for title, found in panels.items():

@@ -1,6 +1,6 @@
 """Writes runs to W&B's offline files.
 
-A condition's run has its metrics as `<benchmark>/<metric>`, and where its weights are made with a vector, that vector as
+A condition's run has its numbers as `<benchmark>/<name>`, every metric as `<benchmark>/metrics/<metric>`, and where its weights are made with a vector, that vector as
 an artifact that refers to the file, with its geometry. Scores are fractions there; the summary's are in per cent.
 """
 
@@ -134,6 +134,7 @@ class Logger:
             facts = {k: v for k, v in record.metrics.items() if k in METRICS and v is not None}
             facts |= {k: v for k, v in record.cost.items() if k in COSTS}
             data |= {f"{name}/{k}": v for k, v in facts.items()}
+            data |= {f"{name}/metrics/{metric}": value for metric, value in record.metrics["values"].items()}
             seconds = record.cost["seconds"]
             data[f"{name}/tokens_per_second"] = record.cost["generated_tokens"] / seconds if seconds else 0.0
             rows: list[Any] = [

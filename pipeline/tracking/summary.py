@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.analysis.behaviour import behaviour
+from pipeline.analysis.metrics import measured
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import Results, Row, Sweep
 from pipeline.config.schema import Config
 
 SCORE, GAIN, ROBUSTNESS = "score", "gain", "robustness"  # kinds of comparisons
+METRIC, SHARE = "metric", "share"
 OURS, PUBLISHED = "ours", "published"
+UNREADABLE, CUT = "unreadable", "cut"
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Comparison:
     score/<family>/<benchmark>/<condition>                 mean score of the paper's rows and of the controls
     gain/<family>/<benchmark>/<condition>/ours|published   against Baseline, where the paper reports it
     robustness/<family>/<variant>/<condition>              perturbed minus plain documents
+    metric/<family>/<benchmark>/<condition>/<metric>       every metric, where a benchmark keeps several
+    share/<family>/<benchmark>/<condition>/unreadable|cut  of written answers
     """
 
     kind: str
@@ -40,7 +46,7 @@ def comparisons(results: Results) -> list[Comparison]:
     return [
         comparison
         for family in results.families
-        for row in results.rows("main", "control")
+        for row in results.rows("main", "control", "again")
         for comparison in _of_row(results, family, row)
     ]
 
@@ -55,6 +61,13 @@ def _of_row(results: Results, family: str, row: Row) -> Iterator[Comparison]:
                     place = (GAIN, family, benchmark, row.name)
                     yield Comparison(*place, 100 * ours.value, OURS)
                     yield Comparison(*place, figure.difference, PUBLISHED)
+    for benchmark in results.benchmarks:
+        found = measured(results, family, row, benchmark)
+        for one in found if len(found) > 1 else []:
+            yield Comparison(METRIC, family, benchmark, row.name, 100 * one.value.value, one.metric)
+        if (written := behaviour(results, family, row, benchmark)) is not None:
+            yield Comparison(SHARE, family, benchmark, row.name, 100 * written.unreadable.value, UNREADABLE)
+            yield Comparison(SHARE, family, benchmark, row.name, 100 * written.cut.value, CUT)
     for variant in results.variants():
         if (robustness := results.robustness(family, row, variant)) is not None:
             yield Comparison(ROBUSTNESS, family, variant, row.name, 100 * robustness.drop.value)

@@ -16,7 +16,7 @@ from pipeline.report.formats import row_id
 from pipeline.report.gains import Gains
 from pipeline.report.numbers import DASH, count, interval, signed
 from pipeline.report.page.samples import link
-from pipeline.report.sentences import p_text, remarks
+from pipeline.report.sentences import form_notes, p_text, remarks
 from pipeline.report.table import Kind, Table
 
 _GOOD = (judging.AGREES, judging.LARGER, judging.FOUND, "persists")
@@ -70,6 +70,7 @@ class Claim:
     statement: str
     sentence: str
     leaves_open: str
+    forms: str  # which form of a benchmark is judged, where the run has several
     missing: str
     comparisons: list[Comparison]
 
@@ -138,6 +139,7 @@ def _claim(results: Results, verdict: Verdict, tables: Sequence[Table]) -> Claim
         statement=verdict.statement,
         sentence=verdict.sentence,
         leaves_open=verdict.leaves_open,
+        forms="; ".join(form_notes(results, verdict)),
         missing=", ".join(verdict.missing),
         comparisons=[_comparison(results, verdict.family, judged, tables) for judged in verdict.comparisons],
     )

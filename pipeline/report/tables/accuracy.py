@@ -10,11 +10,12 @@ from pipeline.analysis.comparisons import (
     mean_value,
     repeated_families,
 )
+from pipeline.analysis.noise_floor import asked_again
 from pipeline.analysis.published import context, published
 from pipeline.analysis.results import MARKS, Results, Row
 from pipeline.analysis.vectors import rounding_notes
 from pipeline.report.facts import cell_facts, estimate_facts
-from pipeline.report.numbers import DASH, interval, percent, plus_minus, star
+from pipeline.report.numbers import DASH, interval, percent, plus_minus, signed, star
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 
 OVER_FAMILIES = "Means over families: families and documents are both samples, and the interval holds the variation of both."
@@ -26,6 +27,11 @@ _TESTS = (
 _DETECTABLE = (
     "detectable: the smallest true difference that this test, at the first step of Holm's correction, finds with 80 %"
     " power in such documents; a dash where they have too few independent units to show any."
+)
+_AGAIN = (
+    "asked again: the line above with its documents in another order and in other batches, so with the same weights and"
+    " prompts: the difference in points, and how many documents got another score. It is what the engine's arithmetic alone"
+    " moves (docs/repeatability.md); it is not tested."
 )
 
 
@@ -56,6 +62,35 @@ def difference_text(compared: Compared | None) -> Text:
 
 def difference_line(entries: Sequence[Text]) -> Line:
     return Line(Kind.difference, "Δ", entries)
+
+
+def again_lines(results: Results, family: str, row: Row, benchmarks: Sequence[str]) -> list[Line]:
+    """What moved where a row was asked again: points, and documents with another score; no line where it was not."""
+    found = [asked_again(results, family, row, benchmark) for benchmark in benchmarks]
+    if not any(found):
+        return []
+    entries = [
+        Text(
+            f"{signed(moved.difference.value)} ({moved.changed} of {moved.difference.n})",
+            results.gpu_marks(family, (moved.again, row), moved.benchmark),
+        )
+        if moved
+        else Text(DASH)
+        for moved in found
+    ]
+    return [Line(Kind.again, "asked again", entries)]
+
+
+def again_facts(results: Results, family: str, row: Row, benchmarks: Iterable[str]) -> list[Facts]:
+    """Lines of the CSV on a row that was asked again: its difference to itself, which is not tested."""
+    facts = []
+    for benchmark in benchmarks:
+        if (moved := asked_again(results, family, row, benchmark)) is not None:
+            named = cell_facts(results, family, moved.again, benchmark, None)
+            named |= estimate_facts(moved.difference, "difference_")
+            named |= {"gained": moved.difference.gained, "lost": moved.difference.lost}
+            facts.append(named | {"reference": row.name, "otherwise_read": moved.otherwise_read})
+    return facts
 
 
 class Accuracies:
@@ -144,9 +179,15 @@ def contrast_label(contrast: Contrast) -> str:
     return f"{new.label} against {reference.label}"
 
 
-def mark_notes(table: Table) -> list[str]:
-    """What each footnote mark of a table means."""
-    return [f"{mark}: {MARKS[mark]}." for mark in table.marks() if mark in MARKS]
+def mark_notes(results: Results, table: Table) -> list[str]:
+    """What each footnote mark of a table means; where a prompt cannot act, why not."""
+    notes = [f"{mark}: {MARKS[mark]}" for mark in table.marks() if mark in MARKS]
+    reasons = "; ".join(
+        f"{results.label(benchmark)}: {entry.cannot_think}"
+        for benchmark, entry in results.benchmarks.items()
+        if entry.cannot_think is not None and entry.variant_of is None
+    )
+    return [f"{note} ({reasons})." if note.startswith("n: ") else f"{note}." for note in notes]
 
 
 def unit_notes(results: Results, benchmarks: Iterable[str]) -> list[str]:
@@ -183,7 +224,7 @@ def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> li
     Args:
         pairings: the comparisons of the table.
     """
-    notes = mark_notes(table)
+    notes = mark_notes(results, table)
     tested = list(pairings)
     if tested:
         notes.append(
@@ -194,6 +235,8 @@ def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> li
         notes += unit_notes(results, dict.fromkeys(pairing.benchmark for pairing in tested))
     if table.has(Kind.detectable):
         notes.append(_DETECTABLE)
+    if table.has(Kind.again):
+        notes.append(_AGAIN)
     if table.has(Kind.published):
         letters = "; ".join(f"{letter} = {source}" for letter, source in published().sources.items())
         notes.append(f"paper: as published, in points against Baseline. {letters}.")

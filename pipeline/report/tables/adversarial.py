@@ -57,7 +57,7 @@ def table(results: Results) -> Table:
             " gain, the perturbed gain and the change of gain are zero. Other columns are not tested and carry no star."
         )
         made.notes += unit_notes(results, results.variants())
-    made.notes += mark_notes(made)
+    made.notes += mark_notes(results, made)
     made.notes += context(made.name)
     return made
 

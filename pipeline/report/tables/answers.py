@@ -56,7 +56,7 @@ def table(results: Results) -> Table:
         made.notes.append("No benchmark of this run has written answers.")
         return made
     made.notes += [_EXPLAINED, _PARTS]
-    made.notes += mark_notes(made)
+    made.notes += mark_notes(results, made)
     return made
 
 

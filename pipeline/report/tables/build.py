@@ -18,10 +18,11 @@ from pipeline.report.tables import (
     cost,
     geometry,
     main,
+    metrics,
     pairs,
 )
 
-FIRST = (main, answers, adversarial, controls, alpha_sweep)  # of every run
+FIRST = (main, metrics, answers, adversarial, controls, alpha_sweep)  # of every run
 OF_SOME = (pairs, authors)  # of runs with several donor pairs, or with the authors' families
 LAST = (geometry, cost)
 

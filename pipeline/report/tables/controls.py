@@ -35,7 +35,9 @@ def table(results: Results) -> Table:
         for contrast in contrasts:
             label, old = contrast_label(contrast), contrast[1].name
             differences = accuracies.differences(family, *contrast)
-            lines.append(Line(Kind.value, label, [difference_text(found) for found in differences]))
+            marks = [results.gpu_marks(family, contrast, benchmark) for benchmark in benchmarks]
+            shown = [Text(difference_text(d).text, m) for d, m in zip(differences, marks, strict=True)]
+            lines.append(Line(Kind.value, label, shown))
             facts = accuracies.facts(family, *contrast)
             made.data += [fact | {"label": label, "reference": old} for fact in facts]
         if lines:

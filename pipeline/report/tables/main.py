@@ -6,7 +6,13 @@ from pipeline.analysis.results import REFERENCE, Results, Row
 from pipeline.report.facts import published_facts
 from pipeline.report.numbers import DASH, percent, signed
 from pipeline.report.table import Block, Kind, Line, Table, Text
-from pipeline.report.tables.accuracy import Accuracies, footnotes, header
+from pipeline.report.tables.accuracy import (
+    Accuracies,
+    again_facts,
+    again_lines,
+    footnotes,
+    header,
+)
 
 
 def table(results: Results) -> Table:
@@ -23,9 +29,11 @@ def table(results: Results) -> Table:
         lines = []
         for row in rows:
             lines += accuracies.lines(family, row, reference)
+            lines += again_lines(results, family, row, benchmarks)
             lines += _published(results, family, row, benchmarks, numbered)
             for facts, benchmark in zip(accuracies.facts(family, row, reference), benchmarks, strict=True):
                 made.data.append(facts | published_facts(results, family, row, benchmark))
+            made.data += again_facts(results, family, row, benchmarks)
         if vector:
             lines += _detectable(vector, accuracies.differences(family, vector, reference))
         made.blocks.append(Block(entry.label, lines))
