@@ -217,8 +217,8 @@ given(
 given("no tokens", "answer_tokens: expected a positive number", "benchmarks.gsm8k.answer_tokens=0")
 given(
     "a variant that keeps nothing",
-    "dataset.kept.renamed: expected a positive number, found 0",
-    "benchmarks.gsm8k.dataset.kept.renamed=0",
+    "dataset.kept.larger_numbers: expected a positive number, found 0",
+    "benchmarks.gsm8k.dataset.kept.larger_numbers=0",
 )
 given("an unknown prompt", "'thnk' is unknown; did you mean 'think'?", "conditions.vector.prompt=thnk")
 given("an unknown kind of weights", "Invalid value 'vectr'", "conditions.vector.start=vectr")

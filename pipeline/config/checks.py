@@ -243,6 +243,10 @@ def _check_forms(config: Config) -> None:
 
 def _check_asked_again(where: str, c: ConditionConfig) -> None:
     """What asks a row again says how, and the row is there."""
+    if c.order is not None and not 0 <= c.order < 2**63:
+        raise UserError(f"{where}.order: expected a seed from 0 to 2^63 − 1, found {c.order}")
+    if c.at_once is not None and not 1 <= c.at_once < 2**31:
+        raise UserError(f"{where}.at_once: expected a positive number, found {c.at_once}")
     again = c.role is Role.again
     if again != (c.order is not None or c.at_once is not None):
         found = "neither" if again else "one of them"
@@ -250,10 +254,6 @@ def _check_asked_again(where: str, c: ConditionConfig) -> None:
             f"{where}.role={c.role.value}: role=again goes with order (a seed) or at_once (documents), and they go with no"
             f" other role; found {found}; set role and one of them, or none of the three"
         )
-    if c.order is not None and not 0 <= c.order < 2**63:
-        raise UserError(f"{where}.order: expected a seed from 0 to 2^63 − 1, found {c.order}")
-    if c.at_once is not None and not 1 <= c.at_once < 2**31:
-        raise UserError(f"{where}.at_once: expected a positive number, found {c.at_once}")
     if again and (c.seeds is not None or isinstance(c.alpha, list | tuple)):
         raise UserError(
             f"{where}.role=again: one row is asked again, not several; give it one alpha and no seeds"
