@@ -43,6 +43,7 @@ def test_the_panels_show_what_a_reader_of_the_paper_looks_for(
         "Ours beside published",
         "Robustness",
         "Controls",
+        "Unreadable and cut answers",
         "Figures",
     ]
     (curve,) = panels["Accuracy against α"]

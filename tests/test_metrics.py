@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.analysis.metrics import measured, metrics_of
 from pipeline.analysis.noise_floor import noise_floor
 from pipeline.analysis.results import Results, read_results
 from pipeline.analysis.verdicts import verdicts
+from pipeline.config.schema import Device, EngineConfig
 from pipeline.engine.arrangement import Arrangement
 from pipeline.manifest import BenchmarkEntry, Manifest, PlannedCell
 from pipeline.records import read_record, write_record
@@ -232,3 +234,66 @@ def test_an_arrangement_asks_everything_once(requests: int, at_once: int | None,
         assert len(batches) > 1 and max(map(len, batches)) <= at_once
     if requests == 300:
         assert (flat == sorted(flat)) == (order is None)
+
+
+class Output:
+    """What vLLM gives for a request, as far as is read."""
+
+    def __init__(self, prompt: list[int]) -> None:
+        self.prompt_token_ids = prompt
+
+
+def test_requests_are_asked_as_arranged_and_answered_in_their_own_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pipeline.engine import engine, lm
+
+    calls: list[list[int]] = []
+    emptied: list[bool] = []
+
+    def asked(self: Any, requests: Any, generate: bool = False, sampling_params: Any = None) -> list[Output]:
+        calls.append([prompt[0] for prompt in requests])
+        return [Output(prompt) for prompt in requests]
+
+    def empty() -> bool:
+        emptied.append(True)
+        return True
+
+    monkeypatch.setattr(lm.VLLM, "_model_generate", asked)
+    model = object.__new__(lm.SteeredLM)
+    model.batch_size, model.arrangement, model.model = (
+        "auto",
+        Arrangement(),
+        SimpleNamespace(reset_prefix_cache=empty),
+    )
+    model.reset()
+    live = object.__new__(engine.Engine)
+    live.lm = model
+    live.arrange(Arrangement())
+    assert not emptied, "nothing is lost where nothing changes"
+    plain = model._model_generate([[i] for i in range(20)])
+    assert calls == [list(range(20))]
+    live.arrange(Arrangement(order=1, at_once=7))
+    arranged = model._model_generate([[i] for i in range(20)])
+    assert [len(call) for call in calls[1:]] == [7, 7, 6] and emptied == [True]
+    assert sum(calls[1:], []) != list(range(20))
+    assert [o.prompt_token_ids for o in arranged] == [o.prompt_token_ids for o in plain]
+    live.arrange(Arrangement())
+    assert len(emptied) == 2 and model.requests == 40
+
+
+def test_the_gpu_is_named_by_its_workers_and_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.engine import engine
+
+    told: list[Any] = [("NVIDIA H200", "13.0"), ("NVIDIA H200", "13.0")]
+    live = object.__new__(engine.Engine)
+    live.config = EngineConfig(device=Device.gpu)
+    live.lm = SimpleNamespace(model=SimpleNamespace(collective_rpc=lambda name: told))  # type: ignore[assignment]
+    card = engine.gpus.Gpu("NVIDIA H200", (9, 0), 141.0, 140.0, "580.95.05")
+    monkeypatch.setattr(engine.gpus, "query", lambda: [card])
+    assert live.gpu() == {"model": "NVIDIA H200", "driver": "580.95.05", "cuda": "13.0"}
+    told[1] = ("NVIDIA A100", "13.0")
+    monkeypatch.setattr(engine.gpus, "query", lambda: [])
+    assert live.gpu() == {"model": "NVIDIA H200 and NVIDIA A100", "driver": None, "cuda": "13.0"}
+    live.config = EngineConfig()
+    assert live.gpu() is None

@@ -12,8 +12,8 @@ from pipeline.report.tables.accuracy import difference_line, mark_notes
 
 _EXPLAINED = (
     "Every metric on the same answers, in per cent; in the title of a block the one that is the benchmark's score elsewhere."
-    " Δ: difference to Baseline under that metric in points, paired by document, with its 95 % interval. acc is the"
-    " likelihood of the options, where nothing is written; another form of the benchmark stands in the same block."
+    " Δ: difference to Baseline under that metric in points, paired by document, with its 95 % interval."
+    " Other forms of a benchmark stand in its block; under acc options are scored by likelihood and nothing is written."
     " Unreadable: nothing is extracted. Cut: the token limit is hit. The scores are tested in the other tables; nothing in"
     " this one is, so nothing carries a star."
 )
