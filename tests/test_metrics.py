@@ -16,6 +16,7 @@ from pipeline.config.schema import Device, EngineConfig
 from pipeline.engine.arrangement import Arrangement
 from pipeline.manifest import BenchmarkEntry, Manifest, PlannedCell
 from pipeline.records import read_record, write_record
+from pipeline.report import terminal
 from pipeline.report.sentences import verdict_reason
 from pipeline.report.tables import controls, main, metrics
 from pipeline.report.tables.build import build
@@ -196,6 +197,7 @@ def test_what_order_and_batch_move_stands_under_baseline_and_is_not_tested(tmp_p
     table = main.table(results)
     lines = {line.label: line.entries[0].text for line in table.lines()}
     assert lines["asked again"] == "−1.0 (4 of 200)"
+    assert "asked again  −1.0 (4 of 200)" in terminal.summary(results)
     assert any(note.startswith("asked again: ") for note in table.notes)
     assert any("over 1 comparisons" in note for note in table.notes), "what is asked again is not tested"
     (row,) = (row for row in table.data if row["condition"] == "baseline_again")

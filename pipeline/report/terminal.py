@@ -14,7 +14,7 @@ from pipeline.report.formats import as_text
 from pipeline.report.numbers import DASH, plus_minus, signed, star
 from pipeline.report.sentences import verdict_reason, what_was_found
 from pipeline.report.table import Kind, Line, Text
-from pipeline.report.tables.accuracy import header, value_text
+from pipeline.report.tables.accuracy import again_lines, header, value_text
 
 
 def summary(results: Results) -> str:
@@ -33,6 +33,7 @@ def summary(results: Results) -> str:
                 change = f"{signed(found.difference.value):>6}{star(found)}" if found else ""
                 entries.append(_beside(value.text, change, value.marks))
             lines.append(Line(Kind.value, row.label, entries))
+            lines += again_lines(results, family, row, benchmarks)
         heads = header(results, entry.label, benchmarks)
         used += "".join(text.marks for line in [heads, *(line.entries for line in lines)] for text in line)
         texts += [*as_text(heads, lines), ""]
