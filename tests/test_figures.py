@@ -315,4 +315,4 @@ def test_a_figure_without_data_is_not_drawn_and_an_older_one_goes(tmp_path: Path
 def test_a_run_without_records_draws_nothing_and_does_not_stop(tmp_path: Path) -> None:
     made = synthetic.write_run(tmp_path / "somewhere", documents=5)
     files = render(read_results(made, tmp_path), tmp_path / "out")
-    assert (files["figures"], len(files["tables"])) == ([], 21)
+    assert (files["figures"], len(files["tables"])) == ([], 24)
