@@ -177,19 +177,33 @@ def unit_notes(results: Results, benchmarks: Iterable[str]) -> list[str]:
     return notes
 
 
-def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> list[str]:
+def corrections(results: Results, compared: Mapping[Pairing, Compared]) -> str:
+    """Which comparisons on plain documents share a correction, in a table of these."""
+    sizes = {
+        is_claimed: " or ".join(
+            str(n) for n in sorted({one.tests for p, one in plain.items() if one.is_claimed == is_claimed})
+        )
+        for plain in [{p: one for p, one in compared.items() if p.benchmark in results.plain()}]
+        for is_claimed in (True, False)
+    }
+    claimed = f"the {sizes[True]} of a family that the claims of the abstract name"
+    texts = [claimed] * bool(sizes[True]) + [f"{sizes[False]} others"] * bool(sizes[False])
+    each = "; a comparison has the same p value wherever it is shown" if sizes[True] else ""
+    return f"Holm's correction over {', or over '.join(texts)}{each}"
+
+
+def footnotes(results: Results, table: Table, compared: Mapping[Pairing, Compared]) -> list[str]:
     """The footnotes that every table of accuracies shares.
 
     Args:
-        pairings: the comparisons of the table.
+        compared: the comparisons of the table.
     """
     notes = mark_notes(table)
-    tested = list(pairings)
+    tested = list(compared)
     if tested:
         notes.append(
             "±: half of the 95 % interval, in brackets where it is lopsided. Δ: difference to Baseline in percentage points, paired by document, with its"
-            f" 95 % interval. * p < 0.05 after Holm's correction over {len(tested)} comparisons: {_TESTS}"
-            " (docs/statistics.md)."
+            f" 95 % interval. * p < 0.05 after {corrections(results, compared)}. Tests: {_TESTS} (docs/statistics.md)."
         )
         notes += unit_notes(results, dict.fromkeys(pairing.benchmark for pairing in tested))
     if table.has(Kind.detectable):
