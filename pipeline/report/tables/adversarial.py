@@ -28,15 +28,15 @@ _TESTED = {
 _EXPLAINED = (
     "The variants are this repository's own, in groups by what is changed; the paper's sets are not published. "
     "Pairs: documents that could be changed soundly, each beside its original. "
-    "Plain: over the source documents of the perturbed ones. Drop: perturbed − plain. Gain: condition − "
-    "Baseline. Change of gain: the difference in differences. Left of the gain: gain on perturbed documents over the plain"
-    " gain in per cent, with Fieller's interval; – where the plain gain may be zero."
+    "Plain: on those originals. Drop: perturbed − plain. Gain: condition − Baseline. Change of gain: perturbed gain − plain"
+    " gain. Left of the gain: perturbed gain over plain gain in per cent, with Fieller's interval; – where the plain gain may"
+    " be zero."
 )
 _OUTCOMES = (
-    "Persists: yes, a gain that is not shown to be smaller and of which more than half is left; at least in part, as much"
-    " but less than half may be left; in part, a gain and smaller; no, smaller and no gain shown; reversed, a loss; floor, no"
-    " gain shown and Baseline less than 5 points above chance there; no gain or a loss, on the plain documents already; cannot"
-    " tell, neither a gain nor a change is shown."
+    "Persists: yes, a perturbed gain is shown, it is not shown to be smaller, and more than half is left; at least in part,"
+    " likewise, but less than half may be left; in part, a perturbed gain is shown and is smaller; no, the gain is smaller and"
+    " none is shown; reversed, a loss is shown; floor, no gain is shown and Baseline is less than 5 points above chance there;"
+    " no gain or a loss, on the originals already; cannot tell, neither a gain nor a change is shown."
 )
 
 

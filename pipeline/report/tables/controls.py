@@ -18,8 +18,8 @@ from pipeline.report.tables.accuracy import (
 )
 
 _SEEDS = (
-    "Random controls: the mean over seeds, as a sample of seeds; intervals hold the variation between seeds and that"
-    " between documents."
+    "Random controls: the mean over seeds, which are a sample; intervals cover the variation between seeds and between"
+    " documents."
 )
 
 

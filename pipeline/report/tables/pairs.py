@@ -12,10 +12,10 @@ from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 _HEADER = ("Pair", "+v (tested)", "−v", "v against noise", "Donors: RL against SFT", "Documents")
 _EFFECTS = ("loss", "noise", "donors")  # columns after the first
 _EXPLAINED = (
-    "In points, paired by document, with 95 % intervals. Mean: pairs and documents are both samples, so that its interval is"
-    " that of any such pair on any such documents. Spread: Q is the Wald statistic of the differences between pairs with their"
-    " whole covariance, because all pairs answer the same documents (Cochran's Q where they are independent); I², the share of"
-    " the spread that documents do not explain; τ, the standard deviation between pairs in points."
+    "In points, paired by document, with 95 % intervals. Mean: pairs and documents are both samples, so its interval is for"
+    " the mean over such pairs on such documents. Spread: Q is the Wald statistic of the differences between pairs with their"
+    " full covariance, because all pairs answer the same documents (Cochran's Q if they were independent); I² is the share of"
+    " the spread that documents do not explain; τ is the standard deviation between pairs in points."
 )
 
 
