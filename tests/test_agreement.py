@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.analysis.comparisons import Pairing
-from pipeline.analysis.comparisons import gains as tested
+from pipeline.analysis.comparisons import gains as all_gains
 from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, PERSISTS, SHOWN
 from pipeline.analysis.pairs import pairs
 from pipeline.analysis.results import Results, read_results
@@ -45,6 +45,10 @@ def made_up(folder: Path, seed: int) -> Results:
         entry = CONDITIONS[condition]
         if entry.role != "main" or entry.start != "target" or condition == "baseline":
             return 0.5
+        if condition == "vector" and seed % 2 == 0 and benchmark.startswith("gsm8k"):
+            return 0.5 + 0.25 * (
+                "@" not in benchmark or seed % 4 == 0
+            )  # a clear gain, lost on the variant or kept
         gain = rng.choice([-0.2, 0.0, 0.0, 0.06, 0.1, 0.15, 0.25])
         return skills.setdefault((condition, benchmark), 0.5 + gain)
 
@@ -86,7 +90,7 @@ def test_a_verdict_has_the_difference_and_the_p_value_of_the_tables(results: Res
 
 
 def test_what_persists_is_the_same_in_the_verdict_the_table_and_the_heat_map(results: Results) -> None:
-    rows, compared = by_place(adversarial.table(results)), tested(results)
+    rows, compared = by_place(adversarial.table(results)), all_gains(results)
     decided = 0
     for verdict in verdicts(results):
         for one in verdict.comparisons:
@@ -127,7 +131,7 @@ def test_the_heat_map_is_hatched_where_the_tables_have_no_star(results: Results)
 
 
 def test_the_sweep_and_the_pairs_repeat_what_is_tested_already(results: Results) -> None:
-    compared = tested(results)
+    compared = all_gains(results)
     sweep = [r for r in alpha_sweep.table(results).data if r["alpha"] in (-1.0, 1.0)]
     assert len(sweep) == 2 * len(results.plain()) * len(results.families)
     for row in sweep:
@@ -170,7 +174,7 @@ def test_the_sentences_say_what_the_verdicts_say(results: Results) -> None:
         verb = "raises" if one.difference.value > 0 else "lowers"
         assert (f"{verb} {label} by" in v) == (one.outcome in SHOWN)
         for outcome, clause in ((NO_EFFECT, "shows no effect on"), (CANNOT_TELL, "is inconclusive on")):
-            said = re.search(rf"{clause} (.*?)(, and is|$)", v)
+            said = re.search(rf"{clause} (.*?)(,? and is|$)", v)
             assert (said is not None and label in said[1]) == (one.outcome == outcome)
     raised = plain["one", "gsm8k"]
     assert raised.difference is not None
@@ -188,5 +192,5 @@ def test_the_walk_meets_every_kind_of_outcome(runs: list[Results]) -> None:
     found = {one.outcome for results in runs for verdict in verdicts(results) for one in verdict.comparisons}
     assert found >= {"found here too", "opposite", NO_EFFECT, CANNOT_TELL, "does not persist"}
     assert found & {"persists", "persists at least in part", "persists in part"}
-    stars = [one.is_significant for results in runs for one in tested(results).values()]
+    stars = [one.is_significant for results in runs for one in all_gains(results).values()]
     assert 0.1 < np.mean(stars) < 0.9
