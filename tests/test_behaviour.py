@@ -189,7 +189,7 @@ def test_many_gains_are_counted_together_in_one_short_sentence(tmp_path: Path) -
     lost = sum(g.difference.lost for g in raised)
     _, form = what_was_found(results)
     assert form.startswith(
-        f"Of the {gained} answers that became right in 6 raised comparisons, 0 are written in another form; among answers written"
+        f"Of the {gained} answers that became right in 6 raised comparisons, none is written in another form; among answers written"
         f" as before, {gained} became right and {lost} wrong; on perturbed documents the gain "
     )
     assert form.endswith("of 3 cases.")

@@ -178,8 +178,8 @@ def _summed(results: Results, findings: Findings, raised: Sequence[Gain]) -> str
         before = sum(one.answers.gained for one in found)
         lost = sum(one.answers.lost for one in found)
         texts.append(
-            f"of the {gained} answers that became right in {len(found)} raised comparisons, {gained - before} are written in"
-            f" another form; among answers written as before, {before} became right and {lost} wrong"
+            f"of the {gained} answers that became right in {len(found)} raised comparisons,"
+            f" {_in_another_form(gained - before)}; among answers written as before, {before} became right and {lost} wrong"
         )
     places = {(g.family, g.row.name, g.benchmark) for g in raised}
     words = Counter(
@@ -199,18 +199,20 @@ def _decomposed(name: str, found: Decomposition) -> str:
     """A gain in parts: what of it is newly written steps, and what is left among answers written as before."""
     same = found.part(SAME)
     new_form = found.total.gained - (same.difference.gained if same else 0)
-    how = (
-        f"{found.newly_stepped} have steps that they did not have before"
-        if found.newly_stepped == new_form
-        else f"{new_form} are written in another form, {found.newly_stepped} of them with new steps"
-        if found.newly_stepped
-        else f"{new_form} are written in another form"
-    )
+    how = _in_another_form(new_form)
+    if found.newly_stepped == new_form > 0:
+        how = f"{new_form} have steps that they did not have before"
+    elif found.newly_stepped:
+        how += f", {found.newly_stepped} of them with new steps"
     share = f"of the {found.total.gained} {name} answers that became right, {how}"
     if same is None:
         return share
     counts = f"{found.answers.gained} became right and {found.answers.lost} wrong"
     return f"{share}; among answers written as before, {counts} ({interval(found.answers)} points)"
+
+
+def _in_another_form(number: int) -> str:
+    return f"{number} are written in another form" if number else "none is written in another form"
 
 
 def _persisted(results: Results, name: str, found: Sequence[Persisting]) -> str:
