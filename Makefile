@@ -89,6 +89,7 @@ reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 authors: ## the authors' public triples, their numbers beside ours (needs a GPU): make authors ARGS="families=[qwen_gsm8k_1p5b]"
 	$(NEEDS_GPU)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
+	@$(BIN)/python -m pipeline doctor experiment=authors $(ARGS)
 	$(BIN)/python -m pipeline experiment=authors $(ARGS)
 
 SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)

@@ -264,7 +264,9 @@ from pipeline.engine.engine import Engine
 
 config = rv.compose(["experiment=micro", "results=results"])
 steered, steer = [], Engine.steer
-Engine.steer = lambda self, target, terms=(): (steered.append([t.alpha for t in terms]), steer(self, target, terms))
+Engine.steer = lambda self, target, terms=(), **how: (
+    steered.append([t.alpha for t in terms]), steer(self, target, terms, **how)
+)
 with rv.Session(config, alpha=[-1, 1], conditions=["vector_think"]) as model:
     plain, think = model.rows["asked=1.0"], model.rows["vector_think"]
     greedy = [model.ask_row(plain, HUGO)[0] for _ in range(2)]

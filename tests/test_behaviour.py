@@ -117,9 +117,19 @@ def test_the_report_finds_newly_written_steps_by_itself(tmp_path: Path) -> None:
     results = run(tmp_path, old, new)
     scores, form = what_was_found(results)
     assert scores.startswith("+Vector raises Arithmetic by 32.0 points [")
-    assert "30 of the 32 answers to Arithmetic that became right are newly written steps" in form
-    assert "among answers written as before 2 became right and 0 wrong" in form
+    assert form.startswith(
+        "Of the 32 Arithmetic answers that became right, 30 have steps that they did not have before;"
+    )
+    assert "among answers written as before, 2 became right and 0 wrong" in form
     assert terminal.verdict_lines(results)[:2] == [scores, form]
+
+
+def test_steps_that_are_left_out_are_never_called_new(tmp_path: Path) -> None:
+    old = written([STEPS_TEXT] * 100, [False] * 30 + [True] * 70)
+    new = written([BARE] * 30 + [STEPS_TEXT] * 70, [True] * 100)
+    _, form = what_was_found(run(tmp_path, old, new))
+    assert form.startswith("Of the 30 Arithmetic answers that became right, 30 are written in another form;")
+    assert "steps" not in form
 
 
 def test_the_table_of_answers_has_no_star_and_says_shares_in_per_cent(tmp_path: Path) -> None:
@@ -139,7 +149,7 @@ def test_without_a_gain_the_sentences_say_how_the_answers_change(tmp_path: Path)
     texts = [STEPS_TEXT] * 60
     right = [True] * 30 + [False] * 30
     scores, form = what_was_found(run(tmp_path, written(texts, right), written([BARE] * 60, right)))
-    assert scores == "+Vector shows no effect on Arithmetic."
+    assert scores == "+Vector is inconclusive on Arithmetic (0.0 [−6.0, +6.0])."
     assert "100.0 to 0.0 % with steps" in form
 
 
@@ -179,8 +189,8 @@ def test_many_gains_are_counted_together_in_one_short_sentence(tmp_path: Path) -
     lost = sum(g.difference.lost for g in raised)
     _, form = what_was_found(results)
     assert form.startswith(
-        f"Of the {gained} answers that became right in 6 raised comparisons 0 are in a new form; among answers written"
-        f" as before {gained} became right and {lost} wrong; on perturbed documents the gain "
+        f"Of the {gained} answers that became right in 6 raised comparisons, none is written in another form; among answers written"
+        f" as before, {gained} became right and {lost} wrong; on perturbed documents the gain "
     )
     assert form.endswith("of 3 cases.")
     assert len(form) < 400

@@ -325,7 +325,7 @@ def test_the_prompt_is_that_of_the_pinned_commit(
     tokenizer = prompts.load_tokenizer(str(model))
     monkeypatch.setattr(prompts, "load_tokenizer", lambda *what: asked.append(what) or tokenizer)
     assert "snarks 1?" in prompts.show(config, {"task": "bbh", "document": "4"})
-    assert asked == [("me/model", "0123abc")]
+    assert asked == [("me/model", "0123abc", None)]
 
 
 def test_the_prompt_is_shown_with_its_target_and_limits(model: Path, own: Path) -> None:

@@ -120,10 +120,11 @@ def test_make_donors_trains_a_recipe_with_what_it_is_given(recipe: str) -> None:
     assert (found.name, found.seed, found.sft.lr) == (recipe, 1, 1e-5)
 
 
-@pytest.mark.parametrize("target", ["reproduce", "sweep"])
+@pytest.mark.parametrize("target", ["reproduce", "authors", "sweep"])
 def test_a_long_run_asks_the_doctor_first_about_what_it_runs(target: str) -> None:
-    doctor, run = made(target, "ARGS=engine=cpu families=[7b]", "HELD=cpu")
+    doctor, run = made(target, "ARGS=engine=cpu limit=7", "HELD=cpu")
     assert doctor[0] == "doctor" and run[0] != "doctor"
     asked, started = composed(doctor), composed(run)
     assert isinstance(asked, Config) and isinstance(started, Config)
     assert asked.engine == started.engine and asked.families == started.families
+    assert asked.benchmarks == started.benchmarks

@@ -276,8 +276,9 @@ from pipeline.config.compose import compose
 from pipeline.donors import data
 from pipeline.donors.compose import compose_recipe
 from pipeline.donors.overlap import record_overlap
-some = "benchmarks.bbh.subtasks=[boolean_expressions,navigate]"
-data.compose = lambda overrides: compose([*overrides, some])
+forms = ("bbh", "bbh_plain", "bbh_zeroshot")
+some = [f"benchmarks.{form}.subtasks=[boolean_expressions,navigate]" for form in forms]
+data.compose = lambda overrides: compose([*overrides, *some])
 recipe = compose_recipe(["recipe=micro", "data.id=openai/gsm8k", f"data.revision={sys.argv[1]}"])
 examples, held_out = data.training_problems(recipe)
 record_overlap({"donors": examples}, held_out, Path(sys.argv[2]))

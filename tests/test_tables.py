@@ -12,12 +12,13 @@ import pytest
 
 from pipeline.analysis import paired, scores
 from pipeline.analysis.comparisons import gains
-from pipeline.analysis.design import design
+from pipeline.analysis.design import design, sample_of
 from pipeline.analysis.repeats import mean_difference
 from pipeline.analysis.results import Results, read_results
 from pipeline.manifest import (
     BenchmarkEntry,
     Manifest,
+    Place,
     PlannedCell,
     TermEntry,
     manifest_path,
@@ -25,7 +26,7 @@ from pipeline.manifest import (
 )
 from pipeline.records import cell_folder
 from pipeline.report import formats, terminal
-from pipeline.report.numbers import signed
+from pipeline.report.numbers import listed, signed
 from pipeline.report.table import Kind
 from pipeline.report.tables import adversarial, alpha_sweep, controls, cost, geometry, main
 from pipeline.report.tables.build import build
@@ -97,13 +98,20 @@ def test_difference_is_paired_by_document_whatever_the_order(tmp_path: Path) -> 
     assert "+20.0 [" in (tmp_path / "out" / "main.md").read_text()
 
 
-def test_every_table_has_the_stars_of_one_correction_over_all_gains(tmp_path: Path) -> None:
+def test_each_gain_is_corrected_in_one_set_and_every_table_shows_that(tmp_path: Path) -> None:
     results = evaluated(tmp_path)
     tested = gains(results)
     rows = results.rows("main", "control")
     assert len(tested) == (len(rows) - 1) * len(results.benchmarks)
-    smallest = min(tested.values(), key=lambda one: one.difference.p)
-    assert smallest.p_holm == pytest.approx(smallest.difference.p * len(tested))
+    perturbed = {p for p in tested if p.benchmark in results.variants() and p.new in synthetic.MAIN}
+    claimed = {p: one for p, one in tested.items() if one.is_claimed and p not in perturbed}
+    others = {p: one for p, one in tested.items() if not one.is_claimed and p not in perturbed}
+    assert len(claimed) == 7 and {one.tests for one in claimed.values()} == {9}  # and two against noise
+    assert {one.tests for one in others.values()} == {len(others)}
+    assert {(tested[p].is_claimed, tested[p].tests) for p in perturbed} == {(True, 3), (False, 9)}
+    for of_set in (claimed, others):
+        smallest = min(of_set.values(), key=lambda one: one.difference.p)
+        assert smallest.p_holm == pytest.approx(smallest.difference.p * smallest.tests)
     shown = {(r["condition"], r["benchmark"]): r["p_holm"] for r in main.table(results).data if r["p_holm"]}
     assert shown == {
         (p.new, p.benchmark): one.p_holm for p, one in tested.items() if (p.new, p.benchmark) in shown
@@ -536,3 +544,30 @@ def test_terminal_shows_each_condition_once(tmp_path: Path) -> None:
 
 
 # ---- two runs ----
+
+
+def test_subtasks_as_a_sample_are_said_apart(tmp_path: Path) -> None:
+    results = evaluated(tmp_path, documents=200)
+    made = main.table(results)
+    (note,) = (note for note in made.notes if "with its subtasks as a sample" in note)
+    assert note.startswith("BBH form") and "Baseline" in note and "+Vector" in note
+    rows = {(r["condition"], r["benchmark"]): r for r in made.data}
+    of_bbh, of_gsm8k = rows["vector", "bbh"], rows["vector", "gsm8k"]
+    assert of_gsm8k["subtasks_low"] is None and of_gsm8k["difference_subtasks_low"] is None
+    for prefix in ("", "difference_"):
+        low, value, high = (of_bbh[f"{prefix}{end}"] for end in ("subtasks_low", "value", "subtasks_high"))
+        assert isinstance(low, float) and isinstance(value, float) and isinstance(high, float)
+        assert low < value < high
+    cell = results.cells[Place("micro", "vector", "bbh")]
+    groups = sample_of([str(subtask) for subtask, _ in cell.sources])
+    assert of_bbh["subtasks_low"] == pytest.approx(100 * paired.score(cell.score, groups).low)
+
+
+def test_lists_read_as_a_sentence_has_them() -> None:
+    assert [listed(texts) for texts in ([], ["A"], ["A", "B"], ["A", "B", "C"])] == [
+        "",
+        "A",
+        "A and B",
+        "A, B and C",
+    ]
+    assert listed(["A", "B and C"]) == "A, and B and C"

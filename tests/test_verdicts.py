@@ -171,7 +171,7 @@ def test_no_effect_says_what_would_have_been_found_and_few_documents_how_many_ar
     tmp_path: Path,
 ) -> None:
     verdict, reason = gsm8k(tmp_path / "many", 4000, 0.5)
-    assert verdict.outcome == judging.NO_EFFECT and "points would have been found" in reason
+    assert verdict.outcome == judging.NO_EFFECT and "points would be found with 80 % power" in reason
     verdict, reason = gsm8k(tmp_path / "few", 20, 0.5)
     assert verdict.outcome == judging.CANNOT_TELL and "4.9 points need about" in reason
     assert gsm8k(tmp_path / "loss", 400, 0.3)[0].outcome == judging.OPPOSITE

@@ -70,6 +70,9 @@ class Decomposition:
     parts: tuple[Part, ...]  # of PARTS, those that some document is in
     form: Difference
     answers: Difference  # right answers among those that are written as before
+    newly_stepped: (
+        int  # of the documents that became right, how many are answered with steps and were not before
+    )
 
     def part(self, name: str) -> Part | None:
         return next((part for part in self.parts if part.name == name), None)
@@ -118,7 +121,11 @@ def decomposition(
     )
     same = kinds == PARTS.index(SAME)
     form, answers = _difference(pairs, changes * ~same), _difference(pairs, changes * same)
-    return Decomposition(family, row.name, reference.name, benchmark, total, parts, form, answers)
+    stepped = np.stack(
+        [_newly_stepped(new.traits, old.traits) for new, old in pairs if new.traits and old.traits]
+    )
+    newly = int(((changes.mean(axis=0) > 0) & (stepped.mean(axis=0) == 1)).sum())
+    return Decomposition(family, row.name, reference.name, benchmark, total, parts, form, answers, newly)
 
 
 def decompositions(results: Results) -> list[Decomposition]:
@@ -140,6 +147,11 @@ def _kinds(new: Traits, old: Traits) -> Floats:
     steps = np.nan_to_num(new.steps) != np.nan_to_num(old.steps)
     in_form = np.nan_to_num(new.in_form) != np.nan_to_num(old.in_form)
     return np.select([steps, new.readable != old.readable, in_form], [0, 1, 2], 3).astype(float)
+
+
+def _newly_stepped(new: Traits, old: Traits) -> Floats:
+    """1 where an answer has steps that it did not have before."""
+    return (np.nan_to_num(new.steps) > np.nan_to_num(old.steps)).astype(float)
 
 
 def _difference(pairs: Sequence[Pair], changes: Floats) -> Difference:

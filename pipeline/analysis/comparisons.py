@@ -1,20 +1,24 @@
 """What is compared with what: differences between rows with Holm's correction, and means over repeated families."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
+from pipeline.analysis.claimed import asked_on_plain
 from pipeline.analysis.estimate import Difference, Estimate
 from pipeline.analysis.holm import holm
+from pipeline.analysis.persisting import persisting
 from pipeline.analysis.power import LEVEL
 from pipeline.analysis.repeats import mean_difference as over_repetitions
 from pipeline.analysis.repeats import mean_score
 from pipeline.analysis.results import THINK, Results, Row
 from pipeline.analysis.scores import CellScores, average, common
+from pipeline.manifest import Place
 
 SIGNIFICANT = LEVEL
 
 Contrast = tuple[Row, Row]  # a row, and the row that it is compared with
+_Asked = tuple[str, Row, Row, str]  # family, new, reference, benchmark
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -29,50 +33,136 @@ class Pairing(NamedTuple):
 
 @dataclass(frozen=True)
 class Compared:
-    """A paired difference with its p value after Holm's correction over all comparisons that share it."""
+    """A paired difference with its p value after Holm's correction over the `tests` that share it."""
 
     difference: Difference
     p_holm: float
+    tests: int
+    is_claimed: bool = False  # whether it is corrected with what the claims of the abstract name
 
     @property
     def is_significant(self) -> bool:
         return self.p_holm < SIGNIFICANT
 
 
-def compare(
-    results: Results, contrasts: Iterable[Contrast], benchmarks: Sequence[str]
-) -> dict[Pairing, Compared]:
-    """Every contrast in every family on every benchmark, where both cells are there; Holm over all of them.
+def claimed(results: Results) -> dict[Pairing, Compared]:
+    """The comparisons on plain documents that the claims name; those of one family share a correction."""
 
-    What is detectable is so at the level of the correction's first step.
+    def find() -> dict[Pairing, Compared]:
+        found: dict[Pairing, Compared] = {}
+        for family in results.families:
+            asked = [(family, *one) for one in asked_on_plain(results)]
+            found |= {
+                pairing: replace(one, is_claimed=True) for pairing, one in _tested(results, asked).items()
+            }
+        return found
+
+    return results.remembered("claimed", find)
+
+
+def gains(results: Results) -> dict[Pairing, Compared]:
+    """Every main and control row against Baseline, on every benchmark and variant.
+
+    A comparison has one p value, wherever it is shown: what the claims name and what decides whether a gain persists
+    keep theirs (`claimed`, `persisting`), and all others share a correction.
     """
-    asked = {
-        Pairing(family, new.name, reference.name, benchmark): (family, new, reference, benchmark)
+    rows = results.rows("main", "control")
+
+    def find() -> dict[Pairing, Compared]:
+        known = claimed(results) | _perturbed(results)
+        return compare(results, against(rows, results.reference), list(results.benchmarks), known)
+
+    return results.remembered("gains", find)
+
+
+def contrasts(results: Results) -> dict[Pairing, Compared]:
+    """The rows of the table of controls against each other, on the plain benchmarks."""
+    return results.remembered(
+        "contrasts",
+        lambda: compare(
+            results, control_contrasts(results), results.plain(), gains(results) | claimed(results)
+        ),
+    )
+
+
+def compare(
+    results: Results,
+    contrasts: Iterable[Contrast],
+    benchmarks: Sequence[str],
+    known: Mapping[Pairing, Compared] | None = None,
+) -> dict[Pairing, Compared]:
+    """Every contrast in every family on every benchmark, where both cells are there.
+
+    Args:
+        known: comparisons that are tested already. One between the same records is taken from there; all others share
+            a correction.
+    """
+    asked = [
+        (family, new, reference, benchmark)
         for new, reference in contrasts
         for family in results.families
         for benchmark in benchmarks
         if results.pairs(family, new, reference, benchmark)
-    }
-    level = SIGNIFICANT / max(len(asked), 1)
-    found = {pairing: results.difference(*places, level) for pairing, places in asked.items()}
+    ]
+    before = {_records(results, pairing): one for pairing, one in (known or {}).items()}
+    found: dict[Pairing, Compared] = {}
+    rest: list[_Asked] = []
+    for one in asked:
+        pairing = _pairing(one)
+        if (same := before.get(_records(results, pairing))) is not None:
+            found[pairing] = same
+        else:
+            rest.append(one)
+    found |= _tested(results, rest)
+    return {pairing: found[pairing] for one in asked if (pairing := _pairing(one)) in found}
+
+
+def _tested(results: Results, asked: Sequence[_Asked]) -> dict[Pairing, Compared]:
+    """Comparisons that share a correction. What is detectable is so at the level of its first step."""
+    present = [one for one in asked if results.pairs(*one)]
+    level = SIGNIFICANT / max(len(present), 1)
+    found = {_pairing(one): results.difference(*one, level) for one in present}
     return corrected({pairing: one for pairing, one in found.items() if one is not None})
-
-
-def gains(results: Results) -> dict[Pairing, Compared]:
-    """Every main and control row against Baseline, on every benchmark and variant: one set of tests, one correction.
-
-    Tables, figures and the report show the same stars because all of them read this.
-    """
-    rows = results.rows("main", "control")
-    return results.remembered(
-        "gains", lambda: compare(results, against(rows, results.reference), list(results.benchmarks))
-    )
 
 
 def corrected(found: Mapping[Key, Difference]) -> dict[Key, Compared]:
     """Differences with Holm's correction over all of them."""
     p_values = holm([difference.p for difference in found.values()]).tolist()
-    return {key: Compared(found[key], p) for key, p in zip(found, p_values, strict=True)}
+    return {key: Compared(found[key], p, len(found)) for key, p in zip(found, p_values, strict=True)}
+
+
+def _perturbed(results: Results) -> dict[Pairing, Compared]:
+    """The gains on perturbed documents that decide whether a gain persists."""
+    return {
+        Pairing(one.family, one.row.name, results.reference.name, one.variant): Compared(
+            one.persistence.gain, one.decision.p_gain, one.tests, one.is_claimed
+        )
+        for one in persisting(results)
+    }
+
+
+def _pairing(asked: _Asked) -> Pairing:
+    family, new, reference, benchmark = asked
+    return Pairing(family, new.name, reference.name, benchmark)
+
+
+def _records(results: Results, pairing: Pairing) -> tuple[object, ...]:
+    """What a comparison is between: the records of both rows, which another name may stand for as well."""
+    family, new, reference, benchmark = pairing
+    return (family, benchmark, *(_members(results, family, name, benchmark) for name in (new, reference)))
+
+
+def _members(results: Results, family: str, name: str, benchmark: str) -> tuple[str, ...]:
+    """Keys of a row's records, by the name of its first member."""
+    members = _rows(results).get(name, (name,))
+    return tuple(results.planned.get(Place(family, member, benchmark), member) for member in members)
+
+
+def _rows(results: Results) -> dict[str, tuple[str, ...]]:
+    """Members of every row, by its name."""
+    return results.remembered(
+        "members", lambda: {row.name: row.members for row in results.rows("main", "control", "sweep")}
+    )
 
 
 def against(rows: Iterable[Row], reference: Row) -> list[Contrast]:

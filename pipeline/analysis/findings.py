@@ -1,7 +1,7 @@
 """What a run found, in one object that tables, the page and the terminal read.
 
     findings = find(read_results(manifest, folder))
-    findings.gains           every main and control row against Baseline: one set of tests, one correction
+    findings.gains           every main and control row against Baseline, each with one p value
     findings.verdicts        each claim of the abstract, like with like
     findings.behaviours      how each row writes its answers; findings.decompositions: what of each gain is form
     findings.persisting      what is left of each gain on perturbed documents
@@ -12,9 +12,10 @@ Differences are fractions. The sentences that are made of it: pipeline/report/se
 from dataclasses import dataclass
 
 from pipeline.analysis.behaviour import Behaviour, Decomposition, behaviour, decompositions
-from pipeline.analysis.comparisons import Pairing, gains
-from pipeline.analysis.estimate import Difference
-from pipeline.analysis.persistence import Decision, Persistence, decide
+from pipeline.analysis.comparisons import SIGNIFICANT, gains
+from pipeline.analysis.estimate import Difference, Estimate
+from pipeline.analysis.judging import judge
+from pipeline.analysis.persisting import Persisting, persisting
 from pipeline.analysis.published import PublishedFigure, published_figures
 from pipeline.analysis.results import Results, Row, in_order
 from pipeline.analysis.verdicts import Verdict, is_ruined, verdicts
@@ -33,6 +34,8 @@ class Gain:
     difference: Difference
     p_holm: float
     is_significant: bool
+    outcome: str  # of its verdict where a claim names it, else as a rise that nothing is published of
+    score: Estimate  # of the row itself
     is_ruined: bool  # hardly an answer is right any more
     figures: tuple[PublishedFigure, ...]  # the paper's, for this size, benchmark and condition
     marks: str
@@ -51,17 +54,6 @@ class Written:
     row: Row
     benchmark: str
     behaviour: Behaviour
-
-
-@dataclass(frozen=True)
-class Persisting:
-    """What is left of a main row's gain on a variant, and the decision after Holm's correction."""
-
-    family: str
-    row: Row
-    variant: str
-    persistence: Persistence
-    decision: Decision
 
 
 @dataclass(frozen=True)
@@ -104,9 +96,21 @@ def find(results: Results) -> Findings:
 
 def _gains(results: Results) -> list[Gain]:
     rows = {row.name: row for row in results.rows("main", "control")}
+    judged = {
+        (verdict.family, one.condition, one.benchmark): one.outcome
+        for verdict in verdicts(results)
+        for one in verdict.comparisons
+        if one.reference == results.reference.name and one.persistence is None
+    }
     found = []
     for pairing, compared in gains(results).items():
         family, name, _, benchmark = pairing
+        score = results.value(family, rows[name], benchmark)
+        assert score is not None, "what is compared was measured"
+        outcome = judged.get((family, name, benchmark))
+        if outcome is None:
+            level = SIGNIFICANT / compared.tests
+            outcome = judge(compared.difference, compared.p_holm, 1, None, None, level).outcome
         marks = (results.marks(family, row, benchmark) for row in (rows[name], results.reference))
         found.append(
             Gain(
@@ -116,6 +120,8 @@ def _gains(results: Results) -> list[Gain]:
                 compared.difference,
                 compared.p_holm,
                 compared.is_significant,
+                outcome,
+                score,
                 is_ruined(results, family, rows[name], benchmark),
                 tuple(published_figures(results, family, rows[name], benchmark)),
                 in_order("".join(marks) + results.header_marks(benchmark)),
@@ -131,25 +137,4 @@ def _behaviours(results: Results) -> list[Written]:
         for row in results.rows("main", "control")
         for benchmark in results.benchmarks
         if (found := behaviour(results, family, row, benchmark)) is not None
-    ]
-
-
-def persisting(results: Results) -> list[Persisting]:
-    """Every main row but Baseline on every variant; one correction over all of them."""
-    return results.remembered("persisting", lambda: _persisting(results))
-
-
-def _persisting(results: Results) -> list[Persisting]:
-    cases: list[tuple[Pairing, Row, Persistence]] = []
-    for family in results.families:
-        for row in results.rows("main"):
-            for variant in results.variants():
-                robustness = results.robustness(family, row, variant)
-                if robustness and robustness.persistence:
-                    pairing = Pairing(family, row.name, results.reference.name, variant)
-                    cases.append((pairing, row, robustness.persistence))
-    decisions = decide([persistence for *_, persistence in cases])
-    return [
-        Persisting(pairing.family, row, pairing.benchmark, persistence, decision)
-        for (pairing, row, persistence), decision in zip(cases, decisions, strict=True)
     ]

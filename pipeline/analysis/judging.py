@@ -27,14 +27,15 @@ PERSISTS = {
     persistence.NO: "does not persist",
     persistence.REVERSED: "reversed",
     persistence.FLOOR: "nothing could persist",
-    persistence.NO_GAIN: "nothing could persist",
-    persistence.LOSS: "nothing could persist",
+    persistence.NO_GAIN: "no gain to persist",
+    persistence.LOSS: "no gain to persist",
     persistence.OPEN: CANNOT_TELL,
 }
+SHOWN = (AGREES, SMALLER, LARGER, FOUND, OPPOSITE)  # outcomes of a difference that the test shows
 # The least favourable outcome stands for a claim of several comparisons.
 WORST_FIRST = (
-    OPPOSITE, "reversed", NO_EFFECT, "does not persist", CANNOT_TELL, "nothing could persist", "persists in part",
-    SMALLER, "persists at least in part", LARGER, AGREES, FOUND, "persists",
+    OPPOSITE, "reversed", NO_EFFECT, "does not persist", CANNOT_TELL, "no gain to persist", "nothing could persist",
+    "persists in part", SMALLER, "persists at least in part", LARGER, AGREES, FOUND, "persists",
 )  # fmt: skip
 
 

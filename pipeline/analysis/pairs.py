@@ -6,11 +6,12 @@
 Families of one published size (or of none) are held against each other on the documents that all of them have.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.analysis.comparisons import corrected
+from pipeline.analysis.comparisons import SIGNIFICANT, gains
 from pipeline.analysis.estimate import Difference
 from pipeline.analysis.heterogeneity import Heterogeneity, heterogeneity
+from pipeline.analysis.holm import holm
 from pipeline.analysis.repeats import mean_difference
 from pipeline.analysis.results import Results, Row
 from pipeline.analysis.scores import average, common
@@ -20,8 +21,7 @@ from pipeline.analysis.scores import average, common
 class PairEffect:
     """What one donor pair does on a benchmark; None where the run has no such cells.
 
-    `gain` is v against Baseline, `p_holm` its p after Holm's correction over the pairs of all benchmarks; `donors` is
-    the RL donor against the SFT donor, `loss` −v against Baseline, `noise` v against random vectors of equal norm.
+    `gain` is v against Baseline, `p_holm` its p in every table (`comparisons.gains`); `donors` is the RL donor against the SFT donor, `loss` −v against Baseline, `noise` v against random vectors of equal norm.
     """
 
     family: str
@@ -41,6 +41,12 @@ class Pairs:
     effects: tuple[PairEffect, ...]
     mean: Difference
     heterogeneity: Heterogeneity
+    p_spread: float  # of equal effects, after Holm's correction over every size and benchmark
+
+    @property
+    def differ(self) -> bool:
+        """Whether the pairs are shown to differ."""
+        return self.p_spread < SIGNIFICANT
 
 
 def pairs(results: Results) -> list[Pairs]:
@@ -64,18 +70,18 @@ def _pairs(results: Results) -> list[Pairs]:
             ]
             if len(having) > 1:
                 groups.append((size, benchmark, having))
-    tested = {
-        (family, benchmark): gain
-        for _, benchmark, families in groups
-        for family in families
-        if (gain := results.difference(family, vector, results.reference, benchmark))
+    p_values = {
+        (pairing.family, pairing.benchmark): found.p_holm
+        for pairing, found in gains(results).items()
+        if (pairing.new, pairing.reference) == (vector.name, results.reference.name)
     }
-    p_values = {key: found.p_holm for key, found in corrected(tested).items()}
-    return [
-        found
+    found = [
+        one
         for size, benchmark, families in groups
-        if (found := _of(results, vector, size, benchmark, families, p_values))
+        if (one := _of(results, vector, size, benchmark, families, p_values))
     ]
+    adjusted = holm([one.heterogeneity.p for one in found]).tolist()
+    return [replace(one, p_spread=p) for one, p in zip(found, adjusted, strict=True)]
 
 
 def _of(
@@ -95,12 +101,14 @@ def _of(
         return None
     changes = [new.score - old.score for new, old in zip(shared[::2], shared[1::2], strict=True)]
     effects = tuple(_effect(results, vector, family, benchmark, p_values) for family in families)
+    spread = heterogeneity(changes, shared[0].design)
     return Pairs(
         size,
         benchmark,
         effects,
         mean_difference(changes, shared[0].design, level=None),
-        heterogeneity(changes, shared[0].design),
+        spread,
+        spread.p,
     )
 
 

@@ -3,18 +3,20 @@
     for verdict in verdicts(results):
         verdict.outcome, verdict.reason, verdict.sentence, verdict.leaves_open
 
-One set of comparisons for each family shares Holm's correction; a comparison of several claims counts once in it.
+The comparisons are those of `comparisons.claimed` and `persisting.persisting`, which tables, figures and sentences
+show too: one difference, one p value, one outcome wherever it stands.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.analysis.claimed import claimed_row
 from pipeline.analysis.claims import Claim, ClaimedComparison, read_claims
-from pipeline.analysis.comparisons import SIGNIFICANT
+from pipeline.analysis.comparisons import SIGNIFICANT, Compared, Pairing, claimed
 from pipeline.analysis.estimate import Difference, Estimate
-from pipeline.analysis.holm import holm
-from pipeline.analysis.judging import CANNOT_TELL, NOT_IN_RUN, PERSISTS, Judgement, judge, worst
-from pipeline.analysis.persistence import Decision, Persistence, decide
+from pipeline.analysis.judging import NOT_IN_RUN, PERSISTS, Judgement, judge, worst
+from pipeline.analysis.persistence import Decision, Persistence
+from pipeline.analysis.persisting import Persisting, persisting
 from pipeline.analysis.published import PublishedFigure, documents_of, published_figures
 from pipeline.analysis.repeats import Place, place
 from pipeline.analysis.results import Results, Row, in_order
@@ -92,30 +94,17 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def _of(results: Results, family: str) -> list[Verdict]:
-    claims = read_claims().claims
-    asked = {
-        _Key(c.condition, c.reference, c.benchmark): c
-        for claim in claims
-        for c in claim.comparisons
-        if not c.perturbed
-    }
-    rows = {name: _row(results, name) for key in asked for name in key[:2]}
-    present = {
-        key: (new, old)
-        for key in asked
-        if (new := rows[key.condition])
-        and (old := rows[key.reference])
-        and key.benchmark in results.benchmarks
-        and results.pairs(family, new, old, key.benchmark)
-    }
-    level = SIGNIFICANT / max(len(present), 1)
-    found = {key: results.difference(family, *pair, key.benchmark, level) for key, pair in present.items()}
-    p_values = holm([d.p if d else float("nan") for d in found.values()]).tolist()
-    judged = {
-        key: _judged(results, family, asked[key], present[key], d, p, level)
-        for (key, d), p in zip(found.items(), p_values, strict=True)
-        if d is not None
-    }
+    claims, tested = read_claims().claims, claimed(results)
+    judged: dict[_Key, Judged] = {}
+    for claim in claims:
+        for c in claim.comparisons:
+            new, reference = claimed_row(results, c.condition), claimed_row(results, c.reference)
+            if new is None or reference is None or c.perturbed:
+                continue
+            found = tested.get(Pairing(family, new.name, reference.name, c.benchmark))
+            if found is not None:
+                key = _Key(c.condition, c.reference, c.benchmark)
+                judged[key] = _judged(results, family, c, (new, reference), found)
     persisting = _persisting(results, family, claims)
     return [_verdict(results, family, claim, judged, persisting) for claim in claims]
 
@@ -154,18 +143,17 @@ def _judged(
     family: str,
     claimed: ClaimedComparison,
     rows: tuple[Row, Row],
-    difference: Difference,
-    p_holm: float,
-    level: float,
+    compared: Compared,
 ) -> Judged:
     new, reference = rows
+    difference, p_holm = compared.difference, compared.p_holm
     figure = None
     if reference.name == results.reference.name:
         reported = published_figures(results, family, new, claimed.benchmark)
         figure = next((one for one in reported if one.difference is not None), None)
     promised = figure.difference / 100 if figure and figure.difference is not None else None
     size = documents_of(figure.benchmark) if figure else None
-    judgement = judge(difference, p_holm, claimed.sign, promised, size, level)
+    judgement = judge(difference, p_holm, claimed.sign, promised, size, SIGNIFICANT / compared.tests)
     both = (results.marks(family, row, claimed.benchmark) for row in rows)
     return Judged(
         benchmark=claimed.benchmark,
@@ -219,53 +207,42 @@ def is_ruined(results: Results, family: str, row: Row, benchmark: str) -> bool:
 
 
 def _persisting(results: Results, family: str, claims: tuple[Claim, ...]) -> dict[str, list[Judged]]:
-    """The comparisons on perturbed documents by plain benchmark; one correction over all of them."""
-    asked = [c for claim in claims for c in claim.comparisons if c.perturbed]
-    cases: list[tuple[ClaimedComparison, Row, str, Persistence]] = []
-    for claimed in asked:
-        row = _row(results, claimed.condition)
-        for variant in results.variants() if row else []:
-            if row and results.plain_of(variant) == claimed.benchmark:
-                robustness = results.robustness(family, row, variant)
-                if robustness and robustness.persistence:
-                    cases.append((claimed, row, variant, robustness.persistence))
-    decisions = decide([persistence for *_, persistence in cases])
+    """The comparisons on perturbed documents by plain benchmark, as `persisting` decides them."""
+    decided = {(one.family, one.row.name, one.variant): one for one in persisting(results)}
     found: dict[str, list[Judged]] = {}
-    for (claimed, row, variant, persistence), decision in zip(cases, decisions, strict=True):
-        both = (results.marks(family, one, variant) for one in (row, results.reference))
-        found.setdefault(claimed.benchmark, []).append(
-            Judged(
-                benchmark=variant,
-                condition=claimed.condition,
-                reference=claimed.reference,
-                label=f"{row.label} against {results.reference.label} on {results.label(variant)}",
-                outcome=PERSISTS.get(decision.outcome, CANNOT_TELL),
-                difference=persistence.gain,
-                p_holm=decision.p_gain,
-                judgement=None,
-                figure=None,
-                persistence=persistence,
-                decision=decision,
-                seeds=None,
-                score=results.value(family, row, variant),
-                is_ruined=False,
-                marks=in_order("".join(both)),
-            )
-        )
+    for c in (c for claim in claims for c in claim.comparisons if c.perturbed):
+        row = claimed_row(results, c.condition)
+        for variant in results.variants() if row else []:
+            one = decided.get((family, row.name, variant)) if row else None
+            if row and one and results.plain_of(variant) == c.benchmark:
+                found.setdefault(c.benchmark, []).append(_on_variant(results, c, one))
     return found
 
 
-def _row(results: Results, name: str) -> Row | None:
-    """The row that a claim names: a condition, or the random control of a sign."""
-    if name in ("random", "minus_random"):
-        return results.row("random", 1 if name == "random" else -1)
-    if name not in results.conditions or results.conditions[name].kind == "sum":
-        return None
-    return results.named(name)
+def _on_variant(results: Results, c: ClaimedComparison, one: Persisting) -> Judged:
+    row, variant = one.row, one.variant
+    both = (results.marks(one.family, each, variant) for each in (row, results.reference))
+    return Judged(
+        benchmark=variant,
+        condition=c.condition,
+        reference=c.reference,
+        label=f"{row.label} against {results.reference.label} on {results.label(variant)}",
+        outcome=PERSISTS[one.decision.outcome],
+        difference=one.persistence.gain,
+        p_holm=one.decision.p_gain,
+        judgement=None,
+        figure=None,
+        persistence=one.persistence,
+        decision=one.decision,
+        seeds=None,
+        score=results.value(one.family, row, variant),
+        is_ruined=False,
+        marks=in_order("".join(both)),
+    )
 
 
 def _name(results: Results, condition: str) -> str:
-    row = _row(results, condition)
+    row = claimed_row(results, condition)
     return row.label if row else condition
 
 

@@ -113,7 +113,8 @@ def _no_option(found: re.Match[str], m: Mistake) -> str:
 
 
 def _null_option(_: re.Match[str], m: Mistake) -> str:
-    return _option_required(m.override(r"=(null|None)$").lstrip("+").partition("=")[0], m)
+    of_a_group = rf"^\+?({'|'.join(m.groups)})(@[^=]*)?=(null|None)$"
+    return _option_required(m.override(of_a_group).lstrip("+").partition("=")[0].partition("@")[0], m)
 
 
 def _unknown(found: re.Match[str], m: Mistake) -> str:
@@ -167,7 +168,8 @@ def _expected_section(found: re.Match[str], m: Mistake) -> str:
     schema = next(cls for cls in _schemas(m.schema) if cls.__name__ == name)
     keys = ", ".join(f.name for f in dataclasses.fields(schema))
     written = m.override(re.escape(value.strip()))
-    where = m.key or written.partition("=")[0].lstrip("+") or "configuration"
+    file = re.search(r"In '([^']+)': ", m.text)
+    where = m.key or written.partition("=")[0].lstrip("+") or (file[1] if file else "configuration")
     hint = "{key: value}"
     group = {"FamilyConfig": "family", "BenchmarkConfig": "benchmark"}.get(name)
     if group is not None and value in m.options(group):  # of conf/, which goes to a place by '@'

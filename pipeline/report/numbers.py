@@ -1,6 +1,7 @@
-"""How numbers are written: per cent and percentage points, intervals, signs, counts."""
+"""How numbers are written: per cent and percentage points, intervals, signs, counts, lists."""
 
 import math
+from collections.abc import Sequence
 
 from pipeline.analysis.comparisons import Compared
 from pipeline.analysis.estimate import Estimate
@@ -57,6 +58,14 @@ def count(number: int) -> str:
 def significant_digits(value: float | None) -> str:
     """A number of any size; a dash where there is none."""
     return DASH if value is None else minus(f"{value:.4g}")
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Texts joined as a sentence has them: `A, B and C`; a comma before the last where one holds an "and" itself."""
+    if len(texts) < 2:
+        return "".join(texts)
+    is_nested = any(" and " in text for text in texts)
+    return f"{', '.join(texts[:-1])}{',' if is_nested else ''} and {texts[-1]}"
 
 
 def minus(text: str) -> str:

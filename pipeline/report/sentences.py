@@ -3,14 +3,26 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.analysis.behaviour import SAME, STEPS, Decomposition
+from pipeline.analysis import persistence
+from pipeline.analysis.behaviour import SAME, Decomposition
 from pipeline.analysis.estimate import Difference
-from pipeline.analysis.findings import Findings, Gain, Persisting, find
+from pipeline.analysis.findings import Findings, Gain, find
 from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, NOTICEABLE, PERSISTS
+from pipeline.analysis.pairs import pairs
+from pipeline.analysis.persisting import Persisting
 from pipeline.analysis.results import THINK, Results, Row
 from pipeline.analysis.verdicts import Judged, Verdict
-from pipeline.report.numbers import interval, percent, signed
+from pipeline.report.numbers import interval, listed, percent, signed
 
+# A gain that is shown on all documents, on the perturbed ones: what its decision says of it. Where the originals of those
+# documents alone are too few to show a gain, the decision is "no gain", which is no word on the gain itself.
+_PERSISTS = PERSISTS | {
+    persistence.OPEN: "may or may not persist",
+    persistence.FLOOR: "could not persist",
+    persistence.REVERSED: "turns into a loss",
+    persistence.NO_GAIN: "is not shown on the originals alone",
+    persistence.LOSS: "is not shown on the originals alone",
+}
 _TOLD_APART = 2  # gains of which each is taken apart in the sentence; more are counted together
 
 
@@ -67,50 +79,54 @@ def p_text(p: float) -> str:
 def _of_scores(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
     """What adding v does to each plain benchmark, beside noise and beside subtracting it."""
     shown = [g for g in gains if g.is_significant]
-    quiet = [results.benchmarks[g.benchmark].label for g in gains if not g.is_significant]
     texts = [
         f"{'raises' if g.difference.value > 0 else 'lowers'} {results.benchmarks[g.benchmark].label}"
         f" by {_points(g.difference)}"
         for g in shown
     ]
-    if quiet:
-        texts.append(f"shows no effect on {_listed(quiet)}")
+    none = [results.benchmarks[g.benchmark].label for g in gains if g.outcome == NO_EFFECT]
+    if none:
+        texts.append(f"shows no effect on {listed(none)}")
+    unknown = [
+        f"{results.benchmarks[g.benchmark].label} ({interval(g.difference)})"
+        for g in gains
+        if g.outcome == CANNOT_TELL
+    ]
+    if unknown:
+        texts.append(f"is inconclusive on {listed(unknown)}")
     beside = [*_noise(results, findings, shown), *_subtracted(results, findings, shown)]
-    return f"{vector.label} {_listed(texts)}{', while ' if beside else ''}{_listed(beside)}."
+    return f"{vector.label} {listed(texts)}{'; ' if beside else ''}{listed(beside)}."
 
 
 def _noise(results: Results, findings: Findings, shown: Sequence[Gain]) -> list[str]:
-    """Whether random vectors of equal norm do the same where v has an effect."""
+    """What random vectors of equal norm do where v has an effect."""
     random = results.row("random", 1)
     texts = []
     for gain in shown:
         noise = findings.gain(gain.family, random.name, gain.benchmark) if random else None
         if noise is not None:
-            same = noise.is_significant and noise.difference.value * gain.difference.value > 0
-            what = results.benchmarks[gain.benchmark].label if len(shown) > 1 else "it"
-            verb = "raise" if gain.difference.value > 0 else "lower"
             seeds = len(noise.row.members)
             of = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
-            does = f"{verb} {what} too" if same else f"do not {verb} {what}"
-            texts.append(f"random vectors of equal norm {does} ({interval(noise.difference)}, {of})")
-    return texts
+            texts.append(f"{results.benchmarks[gain.benchmark].label} by {interval(noise.difference)} ({of})")
+    return [f"random vectors of equal norm change {listed(texts)}"] if texts else []
 
 
 def _subtracted(results: Results, findings: Findings, shown: Sequence[Gain]) -> list[str]:
+    """What subtracting v does where adding it has an effect."""
     minus = results.row("vector", -1)
-    texts = []
+    texts: dict[str, list[str]] = {}
     for gain in shown:
         less = findings.gain(gain.family, minus.name, gain.benchmark) if minus else None
         if less is not None and less.is_significant:
             verb = "raises" if less.difference.value > 0 else "lowers"
-            what = results.benchmarks[gain.benchmark].label if len(shown) > 1 else "it"
-            ruined = ", which ruins the model" if less.is_ruined else ""
-            texts.append(f"subtracting v {verb} {what} by {_points(less.difference)}{ruined}")
-    return texts
+            left = f", to {percent(less.score.value)} % right" if less.is_ruined else ""
+            label = results.benchmarks[gain.benchmark].label
+            texts.setdefault(verb, []).append(f"{label} by {_points(less.difference)}{left}")
+    return [f"subtracting v {verb} {listed(places)}" for verb, places in texts.items()]
 
 
 def _of_families(results: Results, vector: Row, gains: Sequence[Gain]) -> str:
-    """On how many families v raises and lowers each benchmark."""
+    """On how many families v raises and lowers each benchmark, and whether pairs differ."""
     texts = []
     for benchmark in results.plain():
         here = [g for g in gains if g.benchmark == benchmark]
@@ -123,9 +139,29 @@ def _of_families(results: Results, vector: Row, gains: Sequence[Gain]) -> str:
                 texts.append(
                     f"{verb} {label} on {len(moved)} of {len(here)} families (by {' to '.join(ends)} points)"
                 )
-    quiet = sum(not g.is_significant for g in gains)
-    texts.append(f"shows no effect in {quiet} of {len(gains)} comparisons")
-    return f"{vector.label} {_listed(texts)}."
+    for outcome, said in ((NO_EFFECT, "shows no effect in"), (CANNOT_TELL, "is inconclusive in")):
+        if number := sum(g.outcome == outcome for g in gains):
+            texts.append(f"{said} {number} of {len(gains)} comparisons")
+    spread = _spread(results)
+    return f"{vector.label} {listed(texts)}{'; ' if spread else ''}{spread}."
+
+
+def _spread(results: Results) -> str:
+    """Whether the effect of v differs between pairs; empty where a run has no pairs to compare."""
+    differ: list[str] = []
+    alike: list[str] = []
+    for one in pairs(results):
+        label = results.benchmarks[one.benchmark].label + (f" ({one.size})" if one.size else "")
+        if one.differ:
+            differ.append(f"{label} (standard deviation {percent(one.heterogeneity.tau)} points)")
+        else:
+            alike.append(label)
+    texts = [f"its effect differs between pairs on {listed(differ)}"] if differ else []
+    if alike:
+        texts.append(
+            f"{'' if differ else 'its effect '}is not shown to differ{'' if differ else ' between pairs'} on {listed(alike)}"
+        )
+    return " and ".join(texts)
 
 
 def _of_answers(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
@@ -148,7 +184,7 @@ def _of_answers(results: Results, findings: Findings, vector: Row, gains: Sequen
         if persisting:
             texts.append(_persisted(results, name, persisting))
     if texts:
-        return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:] + "."
+        return _sentence(texts)
     return _lengths(results, findings, vector, gains)
 
 
@@ -162,34 +198,41 @@ def _summed(results: Results, findings: Findings, raised: Sequence[Gain]) -> str
         before = sum(one.answers.gained for one in found)
         lost = sum(one.answers.lost for one in found)
         texts.append(
-            f"of the {gained} answers that became right in {len(found)} raised comparisons {gained - before} are in a new form;"
-            f" among answers written as before {before} became right and {lost} wrong"
+            f"of the {gained} answers that became right in {len(found)} raised comparisons,"
+            f" {_in_another_form(gained - before)}; among answers written as before, {before} became right and {lost} wrong"
         )
     places = {(g.family, g.row.name, g.benchmark) for g in raised}
     words = Counter(
-        PERSISTS.get(p.decision.outcome, CANNOT_TELL)
+        _PERSISTS[p.decision.outcome]
         for p in findings.persisting
         if (p.family, p.row.name, results.plain_of(p.variant)) in places
     )
     if words:
-        said = {CANNOT_TELL: "may or may not persist", "nothing could persist": "could not persist"}
-        counts = [f"{said.get(word, word)} in {number}" for word, number in words.most_common()]
-        texts.append(f"on perturbed documents the gain {_listed(counts)} of {words.total()} cases")
+        counts = [f"{word} in {number}" for word, number in words.most_common()]
+        texts.append(f"on perturbed documents the gain {listed(counts)} of {words.total()} cases")
     if not texts:
-        return "Nothing is written out where a score rises, so nothing can be said of the answers' form."
-    return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:] + "."
+        return "No answer is written out where a score rises, so nothing can be said of their form."
+    return _sentence(texts)
 
 
 def _decomposed(name: str, found: Decomposition) -> str:
     """A gain in parts: what of it is newly written steps, and what is left among answers written as before."""
-    steps, same = found.part(STEPS), found.part(SAME)
+    same = found.part(SAME)
     new_form = found.total.gained - (same.difference.gained if same else 0)
-    what = "newly written steps" if steps and steps.difference.gained == new_form else "in a new form"
-    share = f"{new_form} of the {found.total.gained} answers to {name} that became right are {what}"
+    how = _in_another_form(new_form)
+    if found.newly_stepped == new_form > 0:
+        how = f"{new_form} have steps that they did not have before"
+    elif found.newly_stepped:
+        how += f", {found.newly_stepped} of them with new steps"
+    share = f"of the {found.total.gained} {name} answers that became right, {how}"
     if same is None:
         return share
     counts = f"{found.answers.gained} became right and {found.answers.lost} wrong"
-    return f"{share}; among answers written as before {counts} ({interval(found.answers)} points)"
+    return f"{share}; among answers written as before, {counts} ({interval(found.answers)} points)"
+
+
+def _in_another_form(number: int) -> str:
+    return f"{number} are written in another form" if number else "none is written in another form"
 
 
 def _persisted(results: Results, name: str, found: Sequence[Persisting]) -> str:
@@ -198,11 +241,14 @@ def _persisted(results: Results, name: str, found: Sequence[Persisting]) -> str:
     for p in found:
         plain, gain = signed(p.persistence.gain_plain.value), interval(p.persistence.gain)
         label, baseline = results.benchmarks[p.variant].label, percent(p.persistence.reference.value)
-        text = f"with {label} ({gain} of {plain}; Baseline itself is right on {baseline} %)"
-        by_word.setdefault(PERSISTS.get(p.decision.outcome, CANNOT_TELL), []).append(text)
-    said = {CANNOT_TELL: "may or may not persist", "nothing could persist": "could not persist"}
-    texts = [f"{said.get(word, word)} {_listed(where)}" for word, where in by_word.items()]
-    return f"the gain on {name} {_listed(texts)}"
+        text = f"with {label} ({gain} of {plain} points, Baseline at {baseline} %)"
+        by_word.setdefault(_PERSISTS[p.decision.outcome], []).append(text)
+    return f"the gain on {name} {listed([f'{word} {listed(where)}' for word, where in by_word.items()])}"
+
+
+def _sentence(clauses: Sequence[str]) -> str:
+    text = "; ".join(clauses)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _lengths(results: Results, findings: Findings, vector: Row, gains: Sequence[Gain]) -> str:
@@ -259,13 +305,13 @@ def remarks(judged: Judged) -> list[str]:
     texts, difference = [], judged.difference
     assert difference is not None, "what is judged was measured"
     if judged.is_ruined and judged.score:
-        texts.append(f"the model is ruined ({percent(judged.score.value)} % right)")
+        texts.append(f"the model is ruined there ({percent(judged.score.value)} % right)")
     if judged.seeds is not None:
         texts.append(f"{judged.seeds.as_far or 'none'} of {judged.seeds.of} seeds as far from Baseline as v")
     if judged.judgement is None:
         return texts
     if judged.outcome == NO_EFFECT and difference.detectable == difference.detectable:
-        texts.append(f"one of {percent(difference.detectable)} points would have been found")
+        texts.append(f"a true one of {percent(difference.detectable)} points would be found with 80 % power")
     if judged.outcome == CANNOT_TELL:
         figure = judged.figure.difference if judged.figure else None
         effect = NOTICEABLE if figure is None else abs(figure) / 100
@@ -292,8 +338,3 @@ def _points(difference: Difference) -> str:
     if difference.low <= 0 <= difference.high:
         return f"{percent(abs(difference.value))} points {interval(difference).partition(' ')[2]}"
     return f"{percent(abs(difference.value))} points [{percent(ends[0])}, {percent(ends[1])}]"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """Texts joined as a sentence has them."""
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""

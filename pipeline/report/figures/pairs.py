@@ -62,6 +62,6 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
 def _title(results: Results, one: Pairs) -> str:
     """The benchmark and the size; below them how much the pairs differ."""
     spread = one.heterogeneity
-    test = f", {p_text(spread.p)}" if spread.p == spread.p else ""
+    test = f", {p_text(one.p_spread)}" if one.p_spread == one.p_spread else ""
     name = results.label(one.benchmark) + (f", {one.size}" if one.size else "")
     return f"{short(name)}\nspread I² {percent(spread.i2)} %{test}"

@@ -18,15 +18,15 @@ from pipeline.report.facts import cell_facts, estimate_facts
 from pipeline.report.numbers import DASH, interval, percent, plus_minus, signed, star
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 
-OVER_FAMILIES = "Means over families: families and documents are both samples, and the interval holds the variation of both."
+OVER_FAMILIES = "Means over families: families and documents are both samples, so the interval covers the variation of both."
 _WORTH_SAYING = 0.05  # a score of guessing below this is not shown
 _TESTS = (
-    "the exact sign-flip test over independent units (McNemar's where every document is one), over seeds and families a"
-    " t test with the variation of documents"
+    "exact sign flips over independent units (McNemar's test where every document is one); with seeds or families, a t test that"
+    " includes the variation between documents"
 )
 _DETECTABLE = (
-    "detectable: the smallest true difference that this test, at the first step of Holm's correction, finds with 80 %"
-    " power in such documents; a dash where they have too few independent units to show any."
+    "detectable: the smallest true difference that this test, at the first step of Holm's correction, would find with 80 %"
+    " power on such documents; a dash where there are too few independent units to find any."
 )
 _AGAIN = (
     "asked again: the line above with its documents in another order and in other batches, so with the same weights and"
@@ -218,19 +218,33 @@ def unit_notes(results: Results, benchmarks: Iterable[str]) -> list[str]:
     return notes
 
 
-def footnotes(results: Results, table: Table, pairings: Iterable[Pairing]) -> list[str]:
+def corrections(results: Results, compared: Mapping[Pairing, Compared]) -> str:
+    """Which comparisons on plain documents share a correction, in a table of these."""
+    sizes = {
+        is_claimed: " or ".join(
+            str(n) for n in sorted({one.tests for p, one in plain.items() if one.is_claimed == is_claimed})
+        )
+        for plain in [{p: one for p, one in compared.items() if p.benchmark in results.plain()}]
+        for is_claimed in (True, False)
+    }
+    claimed = f"the {sizes[True]} of a family that the claims of the abstract name"
+    texts = [claimed] * bool(sizes[True]) + [f"{sizes[False]} others"] * bool(sizes[False])
+    each = "; a comparison has the same p value wherever it is shown" if sizes[True] else ""
+    return f"Holm's correction over {', or over '.join(texts)}{each}"
+
+
+def footnotes(results: Results, table: Table, compared: Mapping[Pairing, Compared]) -> list[str]:
     """The footnotes that every table of accuracies shares.
 
     Args:
-        pairings: the comparisons of the table.
+        compared: the comparisons of the table.
     """
     notes = mark_notes(results, table)
-    tested = list(pairings)
+    tested = list(compared)
     if tested:
         notes.append(
-            "±: half of the 95 % interval, in brackets where it is lopsided. Δ: difference to Baseline in percentage points, paired by document, with its"
-            f" 95 % interval. * p < 0.05 after Holm's correction over {len(tested)} comparisons: {_TESTS}"
-            " (docs/statistics.md)."
+            "±: half of the 95 % interval; both ends are in brackets where it is lopsided. Δ: difference to Baseline in percentage points, paired by document, with its"
+            f" 95 % interval. * p < 0.05 after {corrections(results, compared)}. Tests: {_TESTS} (docs/statistics.md)."
         )
         notes += unit_notes(results, dict.fromkeys(pairing.benchmark for pairing in tested))
     if table.has(Kind.detectable):

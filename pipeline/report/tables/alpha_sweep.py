@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from pipeline.analysis.comparisons import against, compare
+from pipeline.analysis.comparisons import against, compare, gains
 from pipeline.analysis.results import Results, Row, Sweep
 from pipeline.report.numbers import alpha_text
 from pipeline.report.table import Block, Facts, Table
@@ -25,7 +25,7 @@ def table(results: Results) -> Table:
     curves = [_curve(results, sweep) for sweep in results.sweeps() or [Sweep("", "", ())]]
     benchmarks = _benchmarks(results)
     contrasts = [contrast for curve in curves for contrast in against(curve.rows, curve.reference)]
-    compared = compare(results, contrasts, benchmarks)
+    compared = compare(results, contrasts, benchmarks, gains(results))
     title = "Accuracy in per cent along the scaling coefficient α"
     made = Table("alpha_sweep", title, header(results, "α", benchmarks))
     accuracies = Accuracies(results, made, benchmarks, compared)

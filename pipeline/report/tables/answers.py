@@ -18,14 +18,14 @@ _HEADER = (
 _SHARES = ("steps", "in_form", "right_given_steps", "unreadable", "cut")  # columns, in order
 _WITH_INTERVAL = ("steps", "right_given_steps")  # of the others it is in the CSV
 _EXPLAINED = (
-    "In per cent of the answers. With steps: a line, a sentence or an equation stands before the answer. In form: the strict"
-    " filter reads it too (####, So the answer is, a box). Right, given steps: accuracy among the answers with steps."
+    "Shares are in per cent of the answers. With steps: a line, a sentence or an equation stands before the answer. In form: the strict"
+    " filter can read it too (####, So the answer is, a box). Right, given steps: accuracy among the answers with steps."
     " Unreadable: nothing is extracted. Cut: the token limit is hit."
 )
 _PARTS = (
-    "Gain: difference to Baseline in points, paired by document. It is the sum of two parts: form, over documents whose answer"
-    " is written otherwise than Baseline's (steps newly written or left out, newly readable or not, in the expected form or"
-    " out of it), and right answers, over those that are written as before. Intervals are 95 %; nothing in this table is"
+    "Gain: difference to Baseline in points, paired by document. It is the sum of two parts. Form is over documents whose answer"
+    " is written differently from Baseline's: with steps or without, readable or not, in the expected form or not. Right answers"
+    " is over those that are written as before. The parts say which answers the gain comes from, not what caused it. Intervals are 95 %; nothing in this table is"
     " tested, so nothing carries a star."
 )
 

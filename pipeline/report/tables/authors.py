@@ -11,10 +11,10 @@ _HEADER = (
     "Condition", "Ours", "Theirs", "Ours less theirs", "Gain, ours", "Gain, theirs", "Ours less theirs",
 )  # fmt: skip
 _EXPLAINED = (
-    "Accuracy in per cent, gains over Baseline under the same prompt in points. Theirs are logged without answers: they get"
-    " the sampling error of as many documents as ours, and both are taken for independent although they share documents, so"
-    " that the intervals of the differences are wider than they need be. One of 0.0 within an interval is agreement as far"
-    " as these documents can tell. Nothing here is tested, so nothing carries a star."
+    "Accuracy in per cent, gains over Baseline under the same prompt in points. Theirs are logged without answers, so they"
+    " get the sampling error of as many documents as ours. Both are treated as independent although they share documents, which"
+    " makes the intervals of the differences wider than they need be. An interval that holds zero shows no disagreement; how wide it"
+    " is says how much could be hidden. Nothing here is tested, so nothing carries a star."
 )
 
 

@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 
-from pipeline.analysis.comparisons import Contrast, compare, control_contrasts, control_rows, gains
+from pipeline.analysis.comparisons import Contrast, control_contrasts, control_rows, gains
+from pipeline.analysis.comparisons import contrasts as tested_contrasts
 from pipeline.analysis.results import Results, Row
 from pipeline.analysis.verdicts import seeds_as_far
 from pipeline.report.numbers import DASH, percent
 from pipeline.report.table import Block, Kind, Line, Table, Text
-from pipeline.report.tables.accuracy import Accuracies, contrast_label, difference_text, footnotes, header
+from pipeline.report.tables.accuracy import (
+    Accuracies,
+    contrast_label,
+    corrections,
+    difference_text,
+    footnotes,
+    header,
+)
 
 _SEEDS = (
-    "Random controls: the mean over seeds, as a sample of seeds; intervals hold the variation between seeds and that"
-    " between documents."
+    "Random controls: the mean over seeds, which are a sample; intervals cover the variation between seeds and between"
+    " documents."
 )
 
 
@@ -19,7 +27,7 @@ def table(results: Results) -> Table:
     """Accuracy of prompt, donors and random vectors, and paired differences between them."""
     rows, benchmarks, reference = control_rows(results), results.plain(), results.reference
     contrasts = control_contrasts(results)
-    of_contrasts = compare(results, contrasts, benchmarks)
+    of_contrasts = tested_contrasts(results)
     compared = gains(results) | of_contrasts
     title = "Controls: prompt, donors and random vectors of equal norm"
     made = Table("controls", title, header(results, "Condition", benchmarks))
@@ -47,9 +55,7 @@ def table(results: Results) -> Table:
         made.notes.append(_SEEDS)
         made.notes += _places(results, contrasts, benchmarks)
     if of_contrasts:
-        made.notes.append(
-            f"Differences between rows: Holm's correction over these {len(of_contrasts)} comparisons."
-        )
+        made.notes.append(f"Differences between rows: {corrections(results, of_contrasts)}.")
     made.notes += footnotes(results, made, gains(results))
     return made
 

@@ -3,9 +3,10 @@
 from pipeline.analysis.comparisons import Compared, gains
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import REFERENCE, Results, Row
+from pipeline.analysis.subtasks import difference_over_subtasks, score_over_subtasks
 from pipeline.report.facts import published_facts
-from pipeline.report.numbers import DASH, percent, signed
-from pipeline.report.table import Block, Kind, Line, Table, Text
+from pipeline.report.numbers import DASH, interval, percent, plus_minus, signed
+from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 from pipeline.report.tables.accuracy import (
     Accuracies,
     again_facts,
@@ -32,7 +33,8 @@ def table(results: Results) -> Table:
             lines += again_lines(results, family, row, benchmarks)
             lines += _published(results, family, row, benchmarks, numbered)
             for facts, benchmark in zip(accuracies.facts(family, row, reference), benchmarks, strict=True):
-                made.data.append(facts | published_facts(results, family, row, benchmark))
+                published = published_facts(results, family, row, benchmark)
+                made.data.append(facts | published | _subtasks_facts(results, family, row, benchmark))
             made.data += again_facts(results, family, row, benchmarks)
         if vector:
             lines += _detectable(vector, accuracies.differences(family, vector, reference))
@@ -42,7 +44,40 @@ def table(results: Results) -> Table:
     if all(entry.published_size is None for entry in results.families.values()):
         made.notes.append("The paper has no figures for these models, so none stand beside ours.")
     made.notes += footnotes(results, made, compared)
+    made.notes += _over_subtasks(results, benchmarks, vector)
     return made
+
+
+def _over_subtasks(results: Results, benchmarks: list[str], vector: Row | None) -> list[str]:
+    """What a benchmark of fixed subtasks says of other subtasks of its kind: Baseline and the gain of v."""
+    notes = []
+    for benchmark in benchmarks:
+        texts = []
+        for family, entry in results.families.items():
+            of = f"{entry.label}, " if len(results.families) > 1 else ""
+            score = score_over_subtasks(results, family, results.reference, benchmark)
+            if score:
+                texts.append(f"{of}{results.reference.label} {plus_minus(score)}")
+            gain = vector and difference_over_subtasks(results, family, vector, results.reference, benchmark)
+            if vector and gain:
+                texts.append(f"{of}{vector.label} {interval(gain)} points")
+        if texts:
+            notes.append(
+                f"{results.label(benchmark)} with its subtasks as a sample, which is what a claim about other subtasks of"
+                f" this kind rests on: {'; '.join(texts)}. Nothing is tested here; the other rows are in the CSV."
+            )
+    return notes
+
+
+def _subtasks_facts(results: Results, family: str, row: Row, benchmark: str) -> Facts:
+    """The intervals over subtasks as a sample, of a row's score and of its gain."""
+    score = score_over_subtasks(results, family, row, benchmark)
+    gain = difference_over_subtasks(results, family, row, results.reference, benchmark)
+    facts: Facts = {}
+    for prefix, estimate in (("", score), ("difference_", gain)):
+        for end in ("low", "high"):
+            facts[f"{prefix}subtasks_{end}"] = 100 * getattr(estimate, end) if estimate else None
+    return facts
 
 
 def _published(

@@ -2,7 +2,6 @@
 
 from pipeline.analysis.comparisons import SIGNIFICANT
 from pipeline.analysis.estimate import Difference
-from pipeline.analysis.heterogeneity import Heterogeneity
 from pipeline.analysis.pairs import PairEffect, Pairs, pairs
 from pipeline.analysis.results import Results
 from pipeline.report.facts import estimate_facts
@@ -13,10 +12,10 @@ from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 _HEADER = ("Pair", "+v (tested)", "−v", "v against noise", "Donors: RL against SFT", "Documents")
 _EFFECTS = ("loss", "noise", "donors")  # columns after the first
 _EXPLAINED = (
-    "In points, paired by document, with 95 % intervals. Mean: pairs and documents are both samples, so that its interval is"
-    " that of any such pair on any such documents. Spread: Q is the Wald statistic of the differences between pairs with their"
-    " whole covariance, because all pairs answer the same documents (Cochran's Q where they are independent); I², the share of"
-    " the spread that documents do not explain; τ, the standard deviation between pairs in points."
+    "In points, paired by document, with 95 % intervals. Mean: pairs and documents are both samples, so its interval is for"
+    " the mean over such pairs on such documents. Spread: Q is the Wald statistic of the differences between pairs with their"
+    " full covariance, because all pairs answer the same documents (Cochran's Q if they were independent); I² is the share of"
+    " the spread that documents do not explain; τ is the standard deviation between pairs in points."
 )
 
 
@@ -32,15 +31,18 @@ def table(results: Results) -> Table:
     for one in found:
         lines = [_line(results, made, one, effect) for effect in one.effects]
         lines.append(_mean(made, one))
-        lines.append(Line(Kind.spread, "spread", [Text(_spread(one.heterogeneity)), *[Text("")] * 4]))
+        lines.append(Line(Kind.spread, "spread", [Text(_spread(one)), *[Text("")] * 4]))
         size = f", {one.size}" if one.size else ""
         made.blocks.append(Block(f"{results.label(one.benchmark)}{size}", lines))
-    tested = sum(len(one.effects) for one in found)
-    made.notes += [
-        _EXPLAINED,
-        f"* p < 0.05 after Holm's correction over {tested} comparisons of v with Baseline; other columns are not tested here.",
-    ]
+    made.notes += [_EXPLAINED, _tests(len(found))]
     return made
+
+
+def _tests(spreads: int) -> str:
+    return (
+        "* p < 0.05 after Holm's correction: v against Baseline has the p value that it has in every other table. The p of a spread"
+        f" is corrected over the {spreads} of this table. Other columns are not tested here."
+    )
 
 
 def _line(results: Results, made: Table, one: Pairs, effect: PairEffect) -> Line:
@@ -62,16 +64,23 @@ def _mean(made: Table, one: Pairs) -> Line:
     found = one.heterogeneity
     facts: Facts = {"family": f"mean of {k}", "size": one.size, "benchmark": one.benchmark}
     facts |= estimate_facts(one.mean, "gain_")
-    facts |= {"q": found.q, "q_freedom": found.freedom, "q_p": found.p, "i2": 100 * found.i2}
+    facts |= {
+        "q": found.q,
+        "q_freedom": found.freedom,
+        "q_p": found.p,
+        "q_p_holm": one.p_spread,
+        "i2": 100 * found.i2,
+    }
     facts |= {"i2_low": 100 * found.i2_low, "i2_high": 100 * found.i2_high, "tau": 100 * found.tau}
     made.data.append(facts)
     entries = [Text(interval(one.mean)), *[Text(DASH)] * 3, Text(str(one.mean.n))]
     return Line(Kind.difference, f"mean of {k} pairs", entries)
 
 
-def _spread(found: Heterogeneity) -> str:
+def _spread(one: Pairs) -> str:
+    found = one.heterogeneity
     i2 = f"I² {100 * found.i2:.0f} % [{100 * found.i2_low:.0f}, {100 * found.i2_high:.0f}]"
-    p = p_text(found.p) if found.p == found.p else "too few units for a test"
+    p = p_text(one.p_spread) if one.p_spread == one.p_spread else "too few units for a test"
     return f"Q = {found.q:.1f} on {found.freedom}, {p}; {i2}; τ {percent(found.tau)}"
 
 
