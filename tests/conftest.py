@@ -16,6 +16,12 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fingerprints and documents are cached in a folder of this process; a make that a test starts is its own."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RV_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARGS", "WORKERS"):  # of the `make test` that this may run in
+        for name in (
+            "MAKEFLAGS",
+            "MAKELEVEL",
+            "MFLAGS",
+            "ARGS",
+            "WORKERS",
+        ):  # of the `make test` that this may run in
             environment.delenv(name, raising=False)
         yield
