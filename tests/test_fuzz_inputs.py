@@ -231,7 +231,9 @@ def test_one_odd_record_or_manifest_never_stops_the_render(
         render(results, tmp_path / "out")
         summary(results)
         verdict_lines(results)
-        if len(results.cells) < len(planned.cells):  # cells that a sealed manifest leaves out were not planned
+        if len(results.cells) < len(
+            planned.cells
+        ):  # cells that a sealed manifest leaves out were not planned
             assert results.problems
 
     fuzz(one_odd_record_or_manifest_never_stops_the_render, capsys)
