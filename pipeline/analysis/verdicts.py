@@ -21,10 +21,8 @@ from pipeline.analysis.published import PublishedFigure, documents_of, published
 from pipeline.analysis.repeats import Place, place
 from pipeline.analysis.results import Results, Row, in_order
 
-NEAR_CHANCE, ABOVE_CHANCE = (
-    0.05,
-    0.3,
-)  # a row within the first of chance is ruined where Baseline is this far above
+# A row so near to chance is ruined, where Baseline is so far above it.
+NEAR_CHANCE, ABOVE_CHANCE = 0.05, 0.3
 
 
 @dataclass(frozen=True)

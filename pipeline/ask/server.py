@@ -132,7 +132,9 @@ class Handler(BaseHTTPRequestHandler):
             status, kind, body = e.status, "application/json", _json({"error": str(e)})
         except UserError as e:
             status, kind, body = HTTPStatus.BAD_REQUEST, "application/json", _json({"error": str(e)})
-        except Exception:
+        except (
+            Exception
+        ):  # a request of one page must not end the playground for the others: told here and there
             log.exception("the playground could not answer %s", self.path.partition("?")[0])
             text = "the playground could not answer; its terminal says why"
             status, kind = HTTPStatus.INTERNAL_SERVER_ERROR, "application/json"

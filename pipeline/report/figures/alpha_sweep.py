@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 _SWEEPS = ((BLUE, "o", "-"), (PURPLE, "s", "--"), (GREEN, "^", "-."), (ORANGE, "v", ":"))
 
-Curve = list[
-    tuple[float, Difference | None]
-]  # (α, difference to α = 0), ascending; None: the same cell, no difference
+# (α, difference to α = 0), ascending; None: the same cell, no difference.
+Curve = list[tuple[float, Difference | None]]
 
 
 @dataclass(frozen=True)
