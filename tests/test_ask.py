@@ -220,6 +220,29 @@ def test_a_desk_that_has_ended_refuses_at_once() -> None:
         desk.do(lambda: 1)
 
 
+SIGNALLED = """
+import signal, threading, time
+from pipeline import interrupt
+from pipeline.ask.desk import Desk
+interrupt.install()
+def send():
+    time.sleep(0.2)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    time.sleep(600)
+threading.Thread(target=send, daemon=True).start()
+try: Desk().work()
+except KeyboardInterrupt: print("ended")
+"""
+
+
+def test_a_signal_that_another_thread_gets_ends_the_work() -> None:
+    """The system may give a signal to any thread; the wait of the one that works is not interrupted then."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert ran.stdout == "ended\n", ran.stderr
+
+
 def test_a_full_desk_says_so() -> None:
     desk = Desk(most=1)
     first = threading.Thread(target=lambda: pytest.raises(UserError, desk.do, lambda: 1))

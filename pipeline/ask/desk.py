@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pipeline.errors import UserError
 
 WAITING = 32  # questions that may wait
+POLL = 0.5  # seconds: a signal that comes just before a wait begins, or to another thread, does not end the wait
 T = TypeVar("T")
 
 
@@ -44,7 +45,10 @@ class Desk:
         """Do what comes, for ever; an interruption ends it and whatever waits is refused."""
         try:
             while True:
-                job, answer = self._jobs.get()
+                try:
+                    job, answer = self._jobs.get(timeout=POLL)
+                except queue.Empty:
+                    continue
                 try:
                     answer.set_result(job())
                 except Exception as e:  # noqa: BLE001 - it belongs to the one who asked

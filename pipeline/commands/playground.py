@@ -46,8 +46,8 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         listening(model, desk, port) as address,
     ):
         model.start()
-        print(f"the playground is at {address} (Ctrl-C ends it)", flush=True)
         try:
+            print(f"the playground is at {address} (Ctrl-C ends it)", flush=True)
             desk.work()
         except KeyboardInterrupt:  # its usual end
             return "\nthe playground has ended"
