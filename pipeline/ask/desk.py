@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 from pipeline.errors import UserError
 
 WAITING = 32  # questions that may wait
-POLL = 0.5  # seconds: a signal that comes just before a wait begins, or to another thread, does not end the wait
+POLL = (
+    0.5  # seconds: a signal that comes just before a wait begins, or to another thread, does not end the wait
+)
 T = TypeVar("T")
 
 
