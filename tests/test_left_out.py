@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.config.compose import compose
 from pipeline.files import ROOT
 from pipeline.stages import prepare
-from tests import synthetic, tiny
+from tests import synthetic, tiny, warm
 from tests.documents import sums
 from tests.hub import Hub, environment, fill, write_repositories
 
@@ -42,9 +42,8 @@ def overrides(place: Path, grpo: Path, *more: str, sft: Path | None = None) -> l
     return [*fixed, f"+families.good={first}", f"+families.bad={second}", *more]
 
 
-def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def pipeline(*arguments: str, engine: bool = False) -> subprocess.CompletedProcess[str]:
+    return warm.run("-m", "pipeline", *arguments, engine=engine)
 
 
 def not_there(place: Path) -> tuple[Path, str]:
@@ -101,7 +100,7 @@ def test_what_is_left_is_rendered_and_the_status_still_says_so(place: Path) -> N
     good = compose([o for o in given if not o.startswith("families=")] + ["families=[good]"])
     for cell in prepare(good).unique():
         synthetic.write_cell(place / "results", cell.inputs, synthetic.samples([True, False]))
-    ran = pipeline(*given, "stages=[extract,evaluate,render]")
+    ran = pipeline(*given, "stages=[extract,evaluate,render]", engine=True)
     assert ran.returncode == 2 and ran.stderr.startswith("error: bad was left out: "), ran.stderr
     assert "50.0" in (place / "tables" / "micro" / "main.md").read_text()
 
