@@ -116,9 +116,10 @@ def close() -> None:
 
 def serve(modules: tuple[str, ...]) -> None:
     """Import `modules`, and fork for each command on the standard input; returns in the fork, with the command run."""
+    gc.disable()
     for module in modules:
         importlib.import_module(module)
-    gc.collect()
+    gc.enable()
     gc.freeze()
     for line in sys.stdin:
         if (child := os.fork()) == 0:
