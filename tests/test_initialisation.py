@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from pipeline import stages
 from pipeline.analysis.results import read_results
 from pipeline.config.compose import compose
+from pipeline.config.schema import EngineConfig, Swap
+from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
+from pipeline.evaluate.runner import Runner
 from pipeline.plan.estimate import describe
 from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan
@@ -249,3 +252,40 @@ def test_a_sum_in_float32_reaches_the_engine(tmp_path: Path) -> None:
     assert not plan.missing()
     (cell,) = (c for c in plan.cells if (c.condition.name, c.benchmark.name) == ("vector", "gsm8k"))
     assert cell.inputs["weights"]["sum"] == "float32"
+
+
+class WrittenEngine(Engine):
+    """An engine that is started anew for each weights, up to the point where vLLM would load them."""
+
+    def __init__(self, model: Path) -> None:
+        self.config, self.model, self.started_on = EngineConfig(swap=Swap.restart), model, model
+
+    def _start(self, weights: Path) -> None:
+        self.started_on = weights
+
+    def _stop(self) -> None:
+        pass
+
+    def _forget_prompts(self) -> None:
+        pass
+
+
+def test_what_is_allowed_to_differ_is_allowed_where_a_checkpoint_is_written_for_the_engine(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(place / "cache"))
+    for part in ("sft", "grpo"):
+        edited(place / part / "config.json", residual_scale=2)
+    allowed = "families.micro.allow_config_differences=[residual_scale]"
+    report, _ = extracted(place, allowed)
+    assert any("residual_scale" in note for note in report["notes"])
+    plan = planned(place, allowed)
+    family = plan.families["micro"]
+    (vector,) = (condition for _, condition in plan.rows() if condition.name == "vector")
+    engine = WrittenEngine(family.target.path)
+    runner = Runner(plan, lambda line: None)
+    runner._steer(engine, family, vector)
+    (term,) = plan.terms(family, vector)
+    written = load_file(engine.started_on / "model.safetensors")
+    for name, tensor in steered_tensors(str(place / "target"), [term]):
+        assert torch.equal(written[name], tensor), name

@@ -370,6 +370,12 @@ def takes_chat_template(family: FamilyConfig, start: Start) -> bool:
     return family.chat and start is not Start.base
 
 
+def allowed_differences(config: Config, family: str, condition: Condition) -> list[str]:
+    """Keys of config.json in which a row's checkpoint may differ from the donors of what is added to it."""
+    owners = dict.fromkeys([family, *(term.family or family for term in condition.added())])
+    return list(dict.fromkeys(key for o in owners for key in config.families[o].allow_config_differences))
+
+
 def asked_of(family: FamilyConfig, benchmark: Benchmark) -> Benchmark:
     """The benchmark as the family is asked it: with no more tokens for an answer than its models have room for."""
     most, room = benchmark.config.max_gen_toks, family.max_gen_toks
