@@ -10,6 +10,7 @@ from pipeline.config.explain import nearest, unknown_key
 from pipeline.config.schema import (
     DTYPES,
     PARTS,
+    UNKNOWN,
     BenchmarkConfig,
     CheckpointConfig,
     ConditionConfig,
@@ -125,10 +126,11 @@ def _check_template(where: str, family: FamilyConfig) -> None:
         raise UserError(
             f"{where}.template: expected one of {', '.join(PARTS[1:])}, found '{family.template}'"
         )
-    if getattr(family, family.template) is None:
+    if family.template not in family.sources():
+        key = "subfolder" if family.template in family.unnamed() else "id"
         raise UserError(
-            f"{where}.template={family.template}: the family has no such checkpoint; set {where}.{family.template}.id, or"
-            " leave the template out"
+            f"{where}.template={family.template}: the family has no such checkpoint; set"
+            f" {where}.{family.template}.{key}, or leave the template out"
         )
     if not family.chat:
         raise UserError(
@@ -139,7 +141,7 @@ def _check_template(where: str, family: FamilyConfig) -> None:
 def _check_adapters(where: str, family: FamilyConfig) -> None:
     """A donor that is an adapter is merged into a checkpoint that the family has, and that is no later one."""
     allowed = {"target": (), "base": (), "sft": ("target", "base"), "grpo": ("target", "base", "sft")}
-    for part, source in family.sources().items():
+    for part, source in (family.sources() | family.unnamed()).items():
         if source.merge_into is None:
             continue
         if not allowed[part]:
@@ -342,7 +344,8 @@ def _check_paths(config: Config) -> None:
     for name, family in config.families.items():
         if not family.target.id:
             raise UserError(f"families.{name}.target.id: a value is required; set it")
-        sources |= {f"families.{name}.{part}": source for part, source in family.sources().items()}
+        given = family.sources() | family.unnamed()
+        sources |= {f"families.{name}.{part}": source for part, source in given.items()}
     datasets = {f"benchmarks.{name}.dataset": b.dataset for name, b in config.benchmarks.items()}
     for where, source in (sources | datasets).items():
         revision = source.revision
@@ -350,6 +353,8 @@ def _check_paths(config: Config) -> None:
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, checkpoint in sources.items():
         folder = checkpoint.subfolder or "."
+        if folder == UNKNOWN and where.endswith((".sft", ".grpo")):
+            continue
         if not re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) or ".." in folder:
             raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
     for where, dataset in datasets.items():

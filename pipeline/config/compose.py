@@ -109,7 +109,7 @@ def _fill_in(config: Config) -> None:
                 is_there = family.donors is not None and (trained / "training.json").is_file()  # written last
                 setattr(family, part, CheckpointConfig(str(trained)) if is_there else None)
         waits = family.donors is not None and (family.sft is None or family.grpo is None)
-        if waits and all(c.start is not Start.base for c in config.conditions.values()):
+        if (waits or family.unnamed()) and all(c.start is not Start.base for c in config.conditions.values()):
             family.base = None  # it is for the vector's geometry alone
 
 

@@ -41,8 +41,7 @@ def provenance_of(
     made: Provenance = {
         "family": {
             part: _origin(source, getattr(cell.family, part).revision)
-            for part in ("target", "sft", "grpo", "base")
-            if (source := getattr(cell.family.config, part)) is not None
+            for part, source in cell.family.config.sources().items()
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(cell.family.engine(config.engine)).items()},
         "chat_template_sha": chat_template_sha,

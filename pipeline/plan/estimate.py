@@ -118,8 +118,9 @@ def _needed(config: Config, grid: Grid, sources: list[Source]) -> tuple[float, f
     parts = {term.part for c in grid.conditions for term in c.added()} | {
         None
     }  # the whole vector, and parts of it
-    pairs = [f.grpo for f in config.opened_families().values() if f.sft is not None and f.grpo is not None]
-    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[_name(grpo)] for grpo in pairs)
+    opened = [family.sources() for family in config.opened_families().values()]
+    donors = [found["grpo"] for found in opened if {"sft", "grpo"} <= found.keys()]
+    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[_name(grpo)] for grpo in donors)
     return sum(s.download or 0.0 for s in sources), vectors
 
 
