@@ -60,6 +60,7 @@ def check(config: Config) -> None:
                     f"families.{name}.allow_config_differences: expected keys of config.json, found '{key}'"
                 )
     _check_forms(config)
+    _check_line_breaks(config)
     for name, condition in config.conditions.items():
         _check_asked_again(f"conditions.{name}", condition)
         check_condition(f"conditions.{name}", condition, config)
@@ -156,6 +157,20 @@ def _check_adapters(where: str, family: FamilyConfig) -> None:
             raise UserError(
                 f"{where}.{part}.merge_into={source.merge_into}: the family has no such checkpoint; set"
                 f" {where}.{source.merge_into}.id"
+            )
+
+
+def _check_line_breaks(config: Config) -> None:
+    """A line break of a prompt is one: on the command line a backslash and an n stay what they are."""
+    texts = {
+        f"prompts.{n}.{k}": getattr(p, k) for n, p in config.prompts.items() for k in ("prefix", "system")
+    }
+    for name, b in config.benchmarks.items():
+        texts[f"benchmarks.{name}.changes.doc_to_text"] = b.changes.get("doc_to_text")
+    for where, text in texts.items():
+        if isinstance(text, str) and re.search(r"\\n(?![a-z])", text):  # not LaTeX's not-equal sign
+            raise UserError(
+                f"{where}: expected a line break, found a backslash and an n in {text!r}; write $'{where}=\"…\\n…\"'"
             )
 
 
