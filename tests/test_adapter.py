@@ -93,6 +93,15 @@ def test_a_module_can_have_an_alpha_of_its_own(model: Path, tmp_path: Path) -> N
         assert torch.allclose(found.read(name), (doubled if name == own else plain)[name])
 
 
+def test_the_first_pattern_that_fits_a_module_gives_its_alpha(model: Path, tmp_path: Path) -> None:
+    patterns = {r"layers\.1\.mlp\.down_proj": 12, "down_proj": 3}
+    adapter = write_adapter(tmp_path / "adapter", alpha_pattern=patterns)
+    found = merged(Folder.find(str(adapter)), Checkpoint.open(str(model)))
+    for layer, alpha in ((0, 3), (1, 12)):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        assert torch.allclose(found.read(name), expected(model, adapter, alpha / RANK)[name])
+
+
 def test_a_layer_that_was_trained_in_full_takes_the_place_of_the_models(model: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     file = adapter / "adapter_model.safetensors"
@@ -132,12 +141,29 @@ def rename(old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def hold(state: dict[str, torch.Tensor]) -> Callable[[Path], None]:
+    return lambda adapter: save_file(state, adapter / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (spoil(peft_type="IA3"), "expected peft_type 'LORA', found 'IA3'"),
         (spoil(use_dora=True), "expected use_dora False, found True"),
         (spoil(bias="all"), "expected bias 'none', found 'all'"),
+        (
+            spoil(init_lora_weights="pissa_niter_16"),
+            "expected init_lora_weights True, found 'pissa_niter_16'",
+        ),
+        (spoil(alora_invocation_tokens=[1]), "expected alora_invocation_tokens None, found [1]"),
+        (spoil(layer_replication=[[0, 1], [0, 1]]), "expected layer_replication None, found [[0, 1]"),
+        (spoil(alpha_pattern={"(": 3}), "alpha_pattern is {'(': 3}; expected regular expressions"),
+        (spoil(alpha_pattern=["q_proj"]), "alpha_pattern is ['q_proj']; expected regular expressions"),
+        (hold({}), "holds no tensor of an adapter"),
+        (
+            hold({f"base_model.model.{names()[0]}.lora_{side}.weight": torch.tensor(1.0) for side in "AB"}),
+            "self_attn.q_proj.weight has rank 0",
+        ),
         (spoil(lora_alpha="six"), "lora_alpha is 'six'; expected a number"),
         (spoil(lora_alpha=float("1e999")), "not valid JSON"),
         (
