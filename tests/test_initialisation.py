@@ -1,7 +1,9 @@
 """Where checkpoints were trained from is measured; what differs in config.json is allowed by name; lost entries are warned of."""
 
 import json
+import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,28 @@ def test_donors_of_another_pretraining_are_refused_with_the_figures_and_can_be_f
     assert (report["initialisation"]["distances"]["sft"]["relative"] or 0) > 0.3
     with pytest.raises(UserError):
         extracted(place)  # what was forced once is not taken for granted
+
+
+def at_distance(state: dict[str, torch.Tensor], share: float, seed: int) -> dict[str, torch.Tensor]:
+    """The weights, moved by this share of their norm."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    norms = [math.sqrt(sum(float((t.float() ** 2).sum()) for t in s.values())) for s in (state, noise)]
+    scale = share * norms[0] / norms[1]
+    return {name: tensor.float() + scale * noise[name] for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(("share", "believed"), [(0.06, True), (0.2, True), (0.45, False), (1.4, False)])
+def test_a_fine_tune_is_believed_and_a_model_far_from_its_base_is_not(
+    share: float, believed: bool, place: Path
+) -> None:
+    state = load_file(place / "base" / "model.safetensors")
+    for part, seed in (("sft", 7), ("grpo", 8)):
+        moved = at_distance(state, share, seed)
+        save_file(moved, place / part / "model.safetensors", metadata={"format": "pt"})
+    with nullcontext() if believed else pytest.raises(UserError, match="a choice: docs/pairs.md"):
+        report, _ = extracted(place)
+        assert report["initialisation"]["distances"]["sft"]["relative"] == pytest.approx(share, rel=0.01)
 
 
 def edited(path: Path, **values: object) -> None:

@@ -186,6 +186,8 @@ def test_an_adapter_of_a_donor_whose_folder_is_not_known_waits_with_it() -> None
             "template=sft: the family has no such checkpoint; set families.verl_1p5b.sft.subfolder",
         ),
         ("sft.subfolder=../runs", "sft.subfolder: expected a folder inside"),
+        ("sft.subfolder=.", "sft.subfolder: expected a folder inside"),
+        ("sft.subfolder=''", "sft.subfolder: expected a folder inside"),
     ],
 )
 def test_a_folder_that_must_be_known_is_asked_for_in_one_line(override: str, message: str) -> None:

@@ -208,6 +208,8 @@ def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
         _check_part(f"{where}.part", part)
     if c.prompt not in config.prompts:
         raise UserError(f"{where}.prompt: '{c.prompt}' is unknown{nearest(c.prompt, list(config.prompts))}")
+    if c.benchmarks is not None and not c.benchmarks:
+        raise UserError(f"{where}.benchmarks: expected at least one, found none; leave it out for all")
     for name in c.benchmarks or ():
         if name not in config.benchmarks:
             raise UserError(
@@ -287,7 +289,7 @@ def _check_numbers(config: Config) -> None:
         "engine.max_num_seqs": (engine.max_num_seqs, 1, 2**16),
         "engine.tensor_parallel_size": (engine.tensor_parallel_size, 1, 1024),
         "engine.threads": (engine.threads, 1, 1024),
-        "engine.seed": (engine.seed, 0, 2**32),
+        "engine.seed": (engine.seed, 0, 2**32 - 1),
         "launcher.workers": (config.launcher.workers, 1, 10_000),
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
@@ -367,10 +369,11 @@ def _check_paths(config: Config) -> None:
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, checkpoint in sources.items():
-        folder = checkpoint.subfolder or "."
-        if folder == UNKNOWN and where.endswith((".sft", ".grpo")):
+        folder = checkpoint.subfolder
+        if folder is None or (folder == UNKNOWN and where.endswith((".sft", ".grpo"))):
             continue
-        if not re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) or ".." in folder:
+        inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) and ".." not in folder
+        if not inside or "." in folder.split("/"):
             raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
@@ -402,6 +405,9 @@ def _check_duplicates(config: Config) -> None:
         lists |= {f"benchmarks.{name}.{part}": getattr(b, part) for part in ("subtasks", "variants", "also")}
     for name, family in config.families.items():
         lists[f"families.{name}.allow_config_differences"] = list(family.allow_config_differences)
+    lists |= {
+        f"conditions.{name}.benchmarks": list(c.benchmarks or ()) for name, c in config.conditions.items()
+    }
     lists["conditions"] = [
         full
         for name, c in config.conditions.items()
