@@ -147,6 +147,7 @@ class FamilyConfig(Frozen):
     )  # None once composed, if it has no id
     grpo: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     base: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    pair: str | None = None  # what its donors are and what is known against them: said under its scores
     donors: str | None = None  # where a recipe puts sft and grpo, for those without an id; may be to come
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
