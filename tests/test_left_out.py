@@ -1,6 +1,7 @@
 """One family that cannot be opened does not stop the others: it is left out with its line, and the exit status says so."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -165,6 +166,15 @@ def test_every_known_pair_is_planned_and_one_whose_folders_are_not_known_waits_f
     whole = plan(*named, env=environment(root / "cache", HF_HUB_OFFLINE="1"))
     assert whole.returncode == 0, whole.stderr
     assert "verl_1p5b (Qwen2.5-1.5B (GSM8K, verl))" in whole.stdout
+    for text in (
+        ran.stdout,
+        whole.stdout,
+    ):  # families that share a target share its cells, estimated and planned
+        estimated, cells = (
+            re.search(r"= (\d+) cells;", text),
+            re.search(r"(\d+) cells \(\d+ more share", text),
+        )
+        assert estimated is not None and cells is not None and estimated[1] == cells[1]
 
 
 def test_an_adapter_of_a_donor_whose_folder_is_not_known_waits_with_it() -> None:
