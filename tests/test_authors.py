@@ -170,6 +170,7 @@ def test_all_of_it_is_planned(hub: Hub, root: Path) -> None:
     assert found is not None
     rows, sweep = 21, 9  # of every family; the sweep is asked one benchmark of seven
     assert sum(map(int, found.groups())) == 6 * (7 * rows + sweep)
+    assert f"= {found[1]} cells;" in ran.stdout, "the estimate counts what two families share once"
     assert "14B" not in ran.stdout
 
 

@@ -112,6 +112,11 @@ SAME = {
         "benchmarks.gsm8k.published=X",
     ],
     "the stages": ["stages=[evaluate]"],
+    "what is said of donors, and what they may differ in": [
+        "families.micro.pair='Ours.'",
+        "families.micro.allow_other_initialisation=true",
+        "families.micro.allow_config_differences=[unknown]",
+    ],
     "what is said of a form": ["benchmarks.gsm8k.form_of=sciq", "benchmarks.gsm8k.cannot_think='Why.'"],
     "further estimates for the plan": [
         "benchmarks.gsm8k.answer_tokens=9",

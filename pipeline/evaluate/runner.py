@@ -23,7 +23,7 @@ from pipeline.evaluate.provenance import chat_template_sha, provenance_of
 from pipeline.evaluate.samples import merge, summarise
 from pipeline.evaluate.tasks import load_task, manager_of
 from pipeline.plan.family import Family
-from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, allowed_differences, takes_chat_template
 from pipeline.plan.plan import Cell, Plan
 from pipeline.records import Cost, GpuSource, Metrics, Sample, is_done, read_record, write_record
 
@@ -211,7 +211,9 @@ class Runner:
         weights = f"{start.path} {terms}"
         if weights != self.loaded:
             self.loaded = ""
-            engine.steer(start.path, terms, wide=self.plan.config.steer.wide)
+            config = self.plan.config
+            allowed = allowed_differences(config, family.name, condition)
+            engine.steer(start.path, terms, wide=config.steer.wide, allowed=allowed)
             self.loaded = weights
             self.swaps += bool(self.computed)
 
