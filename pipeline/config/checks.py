@@ -372,12 +372,12 @@ def _check_paths(config: Config) -> None:
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, checkpoint in sources.items():
-        folder = checkpoint.subfolder
-        if folder is None or (folder == UNKNOWN and where.endswith((".sft", ".grpo"))):
+        subfolder = checkpoint.subfolder
+        if subfolder is None or (subfolder == UNKNOWN and where.endswith((".sft", ".grpo"))):
             continue
-        inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) and ".." not in folder
-        if not inside or "." in folder.split("/"):
-            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
+        inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", subfolder) and ".." not in subfolder
+        if not inside or "." in subfolder.split("/"):
+            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'")
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(
