@@ -9,7 +9,9 @@ import pytest
 from pipeline.commands import doctor_gpu
 from pipeline.commands.finding import Finding
 from pipeline.config.compose import compose
+from pipeline.config.schema import Launcher
 from pipeline.engine import environment, gpus
+from pipeline.evaluate import launcher
 
 H200 = "NVIDIA H200, 9.0, 143771, 143000, 580.95.05"
 SMI = """#!/bin/sh
@@ -172,3 +174,75 @@ def test_torchs_cuda_is_read_without_importing_it(
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert gpus.torchs_cuda() == version
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        (None, 3),
+        ("", 0),
+        ("1", 1),
+        ("0, 2", 2),
+        ("2,7,0", 1),
+        ("-1", 0),
+        ("GPU-8a3f,MIG-11cc", 2),
+        ("0,1,2", 3),
+    ],
+)
+def test_the_gpus_that_may_be_used_are_those_that_cuda_would_see(
+    visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(tmp_path / "bin", *[H200] * 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus.count() == count
+
+
+def test_without_nvidia_smi_the_devices_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "bin" / "nvidia-smi").unlink()
+    (tmp_path / "dev" / "nvidia1").touch()
+    (tmp_path / "dev" / "nvidia-uvm").touch()
+    assert gpus.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cards", "kind", "says"),
+    [
+        ([], 8, Launcher.ray, "it has 8 GPUs: 8 workers, one for each; launcher=local runs one engine alone"),
+        (["engine.tensor_parallel_size=2"], 8, Launcher.ray, "8 GPUs: 4 workers, one for each group of 2;"),
+        (["engine.tensor_parallel_size=2"], 3, Launcher.local, ""),
+        ([], 1, Launcher.local, ""),
+        (["launcher=local"], 8, Launcher.local, ""),
+        (["launcher=ray"], 1, Launcher.ray, ""),
+        (["engine=cpu"], 8, Launcher.local, ""),
+        (["stages=[extract,render]"], 8, Launcher.local, ""),
+    ],
+)
+def test_several_gpus_are_used_by_a_worker_each_unless_the_user_says_otherwise(
+    overrides: list[str],
+    cards: int,
+    kind: Launcher,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    smi(tmp_path / "bin", *[H200] * cards)
+    lines: list[str] = []
+    config = compose(["experiment=paper", "engine=gpu", *overrides])
+    assert launcher.decided(config, lines.append).launcher.kind is kind
+    assert [says in line for line in lines] == [True] * bool(says)
+    found = [f for f in look(*overrides) if f.what == "launcher"]
+    assert [f"launcher: {f.text}" for f in found] == lines, "the doctor says the same"
+    assert all(f.level == "ok" for f in found)
+
+
+def test_several_gpus_without_ray_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
+    smi(tmp_path / "bin", H200, H200)
+    assert launcher.decided(compose(["experiment=paper"]), lambda line: None).launcher.kind is Launcher.local
+    found = lacking()
+    assert (found.what, found.level) == ("launcher", "warning") and "one engine on 1 of 2 GPUs" in found.text

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.commands.finding import Finding
-from pipeline.config.schema import Config, Device, Stage
+from pipeline.config.schema import Config, Device, Launcher, Stage
 from pipeline.engine import gpus
 from pipeline.errors import UserError
+from pipeline.evaluate import launcher
 
 OLDEST_CARD = (7, 5)  # CUDA 13 has code for no older one (requirements/README.md)
 OLDEST_BFLOAT16 = (8, 0)
@@ -46,6 +47,7 @@ def gpu(config: Config, weights_gb: float) -> Iterator[Finding]:
         return
     yield from driver()
     yield from cards(config, weights_gb)
+    yield from workers(config)
     yield from compiler()
 
 
@@ -79,6 +81,14 @@ def cards(config: Config, weights_gb: float) -> Iterator[Finding]:
             yield Finding("ok", "GPU", str(card))
     if len(found) < size:
         yield Finding("fail", "GPU", f"{len(found)} found, engine.tensor_parallel_size={size}; lower it")
+
+
+def workers(config: Config) -> Iterator[Finding]:
+    """What several GPUs are used for, where the configuration leaves that open."""
+    if config.launcher.kind is Launcher.auto:
+        kind, why = launcher.choose(config)
+        if why:
+            yield Finding("ok" if kind is Launcher.ray else "warning", "launcher", why)
 
 
 def lack(card: gpus.Gpu, config: Config, weights_gb: float) -> str | None:

@@ -105,8 +105,9 @@ class Swap(Enum):
 
 
 class Launcher(Enum):
-    """Where cells are evaluated: in this process, or by workers on a Ray cluster."""
+    """Where cells are evaluated: in this process, by workers on a Ray cluster, or what this machine's GPUs ask for."""
 
+    auto = "auto"
     local = "local"
     ray = "ray"
 
