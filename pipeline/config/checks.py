@@ -275,6 +275,7 @@ def _check_numbers(config: Config) -> None:
         "engine.threads": (engine.threads, 1, 1024),
         "engine.seed": (engine.seed, 0, 2**32),
         "launcher.workers": (config.launcher.workers, 1, 10_000),
+        "launcher.shard_documents": (config.launcher.shard_documents, 1, 2**31),
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }

@@ -341,6 +341,9 @@ class LauncherConfig(Frozen):
     workers: int | None = (
         None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
     )
+    shard_documents: int | None = (
+        64  # that a shard of a long cell has at least, where several workers share it out; null: never
+    )
 
 
 @dataclass

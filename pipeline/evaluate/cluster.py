@@ -23,9 +23,11 @@ from typing import Any
 
 from pipeline.config.schema import Config, Device, EngineConfig, LauncherConfig
 from pipeline.errors import UserError
+from pipeline.evaluate.jobs import make_jobs
 from pipeline.evaluate.queue import Queue
 from pipeline.evaluate.runner import Runner, in_order
 from pipeline.plan.plan import Plan
+from pipeline.shards import tidy
 
 
 def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
@@ -44,7 +46,10 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
 
     cluster: Any = ray  # it has no types for what is used here
     room = resources(plan.config.engine, plan.config.launcher, cluster.nodes())
-    return Queue(plan, cells, room, report).drain()
+    try:
+        return Queue(plan, make_jobs(plan, cells, room[0]), room, report).drain()
+    finally:
+        tidy(plan.results)
 
 
 def probe(launcher: LauncherConfig) -> None:
