@@ -33,7 +33,7 @@ ray = pytest.importorskip("ray")
 OVERRIDES = [
     "experiment=paper",
     "engine=cpu",
-    "conditions=baseline",
+    "conditions=sweep",
     "alpha=[-1,-0.5,0.5,0.75,1,1.5]",
     "limit=40",
 ]
