@@ -1,8 +1,14 @@
 """What every test shares: the order of files, and caches that no other process writes to."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Ctrl-C counts, here and in what is started here: `make test &` of a script has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
