@@ -279,6 +279,7 @@ given(
 given("less cache than nothing", "engine.kv_cache_gb: expected", "engine.kv_cache_gb=-1")
 given("more tokens than the model has positions", "engine.max_model_len", "engine.max_model_len=100000")
 given("no workers", "launcher.workers: expected a positive number", "launcher=ray", "launcher.workers=0")
+given("shards of nothing", "launcher.shard_documents: expected a positive", "launcher.shard_documents=0")
 given("an address without a cluster", "launcher.address: expected launcher=ray", "launcher.address=auto")
 given("workers without a cluster", "found auto; add launcher=ray", "launcher.workers=2")
 given("workers for one engine", "found local; add launcher=ray", "launcher=local", "launcher.workers=2")

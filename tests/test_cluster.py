@@ -221,6 +221,17 @@ def test_a_cluster_without_room_for_a_worker_is_refused_once_it_answers(
         cluster.connect(Config(engine=EngineConfig(device=Device.gpu)))
 
 
+def test_where_ray_does_not_start_one_line_says_how_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **options: Any) -> None:
+        assert address == "local"
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=r"^launcher=ray: Ray does not start .*107 bytes.*launcher=local"):
+        cluster.connect(Config(launcher=LauncherConfig(kind=Launcher.ray)))
+
+
 def connecting(monkeypatch: pytest.MonkeyPatch, check: Any, connect: Any) -> None:
     """`_check_and_connect` with stand-ins for the check of the input and for Ray."""
     monkeypatch.setattr(stages, "_check", lambda plan, stages: check())

@@ -9,10 +9,39 @@ from collections.abc import Sequence
 
 from pipeline.config.schema import EngineConfig
 from pipeline.errors import UserError
+from pipeline.evaluate.jobs import Job, Jobs
+from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.samples import summarise
 from pipeline.plan.plan import Cell, Plan
 from pipeline.records import Cost, GpuSource, Metrics, Provenance, ShardSource, is_done, write_record
 from pipeline.shards import Shard, ShardRecord, read_shard, remove, shard_folder
+
+
+def join_whole(plan: Plan, jobs: Jobs, progress: Progress) -> None:
+    """Join the cells of which a run that was killed left every shard."""
+    for cell in jobs.whole:
+        if joined := join(plan, cell, jobs.counts[cell.key]):
+            progress.done(cell, joined[0], joined[1]["seconds"])
+
+
+def take(
+    plan: Plan, jobs: Jobs, job: Job, metrics: Metrics | None, seconds: float, progress: Progress
+) -> None:
+    """Take note of a finished job, and join its cell if it was the last shard.
+
+    Args:
+        metrics: of a whole cell; None if its record was there already, or of a shard.
+    """
+    last = jobs.finished(job)
+    if job.shard is not None and not last:
+        return progress.shard(job.name, seconds, job.seconds)
+    if job.shard is not None:
+        joined = join(plan, job.cell, job.shard.count)
+        metrics, seconds = (joined[0], joined[1]["seconds"]) if joined else (None, 0.0)
+    if metrics is None:
+        progress.skip(job.seconds)
+    else:
+        progress.done(job.cell, metrics, seconds, job.seconds)
 
 
 def join(plan: Plan, cell: Cell, count: int) -> tuple[Metrics, Cost] | None:

@@ -15,8 +15,9 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.evaluate.actor import Actor, Process, WorkerFailed, reason
 from pipeline.evaluate.jobs import Job, Jobs
+from pipeline.evaluate.joining import join_whole, take
 from pipeline.evaluate.progress import Progress
-from pipeline.evaluate.runner import DEATHS_PER_CELL, join_whole, take
+from pipeline.evaluate.runner import DEATHS_PER_CELL
 from pipeline.plan.plan import Plan
 
 NOTICE_AFTER = 60.0  # seconds without a running worker before the user is told

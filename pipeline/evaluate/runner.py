@@ -19,8 +19,8 @@ from pipeline.engine.arrangement import Arrangement
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate.again import DOCUMENTS, check_answers
-from pipeline.evaluate.jobs import Job, Jobs, make_jobs
-from pipeline.evaluate.joining import join
+from pipeline.evaluate.jobs import make_jobs
+from pipeline.evaluate.joining import join_whole, take
 from pipeline.evaluate.narrow import narrow, spans
 from pipeline.evaluate.progress import Progress, name_of
 from pipeline.evaluate.provenance import chat_template_sha, provenance_of
@@ -82,33 +82,6 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
             " in memory (engine.max_num_seqs, engine.kv_cache_gb, engine.gpu_memory_utilization)"
         )
     return progress.computed
-
-
-def join_whole(plan: Plan, jobs: Jobs, progress: Progress) -> None:
-    """Join the cells of which a run that was killed left every shard."""
-    for cell in jobs.whole:
-        joined = join(plan, cell, jobs.counts[cell.key])
-        if joined is not None:
-            progress.done(cell, joined[0], joined[1]["seconds"])
-
-
-def take(
-    plan: Plan, jobs: Jobs, job: Job, metrics: Metrics | None, seconds: float, progress: Progress
-) -> None:
-    """Take note of a finished job, and join its cell if it was the last shard.
-
-    Args:
-        metrics: of a whole cell; None if its record was there already, or of a shard.
-    """
-    last = jobs.finished(job)
-    if job.shard is None:
-        progress.done(job.cell, metrics, seconds, job.seconds) if metrics else progress.skip(job.seconds)
-    elif not last:
-        progress.shard(job.name, seconds, job.seconds)
-    elif joined := join(plan, job.cell, job.shard.count):
-        progress.done(job.cell, joined[0], joined[1]["seconds"], job.seconds)
-    else:
-        progress.skip(job.seconds)
 
 
 def in_order(cells: Iterable[Cell]) -> list[Cell]:
