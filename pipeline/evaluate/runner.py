@@ -230,7 +230,9 @@ class Runner:
         return metrics
 
     def _engine(self, family: Family) -> Engine:
-        """The engine of a family's architecture: the one that runs, or a new one in its place."""
+        """The engine of a family's architecture: the one that runs, or a new one in its place, once it has been asked again."""
+        if self.engine is not None and not self.engine.ended() and self.architecture != family.architecture:
+            self.check_again()
         # vLLM would wait for ever for the answer of a process that was killed between two questions.
         if self.engine is None or self.engine.ended() or self.architecture != family.architecture:
             self.close()
