@@ -199,6 +199,19 @@ def test_the_gpus_that_may_be_used_are_those_that_cuda_would_see(
     assert gpus.count() == count
 
 
+def test_the_doctor_looks_at_the_gpus_that_cuda_would_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = H200.replace("143000", "20000")
+    smi(tmp_path / "bin", busy, H200, busy)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert all(f.level == "ok" for f in look())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert "21.0 of 150.8 GB free" in lacking("launcher=local").text
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "0 found, engine.tensor_parallel_size=1" in lacking().text and "CUDA_VISIBLE" in lacking().text
+
+
 def test_without_nvidia_smi_the_devices_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "bin" / "nvidia-smi").unlink()

@@ -68,7 +68,7 @@ def driver() -> Iterator[Finding]:
 
 def cards(config: Config, weights_gb: float) -> Iterator[Finding]:
     try:
-        found = gpus.query()
+        found = gpus.visible(gpus.query())
     except (OSError, subprocess.SubprocessError, ValueError) as e:
         text = f"a device is there, nvidia-smi fails ({type(e).__name__}); check the driver"
         yield Finding("warning", "GPU", text)
@@ -80,7 +80,9 @@ def cards(config: Config, weights_gb: float) -> Iterator[Finding]:
         else:
             yield Finding("ok", "GPU", str(card))
     if len(found) < size:
-        yield Finding("fail", "GPU", f"{len(found)} found, engine.tensor_parallel_size={size}; lower it")
+        text = f"{len(found)} found, engine.tensor_parallel_size={size}; lower it"
+        hidden = ", or name more in CUDA_VISIBLE_DEVICES" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+        yield Finding("fail", "GPU", text + hidden)
 
 
 def workers(config: Config) -> Iterator[Finding]:

@@ -66,16 +66,28 @@ def count() -> int:
         there = len(query())
     except (OSError, subprocess.SubprocessError, ValueError):
         there = len(list(DEVICES.glob("nvidia[0-9]*")))
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return there
+    named = _named(there)
+    return there if named is None else len(named)
+
+
+def visible(cards: list[Gpu]) -> list[Gpu]:
+    """Those of all `cards` that CUDA_VISIBLE_DEVICES names; all of them where it does so by UUID."""
+    named = _named(len(cards))
+    if named is None or not all(name.isdigit() for name in named):
+        return cards
+    return [cards[int(name)] for name in named]
+
+
+def _named(there: int) -> list[str] | None:
+    """The names in CUDA_VISIBLE_DEVICES up to the first that is none of `there` cards, as CUDA reads it; None without it."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return None
 
     def is_there(name: str) -> bool:
         return int(name) < there if name.isdigit() else name.startswith(("GPU-", "MIG-"))
 
-    return len(
-        list(takewhile(is_there, map(str.strip, named.split(","))))
-    )  # CUDA too stops at the first that is none
+    return list(takewhile(is_there, map(str.strip, names.split(","))))
 
 
 def _read(line: str) -> Gpu:
