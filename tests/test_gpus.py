@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import doctor_gpu
+from pipeline.commands import doctor_cuda, doctor_gpu
 from pipeline.commands.finding import Finding
 from pipeline.config.compose import compose
 from pipeline.config.schema import Launcher
 from pipeline.engine import environment, gpus
 from pipeline.evaluate import launcher
+from pipeline.files import ROOT
 
 H200 = "NVIDIA H200, 9.0, 143771, 143000, 580.95.05"
 SMI = """#!/bin/sh
@@ -36,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "torchs_cuda", lambda: (13, 0))
     monkeypatch.setattr(gpus, "newest_cuda", lambda: (13, 1))
     monkeypatch.setattr(environment, "_vllm_build", lambda: None)
-    monkeypatch.setattr(doctor_gpu.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(doctor_cuda.sysconfig, "get_path", lambda name: str(tmp_path / name))
     monkeypatch.setenv("CC", sys.executable)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     smi(tmp_path / "bin", H200)
@@ -149,11 +150,28 @@ def test_a_run_that_needs_no_gpu_here_asks_for_none(overrides: list[str], tmp_pa
     assert [f.level for f in look(*overrides)] == ["ok"]
 
 
-def test_the_driver_says_which_cuda_it_runs(tmp_path: Path) -> None:
+def old_driver(folder: Path) -> None:
+    """A driver's library for CUDA 12.8."""
     source = "int cuDriverGetVersion(int *version) { *version = 12080; return 0; }"
-    (tmp_path / "cuda.c").write_text(source)
-    build = ["gcc", "-shared", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "cuda.c")]
+    (folder / "cuda.c").write_text(source)
+    build = ["gcc", "-shared", "-o", str(folder / "libcuda.so.1"), str(folder / "cuda.c")]
     subprocess.run(build, check=True)
+
+
+def test_a_driver_or_card_that_is_too_old_is_told_before_anything_is_installed(tmp_path: Path) -> None:
+    old_driver(tmp_path)
+    smi(tmp_path / "bin", "Tesla P100, 6.0, 16384, 16000, 535.1", H200)
+    bare = [sys.executable, "-S", "-m", "pipeline.commands.doctor_cuda"]  # the standard library alone
+    environment = {"LD_LIBRARY_PATH": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    asked = subprocess.run(bare, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert asked.returncode == 2 and not asked.stdout
+    lines = asked.stderr.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["error", "driver"], ["error", "GPU"]]
+    assert "up to 12.8, torch needs 13.0" in lines[0] and "P100" in lines[1]
+
+
+def test_the_driver_says_which_cuda_it_runs(tmp_path: Path) -> None:
+    old_driver(tmp_path)
     ask = [sys.executable, "-c", "from pipeline.engine.gpus import newest_cuda; print(newest_cuda())"]
     for folder, answer in ((tmp_path, "(12, 8)"), (tmp_path / "dev", "None")):
         environment = {"LD_LIBRARY_PATH": str(folder), "PATH": "/usr/bin:/bin"}
