@@ -16,8 +16,9 @@ from pipeline.config.compose import compose
 from pipeline.engine.lm import Generation
 from pipeline.errors import UserError
 from pipeline.evaluate.jobs import make_jobs
-from pipeline.evaluate.joining import join
+from pipeline.evaluate.joining import join, take
 from pipeline.evaluate.narrow import spans
+from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.runner import Runner
 from pipeline.files import MARK
 from pipeline.lock import held
@@ -295,6 +296,21 @@ def test_the_next_run_does_what_is_left_in_the_same_cutting_whatever_its_workers
     jobs = make_jobs(here, [cell], 2)
     assert not jobs.waiting and jobs.whole == [cell], "killed before it joined them"
     assert join(here, cell, 4) is not None and join(here, cell, 4) is None
+
+
+def test_a_cell_is_given_up_once_however_many_of_its_shards_are(
+    cell: Cell, plan: Plan, tmp_path: Path
+) -> None:
+    here = at(plan, tmp_path)
+    run(here, cell, Shard(1, 4))
+    jobs = make_jobs(here, [cell], 2)
+    progress = Progress(1, jobs.seconds(), lambda line: None)
+    first, second, third = jobs.waiting
+    jobs.give_up(first, progress)
+    jobs.give_up(second, progress)
+    take(here, jobs, third, None, 1.0, progress)
+    assert (progress.skipped, progress.computed) == (1, 0), "not joined either"
+    assert there(tmp_path) == [f"{cell.key}.1-of-4"], "what is finished is there for the next run"
 
 
 def test_shards_that_were_left_behind_by_a_joined_cell_are_removed(plan: Plan, tmp_path: Path) -> None:

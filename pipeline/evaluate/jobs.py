@@ -22,7 +22,7 @@ from pipeline.shards import Shard, take_over
 SHARE = 1 / 8  # of what each worker has to do: a cell that takes longer is cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A cell, or a shard of one."""
 
