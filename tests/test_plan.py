@@ -98,7 +98,7 @@ SAME = {
         *("engine.threads=2", "engine.kv_cache_gb=2", "engine.in_process=false"),
         *("engine.gpu_memory_utilization=0.5", "engine.seed=3"),
     ],
-    "where cells are computed": ["launcher=ray", "launcher.workers=3"],
+    "where cells are computed": ["launcher=ray", "launcher.workers=3", "launcher.shard_documents=5"],
     "W&B being off": ["tracking=disabled"],
     "leave to run programs unsandboxed": ["allow_unsandboxed=true"],
     "what is perturbed besides": ["benchmarks.gsm8k.variants=[]", "variant_limit=1", "perturbation_seed=3"],

@@ -66,8 +66,11 @@ def check(config: Config) -> None:
         check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
     for key in ("address", "workers"):
-        if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
-            raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
+        kind = config.launcher.kind
+        if kind is not Launcher.ray and getattr(config.launcher, key) is not None:
+            raise UserError(
+                f"launcher.{key}: expected launcher=ray beside it, found {kind.value}; add launcher=ray"
+            )
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
     if config.steer.dtype not in (None, "float32"):
@@ -294,6 +297,7 @@ def _check_numbers(config: Config) -> None:
         "engine.threads": (engine.threads, 1, 1024),
         "engine.seed": (engine.seed, 0, 2**32 - 1),
         "launcher.workers": (config.launcher.workers, 1, 10_000),
+        "launcher.shard_documents": (config.launcher.shard_documents, 1, 2**31),
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }

@@ -106,8 +106,9 @@ class Swap(Enum):
 
 
 class Launcher(Enum):
-    """Where cells are evaluated: in this process, or by workers on a Ray cluster."""
+    """Where cells are evaluated: in this process, by workers on a Ray cluster, or what this machine's GPUs ask for."""
 
+    auto = "auto"
     local = "local"
     ray = "ray"
 
@@ -354,6 +355,9 @@ class LauncherConfig(Frozen):
     )
     workers: int | None = (
         None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
+    )
+    shard_documents: int | None = (
+        64  # that a shard of a long cell has at least, where several workers share it out; null: never
     )
 
 
