@@ -84,6 +84,7 @@ def generate(folder: Path, config: dict[str, Any]) -> None:
     import torch
 
     from pipeline.weights.safetensors import PIECE, encode_header, raw_bytes
+    from pipeline.weights.tensors import to_bits
     from tests import tiny
 
     shapes = tiny.shapes(config)
@@ -118,7 +119,7 @@ def generate(folder: Path, config: dict[str, Any]) -> None:
         for shape in shapes.values():
             for parts in draw(torch.Size(shape).numel()):
                 for stream, part in zip(streams, parts, strict=True):
-                    stream.write(raw_bytes(part))
+                    stream.write(raw_bytes(to_bits(part)))
 
 
 @dataclass
