@@ -14,8 +14,8 @@ the versions of packages; not the constants in this folder, and not vLLM's versi
 
 What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the tokens of
 all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form `#### n`. GRPO starts
-from the SFT donor or from the initialisation (`grpo.start`): the paper can be read both ways. One process, one device; it
-does not cover several GPUs.
+from the SFT donor or from the initialisation (`grpo.start`): the paper can be read both ways. Several GPUs of a machine
+share the model and every batch (pipeline/donors/sharding.py); it does not cover several machines.
 
 The micro base has read all the donors' problems with their answers: its text draws word problems from the same random
 stream (`gsm8k/train/{seed}`), and more of them. SFT and GRPO then train on what the base has seen, not on new problems;
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals import micro
+from pipeline.donors.batches import check_processes
 from pipeline.donors.compose import check
 from pipeline.donors.data import generated_text, training_problems
 from pipeline.donors.overlap import record_overlap
@@ -50,12 +51,17 @@ if TYPE_CHECKING:  # it imports torch
 
 
 def make_donors(
-    recipe: Recipe, out: Path, report: Callable[[str], None] = print, reuse: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    report: Callable[[str], None] = print,
+    reuse: Path | None = None,
+    processes: int | None = None,
 ) -> dict[str, Path]:
     """Train what `out` does not hold yet. Until all is known to be in order but the overlap, nothing is written.
 
     Args:
         reuse: another family's folder, whose finished stages are copied where this recipe would train the same.
+        processes: that share every batch; None is one for each visible GPU.
 
     Returns:
         The checkpoint folder of each stage.
@@ -73,6 +79,7 @@ def make_donors(
     if all(is_done(folder) for folder in folders.values()):
         return folders
     _check_machine(recipe)
+    processes = check_processes(recipe, processes, list(folders))
     init = None if recipe.init.id is None else _open_init(recipe.init.id, recipe.init.revision)
     problems, held_out = training_problems(recipe)
     texts = {"donors": problems}
@@ -88,8 +95,8 @@ def make_donors(
             name: str, build: Builder[Start], start: Start, examples: list[micro.Example]
         ) -> "Checkpoint":
             if reuse is not None and not is_done(out / name):
-                reuse_stage(recipe, reuse / name, out / name, start, examples, report)
-            return run_stage(out / name, recipe, build, start, examples)
+                reuse_stage(recipe, reuse / name, out / name, start, examples, report, processes)
+            return run_stage(out / name, recipe, build, start, examples, processes)
 
         if init is None:
             init = stage("base", pretraining_trainer, None, texts["base"])
