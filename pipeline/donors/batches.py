@@ -18,13 +18,31 @@ def check_processes(recipe: Recipe, processes: int | None, stages: Collection[st
     count = processes or max(1, cards)
     if cards and count > cards:
         raise UserError(f"processes={count}: expected at most one for each visible GPU, found {cards}")
-    for stage, key, batch, share in _batches(recipe):
-        if stage in stages and batch % (share * count):
-            raise UserError(
-                f"processes={count}: {key} = {batch} is no multiple of {count} processes × {share}; choose another"
-                f" {key.split(' ')[0] if share == 1 else f'{stage}.microbatch'}, or another number of processes"
-            )
+    check_batches(recipe, count, stages)
     return count
+
+
+def check_batches(recipe: Recipe, processes: int, stages: Collection[str]) -> None:
+    """Do nothing if every process can take as much of each batch.
+
+    Raises:
+        UserError: if the batch of a stage cannot be shared so.
+    """
+    for stage, key, batch, share in _batches(recipe):
+        if stage in stages and batch % (share * processes):
+            setting = key if share == 1 else f"{stage}.microbatch"
+            raise UserError(
+                f"processes={processes}: {key} = {batch} cannot be shared by {processes} processes that take {share} at a"
+                f" time; choose another {setting}, or another number of processes"
+            )
+
+
+def card() -> float | None:
+    """The bytes of the smallest visible card; None without one."""
+    import torch
+
+    cards = range(torch.cuda.device_count())
+    return min((float(torch.cuda.get_device_properties(c).total_memory) for c in cards), default=None)
 
 
 def _batches(recipe: Recipe) -> Iterator[tuple[str, str, int, int]]:

@@ -1,5 +1,6 @@
 """One of the processes that train a stage together: `python -m pipeline.donors.rank`, its job pickled on standard input."""
 
+import contextlib
 import os
 import pickle
 import select
@@ -12,7 +13,7 @@ from pipeline.errors import UserError
 
 def main() -> int:
     _end_with(int(os.environ[PARENT]))
-    job: Job = pickle.load(sys.stdin.buffer)
+    job: Job = pickle.load(sys.stdin.buffer)  # noqa: S301 our own process made it
     import torch.distributed
 
     from pipeline.donors.sharding import shard_on_cpus
@@ -37,10 +38,8 @@ def _end_with(parent: int) -> None:
     """End this process when its parent has gone, which it would outlive waiting for the others."""
 
     def watch() -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             select.select([os.pidfd_open(parent)], [], [])
-        except ProcessLookupError:
-            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -7,10 +7,13 @@ Transformers and accelerate do the work; the whole state is gathered on the firs
 shards on GPUs alone: on CPUs, where tests run, `shard_on_cpus` has it take the same way.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.weights.architecture import HEAD
+
 if TYPE_CHECKING:  # it takes seconds to import: only training pays
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
 
 def sharding_arguments(processes: int) -> dict[str, Any]:
@@ -36,6 +39,19 @@ def reduce_in_float32(config: "TrainingArguments") -> None:
     if config.fsdp_plugin_args is not None and config.bf16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         config.fsdp_plugin_args["mixed_precision_policy"] = policy
+
+
+def save_gathered(trainer: "Trainer", folder: Path) -> None:
+    """Gather the whole model from all processes and write it on the first, as one process writes it."""
+    model: Any = trainer.model
+    state = trainer.accelerator.get_state_dict(model)
+    if trainer.is_world_process_zero():
+        if model.config.tie_word_embeddings:
+            state.pop(
+                HEAD, None
+            )  # gathered, it no longer shares the embedding's memory and would be written twice
+        model.save_pretrained(folder, state_dict=state)
+    trainer.accelerator.wait_for_everyone()
 
 
 def shard_on_cpus() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 from evals import micro
 from pipeline.donors.processes import Job, train_together
 from pipeline.donors.recipe import Recipe, compared, flat
+from pipeline.donors.sharding import save_gathered
 from pipeline.donors.trainers import has_bf16
 from pipeline.errors import UserError
 from pipeline.files import digest, new_folder, write_json
@@ -127,9 +128,10 @@ def train_stage(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step == 0:
         raise UserError(f"{folder}: training took no step; give more documents or smaller batches")
-    trainer.save_model(str(folder))  # several processes gather it on the first
-    if processes > 1:
-        trainer.accelerator.wait_for_everyone()
+    if processes == 1:
+        trainer.save_model(str(folder))
+    else:
+        save_gathered(trainer, folder)
     if trainer.is_world_process_zero():
         _record(trainer, folder, recipe, start, examples, processes, checkpoint, started)
     if recipe.wandb:

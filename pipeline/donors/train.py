@@ -35,9 +35,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals import micro
-from pipeline.donors.batches import check_processes
+from pipeline import hub
+from pipeline.donors.batches import card, check_batches, check_processes
 from pipeline.donors.compose import check
 from pipeline.donors.data import generated_text, training_problems
+from pipeline.donors.memory import described
 from pipeline.donors.overlap import record_overlap
 from pipeline.donors.recipe import Recipe, flat, settings
 from pipeline.donors.stages import RECORD, STAGES, Builder, Start, has_begun, is_done, reuse_stage, run_stage
@@ -80,6 +82,9 @@ def make_donors(
         return folders
     _check_machine(recipe)
     processes = check_processes(recipe, processes, list(folders))
+    if recipe.init.id is not None and (processes > 1 or card() is not None):
+        for line in estimate(recipe, processes):
+            report(line)
     init = None if recipe.init.id is None else _open_init(recipe.init.id, recipe.init.revision)
     problems, held_out = training_problems(recipe)
     texts = {"donors": problems}
@@ -104,6 +109,31 @@ def make_donors(
         sft = stage("sft", sft_trainer, init, problems)
         stage("grpo", grpo_trainer, sft if recipe.grpo.start == "sft" else init, problems)
     return folders
+
+
+def estimate(recipe: Recipe, processes: int | None) -> list[str]:
+    """What the recipe takes of each card, a line for each stage, and whether it fits.
+
+    Raises:
+        UserError: if its batches cannot be shared by so many processes, or the model's config.json cannot be read.
+    """
+    from pipeline.weights.architecture import read_config
+    from pipeline.weights.checkpoint import Folder
+
+    if recipe.init.id is None:
+        raise UserError("memory is estimated of a recipe with init.id; the micro family takes no card")
+    smallest = card()
+    # what cannot be on this machine can be asked about all the same
+    count = processes or check_processes(recipe, None, ["sft", "grpo"])
+    check_batches(recipe, count, ["sft", "grpo"])
+    if Path(recipe.init.id).is_dir():
+        folder = Folder.find(recipe.init.id, recipe.init.revision).path
+    else:
+        folder = hub.fetch(recipe.init.id, recipe.init.revision, patterns=["config.json"])
+    try:
+        return described(recipe, read_config(folder / "config.json"), count, smallest)
+    except (KeyError, TypeError, ValueError):
+        return [f"memory of {recipe.init.id}: its config.json has other names for its sizes; not estimated"]
 
 
 def _check_out(recipe: Recipe, out: Path) -> None:
