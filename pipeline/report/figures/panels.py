@@ -92,12 +92,13 @@ def panels(
 
 def panel_width(ax: "Axes") -> float:
     """Inches of a panel, about; its rows are named before."""
-    grid = ax.get_subplotspec()
+    grid, figure = ax.get_subplotspec(), ax.figure
     assert grid is not None, "panels are subplots"
-    across = grid.get_gridspec().ncols
-    names = room_for(label.get_text() for label in ax.get_yticklabels())
-    is_shared = ax.get_shared_y_axes().joined(ax, ax.figure.axes[-1]) and len(ax.figure.axes) > 1  # type: ignore[no-untyped-call]
-    return float(ax.figure.get_figwidth()) / across - _EDGE - names / (across if is_shared else 1)  # type: ignore[union-attr]
+    across, first = grid.get_gridspec().ncols, figure.axes[0]
+    # Rows that all panels have in common are named in the first alone.
+    is_shared = first.get_shared_y_axes().joined(first, figure.axes[-1])  # type: ignore[no-untyped-call]
+    names = room_for(label.get_text() for label in (first if is_shared else ax).get_yticklabels())
+    return float(figure.get_figwidth()) / across - _EDGE - names / (across if is_shared else 1)  # type: ignore[union-attr]
 
 
 def title_panel(ax: "Axes", *lines: str) -> None:

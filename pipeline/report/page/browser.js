@@ -29,7 +29,7 @@ function packOf(number) {
 
 const cellsOf = (family, benchmark) => index.cells.filter(([f, b]) => f === family && b === benchmark);
 
-// Documents of two cells as pairs, in the order of the first: what both have.
+// Documents of two cells as pairs, in the order of the first: what both have, and have with the same target.
 async function compared(old, now) {
   const [a, asked, b, askedNow] = await Promise.all([old[3], old[4], now[3], now[4]].map(packOf));
   const at = new Map(askedNow.name.map((name, i) => [name, i]));
@@ -37,7 +37,7 @@ async function compared(old, now) {
     score: cell.score[i], tokens: cell.tokens[i], flags: cell.flags[i], output: cell.output[i],
     extracted: cell.extracted[i], options: cell.options?.[i] ?? null,
   });
-  return asked.name.flatMap((name, i) => at.has(name) ? [{
+  return asked.name.flatMap((name, i) => at.has(name) && asked.target[i] === askedNow.target[at.get(name)] ? [{
     name, target: asked.target[i], prompt: asked.prompt[i], promptNow: askedNow.prompt[at.get(name)],
     old: side(a, i), now: side(b, at.get(name)), order: i,
   }] : []);
