@@ -93,11 +93,25 @@ def load(
     Every document asked carries `source_doc`: the index of the plain document that it is or was made from, or
     where `source_field` tells that several were made from one problem, the index of the first of them.
 
+    What has been loaded is remembered: cells ask the same documents of one row after the other.
+
     Raises:
         UserError: if the documents cannot be had, or the perturbation fits none of them.
     """
+    from datasets import DatasetDict
+
+    asked = json.dumps(dataset, sort_keys=True)
+    return DatasetDict(_loaded(asked, folder, subtask, form, perturbation, seed))
+
+
+@lru_cache(maxsize=512)  # BBH alone has 27 subtasks, each with its variants
+def _loaded(
+    described: str, folder: str | None, subtask: str | None, form: str, perturbation: str | None, seed: int
+) -> "DatasetDict":
+    """As `load`, of a data set that is described in JSON."""
     from datasets import Dataset, DatasetDict
 
+    dataset = json.loads(described)
     if folder is None:
         splits = _from_hub(dataset["id"], dataset["config"], dataset["revision"], subtask)
     else:
