@@ -49,7 +49,11 @@ def test_documents_are_perturbed_once_however_many_cells_ask_them(
         return perturb(form, name, rows, **given)
 
     monkeypatch.setattr(perturbations, "perturb", counted)
-    how: dict[str, Any] = {"subtask": "boolean_expressions", "form": "bbh", "perturbation": "irrelevant_preamble"}
+    how: dict[str, Any] = {
+        "subtask": "boolean_expressions",
+        "form": "bbh",
+        "perturbation": "irrelevant_preamble",
+    }
     first, again, other = (documents.load(asked, str(tmp_path), **how, seed=seed) for seed in (0, 0, 1))
     assert calls == [0, 1]
     first["test"] = other["train"] = []  # a task changes its own splits alone

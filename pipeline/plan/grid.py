@@ -379,4 +379,6 @@ def asked_of(family: FamilyConfig, benchmark: Benchmark) -> Benchmark:
 def _with_room(benchmark: BenchmarkConfig, room: int | None) -> BenchmarkConfig:
     """The benchmark with at most `room` tokens for an answer; None, and a task's own length, change nothing."""
     most = benchmark.max_gen_toks
-    return benchmark if most is None or room is None or most <= room else replace(benchmark, max_gen_toks=room)
+    return (
+        benchmark if most is None or room is None or most <= room else replace(benchmark, max_gen_toks=room)
+    )
