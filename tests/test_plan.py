@@ -360,7 +360,7 @@ def test_a_debug_run_takes_one_seed_and_short_answers_of_every_row_and_benchmark
     assert {c.origin for c in part.conditions} == {c.origin for c in whole.conditions}
     assert [b.name for b in part.benchmarks] == [b.name for b in whole.benchmarks]
     assert {c.name for c in part.conditions if "random" in c.origin} == {"random-s0", "minus_random-s0"}
-    assert {(b.limit, b.config.max_gen_toks) for b in part.benchmarks} == {(2, 64), (2, None)}
+    assert {(b.limit, b.config.max_gen_toks) for b in part.benchmarks} == {(2, 48), (2, None)}
 
 
 def test_alpha_zero_is_the_baseline_and_alpha_one_is_the_vector(models: Path, data: Path) -> None:
