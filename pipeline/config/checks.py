@@ -291,6 +291,8 @@ def _check_numbers(config: Config) -> None:
     counts: dict[str, tuple[int | None, int, int]] = {  # the value, the least and the most that it can be
         "limit": (config.limit, 1, 2**31),
         "variant_limit": (config.variant_limit, 1, 2**31),
+        "seed_limit": (config.seed_limit, 1, 2**31),
+        "max_gen_toks": (config.max_gen_toks, 1, 2**24),
         "engine.max_model_len": (engine.max_model_len, 16, 2**24),
         "engine.max_num_seqs": (engine.max_num_seqs, 1, 2**16),
         "engine.tensor_parallel_size": (engine.tensor_parallel_size, 1, 1024),

@@ -387,6 +387,8 @@ class Config(Frozen):
     tasks: list[str] | None = None  # which benchmarks to run; null is all
     limit: int | None = None  # a limit for every benchmark
     variant_limit: int | None = None  # a limit for every perturbed benchmark
+    seed_limit: int | None = None  # the first seeds of every random control
+    max_gen_toks: int | None = None  # of an answer at most, where a benchmark allows more
     perturbation_seed: int = 0
     prompts: dict[str, PromptConfig] = field(default_factory=dict)
     conditions: dict[str, ConditionConfig] = field(default_factory=dict)
