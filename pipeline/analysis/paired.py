@@ -105,7 +105,10 @@ def change(
     found = agree(
         intervals.paired(mean, square, size, confidence), p_test, p_interval, can_reject, confidence
     )
-    smallest = detectable(float(size_at(1.0 - (level or LEVEL))), square, level, units=design.count)
+    strict = float(size_at(1.0 - (level or LEVEL)))
+    smallest = detectable(
+        strict, square, level, units=design.count, independent=design.effective, freedom=freedom
+    )
     return Difference(
         value=scale * mean,
         se=scale * math.sqrt(variance),
