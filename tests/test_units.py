@@ -117,11 +117,12 @@ def test_near_duplicates_are_those_of_comparing_every_pair() -> None:
             edited[rng.randrange(len(edited))] = rng.choice(words)
         texts.append(" ".join(edited))
     for similar in (0.5, 0.8, 1.0):
-        np.testing.assert_array_equal(near_duplicates(texts, similar=similar), by_every_pair(texts, similar))
+        found, expected = near_duplicates(texts, similar=similar), by_every_pair(texts, similar)
+        np.testing.assert_array_equal(found[:, None] == found, expected[:, None] == expected)
 
 
 def by_every_pair(texts: list[str], similar: float) -> np.ndarray:
-    """Labels as near_duplicates gives them, by Jaccard similarity of every pair."""
+    """Labels of near-duplicates, by the Jaccard similarity of every pair."""
     split = [text.split() for text in texts]
     sets = [{tuple(text[i : i + 3]) for i in range(max(1, len(text) - 2))} for text in split]
     spread = Counter(shingle for one in sets for shingle in one)
@@ -131,4 +132,4 @@ def by_every_pair(texts: list[str], similar: float) -> np.ndarray:
         for j, b in enumerate(sets[:i]):
             if texts[i] == texts[j] or (a & b and len(a & b) >= similar * len(a | b)):
                 labels[labels == labels[i]] = labels[j]
-    return np.unique(labels, return_inverse=True)[1]
+    return labels
