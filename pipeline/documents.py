@@ -110,7 +110,7 @@ def _splits(dataset: dict[str, Any], folder: str | None, subtask: str | None) ->
     return _from_files(tuple((k, str(v)) for k, v in files.items()), dataset["json_field"])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)  # BBH alone has 27 subtasks, each with its variants
 def _asked(
     described: str, folder: str | None, subtask: str | None, form: str, perturbation: str | None, seed: int
 ) -> "Dataset":

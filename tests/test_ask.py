@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import runner
 from pipeline.files import ROOT
 from tests import warm
+from tests.processes import Run
 
 HUGO = "Question: Hugo has 29 balls. Omar has 34 more balls than Hugo. How many balls do they have together?\nAnswer:"
 
@@ -367,3 +368,39 @@ def test_an_engine_that_was_killed_between_two_questions_is_replaced(tmp_path: P
         [sys.executable, "dies.py"], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert ran.stdout == "answered again\n", ran.stderr[-3000:]
+
+
+KILLED = r"""
+import os, signal, sys, threading
+from pipeline import api as rv
+
+if __name__ == "__main__":  # the engine's processes import this again
+    config = rv.compose(["experiment=micro", f"results={sys.argv[1]}", "engine.in_process=false"])
+    with rv.Session(config, alpha=[0, 1]) as model:
+        bare, steered = model.rows.values()
+        (before,) = model.ask_row(bare, HUGO)
+        for row in (bare, steered):  # it waits for an answer; for new weights
+            processes = list(model._runner.engine.processes)
+            for process in processes:
+                os.kill(process.pid, signal.SIGSTOP)  # so that it is asked and has not answered
+                threading.Timer(1, os.kill, (process.pid, signal.SIGKILL)).start()
+            try:
+                model.ask_row(row, HUGO)
+            except rv.UserError as e:
+                print(e)
+            assert not any(process.is_alive() for process in processes)
+            assert model.ask_row(bare, HUGO) == [before]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_an_engine_that_is_killed_while_it_is_asked_is_one_line_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed.py").write_text(f"HUGO = {HUGO!r}\n{KILLED}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = Run(tmp_path, arguments=[sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "results")])
+    line = "the engine died on this question (EngineDeadError); the next starts another\n"
+    assert run.ends() == 0 and run.output() == 2 * line, run.output()[-3000:]
+    assert run.is_gone()

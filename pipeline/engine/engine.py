@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pipeline.config.schema import Device, EngineConfig, Swap
-from pipeline.engine import gpus, output
+from pipeline.engine import death, gpus, output
 from pipeline.engine.arrangement import Arrangement
 from pipeline.engine.environment import check_device, prepare_environment
 from pipeline.errors import UserError
@@ -73,6 +73,7 @@ class Engine:
             except Exception as e:  # vLLM raises what it likes
                 raise UserError(_start_failure(e, output.text(self.log), self.config)) from e
         self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+        death.watch(self.lm.model.llm_engine.engine_core, self.processes)
         self.started_on = weights
         if self.template_of is not None:
             self.lm.take_template(self.template_of)
