@@ -150,6 +150,7 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["benchmarks.gsm8k.max_gen_toks=0"], "benchmarks.gsm8k.max_gen_toks: expected a positive number"),
         (["benchmarks.gsm8k.num_fewshot=-1"], "num_fewshot: expected 0 or more"),
         (["no equals sign"], "override not understood"),
+        (["limit=1", "limit=3 alpha=[1]"], "(expected key=value): 'limit=3 alpha=[1]': mismatched input"),
         # what Hydra says in its own words, which do not help
         (["suite.x=1"], "'suite' is a group; choose one of its options: suite=authors|extended|math|"),
         (["suite="], "suite: an option is required; set it to one of authors, extended, math"),

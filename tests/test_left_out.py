@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT
 from pipeline.plan.grid import make_grid
 from pipeline.stages import prepare
-from tests import synthetic, tiny
+from tests import synthetic, tiny, warm
 from tests.documents import sums
 from tests.hub import Hub, environment, fill, write_repositories
 
@@ -45,9 +45,8 @@ def overrides(place: Path, grpo: Path, *more: str, sft: Path | None = None) -> l
     return [*fixed, f"+families.good={first}", f"+families.bad={second}", *more]
 
 
-def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def pipeline(*arguments: str, engine: bool = False) -> subprocess.CompletedProcess[str]:
+    return warm.run("-m", "pipeline", *arguments, engine=engine)
 
 
 def not_there(place: Path) -> tuple[Path, str]:
@@ -104,7 +103,7 @@ def test_what_is_left_is_rendered_and_the_status_still_says_so(place: Path) -> N
     good = compose([o for o in given if not o.startswith("families=")] + ["families=[good]"])
     for cell in prepare(good).unique():
         synthetic.write_cell(place / "results", cell.inputs, synthetic.samples([True, False]))
-    ran = pipeline(*given, "stages=[extract,evaluate,render]")
+    ran = pipeline(*given, "stages=[extract,evaluate,render]", engine=True)
     assert ran.returncode == 2 and ran.stderr.startswith("error: bad was left out: "), ran.stderr
     assert "50.0" in (place / "tables" / "micro" / "main.md").read_text()
 

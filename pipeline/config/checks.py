@@ -66,8 +66,11 @@ def check(config: Config) -> None:
         check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
     for key in ("address", "workers"):
-        if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
-            raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
+        kind = config.launcher.kind
+        if kind is not Launcher.ray and getattr(config.launcher, key) is not None:
+            raise UserError(
+                f"launcher.{key}: expected launcher=ray beside it, found {kind.value}; add launcher=ray"
+            )
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
     if config.steer.dtype not in (None, "float32"):
@@ -288,12 +291,15 @@ def _check_numbers(config: Config) -> None:
     counts: dict[str, tuple[int | None, int, int]] = {  # the value, the least and the most that it can be
         "limit": (config.limit, 1, 2**31),
         "variant_limit": (config.variant_limit, 1, 2**31),
+        "seed_limit": (config.seed_limit, 1, 2**31),
+        "max_gen_toks": (config.max_gen_toks, 1, 2**24),
         "engine.max_model_len": (engine.max_model_len, 16, 2**24),
         "engine.max_num_seqs": (engine.max_num_seqs, 1, 2**16),
         "engine.tensor_parallel_size": (engine.tensor_parallel_size, 1, 1024),
         "engine.threads": (engine.threads, 1, 1024),
         "engine.seed": (engine.seed, 0, 2**32 - 1),
         "launcher.workers": (config.launcher.workers, 1, 10_000),
+        "launcher.shard_documents": (config.launcher.shard_documents, 1, 2**31),
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }
@@ -372,12 +378,12 @@ def _check_paths(config: Config) -> None:
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, checkpoint in sources.items():
-        folder = checkpoint.subfolder
-        if folder is None or (folder == UNKNOWN and where.endswith((".sft", ".grpo"))):
+        subfolder = checkpoint.subfolder
+        if subfolder is None or (subfolder == UNKNOWN and where.endswith((".sft", ".grpo"))):
             continue
-        inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) and ".." not in folder
-        if not inside or "." in folder.split("/"):
-            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
+        inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", subfolder) and ".." not in subfolder
+        if not inside or "." in subfolder.split("/"):
+            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'")
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(

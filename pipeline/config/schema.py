@@ -106,8 +106,9 @@ class Swap(Enum):
 
 
 class Launcher(Enum):
-    """Where cells are evaluated: in this process, or by workers on a Ray cluster."""
+    """Where cells are evaluated: in this process, by workers on a Ray cluster, or what this machine's GPUs ask for."""
 
+    auto = "auto"
     local = "local"
     ray = "ray"
 
@@ -355,6 +356,9 @@ class LauncherConfig(Frozen):
     workers: int | None = (
         None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
     )
+    shard_documents: int | None = (
+        64  # that a shard of a long cell has at least, where several workers share it out; null: never
+    )
 
 
 @dataclass
@@ -383,6 +387,8 @@ class Config(Frozen):
     tasks: list[str] | None = None  # which benchmarks to run; null is all
     limit: int | None = None  # a limit for every benchmark
     variant_limit: int | None = None  # a limit for every perturbed benchmark
+    seed_limit: int | None = None  # the first seeds of every random control
+    max_gen_toks: int | None = None  # of an answer at most, where a benchmark allows more
     perturbation_seed: int = 0
     prompts: dict[str, PromptConfig] = field(default_factory=dict)
     conditions: dict[str, ConditionConfig] = field(default_factory=dict)

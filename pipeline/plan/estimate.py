@@ -72,11 +72,11 @@ def work(grid: Grid) -> str:
     every = [benchmark for of_family in _cells(grid).values() for benchmark in of_family]
     text = (
         f"{len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.benchmarks)} benchmarks ="
-        f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
+        f" {len(every)} cells; {sum(map(documents_of, every)):,} documents to answer"
     )
     if any(benchmark.config.samples > 1 for benchmark in every):
         text += f", {sum(map(_answers, every)):,} answers"
-    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not _documents(benchmark)})
+    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not documents_of(benchmark)})
     if uncounted:
         text += f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
     return text
@@ -86,7 +86,7 @@ def _each_cell(cells: Mapping[str, list[Benchmark]]) -> str:
     """Documents, samples and assumed tokens of one cell by benchmark; families with less room count by themselves."""
     said: dict[str, None] = {}
     for benchmark in (benchmark for listed in cells.values() for benchmark in listed):
-        documents = f"{_documents(benchmark):,}" if _documents(benchmark) else "?"
+        documents = f"{documents_of(benchmark):,}" if documents_of(benchmark) else "?"
         samples = f" × {benchmark.config.samples} answers" if benchmark.config.samples > 1 else ""
         scored = " scored" if _is_scored(benchmark.config) else ""
         said[f"{benchmark.name} {documents}{samples} × {_tokens(benchmark.config):,}{scored}"] = None
@@ -222,7 +222,7 @@ def _weights(grid: Grid, cell: GridCell) -> tuple[Any, ...]:
     return start.id, start.revision, start.subfolder, family.chat, template
 
 
-def _documents(benchmark: Benchmark) -> int:
+def documents_of(benchmark: Benchmark) -> int:
     """How many documents a cell asks; 0 where conf/benchmark does not say how many there are.
 
     A variant has those that it can change soundly, where conf/benchmark says how many, and else as many as are plain.
@@ -235,8 +235,13 @@ def _documents(benchmark: Benchmark) -> int:
     return min((n for n in (dataset.documents, kept, limit) if n is not None), default=0)
 
 
+def tokens_of(benchmark: Benchmark) -> int:
+    """How many tokens the answers of a cell are assumed to have, all together; 0 where nobody counted its documents."""
+    return _answers(benchmark) * _tokens(benchmark.config)
+
+
 def _answers(benchmark: Benchmark) -> int:
-    return _documents(benchmark) * benchmark.config.samples
+    return documents_of(benchmark) * benchmark.config.samples
 
 
 def _is_scored(benchmark: BenchmarkConfig) -> bool:
@@ -262,9 +267,7 @@ def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
 
 
 def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
-    tokens = {
-        f: sum(_answers(benchmark) * _tokens(benchmark.config) for benchmark in c) for f, c in cells.items()
-    }
+    tokens = {f: sum(map(tokens_of, c)) for f, c in cells.items()}
     speeds = {name: config.families[name].tokens_per_second for name in cells}
     hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
     unknown = [name for name, speed in speeds.items() if not speed]

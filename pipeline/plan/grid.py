@@ -243,11 +243,11 @@ def rows(config: Config) -> tuple[Condition, ...]:
             f"conditions: {', '.join(chosen)}: in {why} no answer moves with order or batch, so nothing is asked again; add"
             " another condition, or engine.dtype=bfloat16"
         )
-    return tuple(row for name, given in asked.items() for row in _rows(name, given))
+    return tuple(row for name, given in asked.items() for row in _rows(name, given, config.seed_limit))
 
 
-def _rows(name: str, given: ConditionConfig) -> list[Condition]:
-    """A condition of the configuration as rows: one for each α and each seed."""
+def _rows(name: str, given: ConditionConfig, seed_limit: int | None) -> list[Condition]:
+    """A condition of the configuration as rows: one for each α and each seed, of which at most so many are taken."""
     if given.terms:
         terms = tuple(VectorTerm(float(t.alpha), t.family, _part(t.part), t.seed) for t in given.terms)
         return [_row(name, given, name, given.label, terms)]
@@ -258,7 +258,7 @@ def _rows(name: str, given: ConditionConfig) -> list[Condition]:
         row, label = name, given.label
         if isinstance(given.alpha, list | tuple):
             row, label = f"{name}={alpha!r}", f"{label} = {alpha:g}".replace("-", "−")
-        for seed in [None] if given.seeds is None else dict.fromkeys(given.seeds):
+        for seed in [None] if given.seeds is None else list(dict.fromkeys(given.seeds))[:seed_limit]:
             found.append(_row(name, given, row, label, (VectorTerm(alpha, None, part, seed),)))
     return found
 
@@ -304,7 +304,8 @@ def columns(config: Config) -> tuple[Benchmark, ...]:
         UserError: for a form or perturbation that does not exist.
     """
     benchmarks = []
-    for name, benchmark in config.chosen_benchmarks().items():
+    for name, given in config.chosen_benchmarks().items():
+        benchmark = _with_room(given, config.max_gen_toks)
         limit = _least(config.limit, benchmark.limit)
         folder = benchmark.dataset.folder or config.data.folder
         seed, own = config.perturbation_seed, tuple(config.evals_path)
@@ -389,7 +390,12 @@ def allowed_differences(config: Config, family: str, condition: Condition) -> li
 
 def asked_of(family: FamilyConfig, benchmark: Benchmark) -> Benchmark:
     """The benchmark as the family is asked it: with no more tokens for an answer than its models have room for."""
-    most, room = benchmark.config.max_gen_toks, family.max_gen_toks
-    if most is None or room is None or most <= room:
-        return benchmark
-    return replace(benchmark, config=replace(benchmark.config, max_gen_toks=room))
+    return replace(benchmark, config=_with_room(benchmark.config, family.max_gen_toks))
+
+
+def _with_room(benchmark: BenchmarkConfig, room: int | None) -> BenchmarkConfig:
+    """The benchmark with at most `room` tokens for an answer; None, and a task's own length, change nothing."""
+    most = benchmark.max_gen_toks
+    return (
+        benchmark if most is None or room is None or most <= room else replace(benchmark, max_gen_toks=room)
+    )

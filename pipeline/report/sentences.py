@@ -10,6 +10,7 @@ from pipeline.analysis.findings import Findings, Gain, find
 from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, NOTICEABLE, PERSISTS
 from pipeline.analysis.pairs import pairs
 from pipeline.analysis.persisting import Persisting
+from pipeline.analysis.power import LEVEL
 from pipeline.analysis.results import THINK, Results, Row
 from pipeline.analysis.verdicts import Judged, Verdict
 from pipeline.manifest import ConditionEntry
@@ -336,9 +337,10 @@ def remarks(judged: Judged) -> list[str]:
                 f"{percent(effect)} points need about {_rounded(judged.judgement.needed)} such documents"
             )
         elif not difference.low <= 0 <= difference.high:
-            texts.append(
-                "its own interval leaves out zero, but the test after Holm's correction does not reject"
-            )
+            reason = "it is not significant after Holm's correction"
+            if difference.p >= LEVEL:
+                reason = "no test can reject with fewer than six independent units"
+            texts.append(f"its own interval leaves zero out, but {reason}")
     return texts
 
 

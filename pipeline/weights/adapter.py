@@ -28,15 +28,8 @@ from pipeline.files import digest, new_folder, sha256_of_file
 from pipeline.weights.architecture import HEAD
 from pipeline.weights.checkpoint import INDEX, Checkpoint, Folder, layer_order
 from pipeline.weights.json_files import read_object
-from pipeline.weights.safetensors import (
-    DTYPES,
-    TensorInfo,
-    encode_header,
-    gather,
-    pieces,
-    read_header,
-    write_at,
-)
+from pipeline.weights.safetensors import ITEM_SIZES, TensorInfo, encode_header, read_header, write_at
+from pipeline.weights.tensors import DTYPES, gather, pieces, to_bits
 from pipeline.weights.threads import one_thread
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -210,12 +203,12 @@ def _write(path: Path, adapter: Adapter, model: Checkpoint) -> None:
     for name in sorted(model.tensors, key=layer_order):
         info = adapter.replaced.get(name, model.tensors[name])
         dtype = "F32" if name in adapter.low_rank else info.dtype
-        layout[name] = (dtype, info.shape, info.numel * DTYPES[dtype].itemsize)
+        layout[name] = (dtype, info.shape, info.numel * ITEM_SIZES[dtype])
     header = encode_header({"format": "pt"}, layout)
     path.write_bytes(header)
     end = len(header)
     for name in layout:
-        end = write_at(path, end, _tensor(name, adapter, model))
+        end = write_at(path, end, map(to_bits, _tensor(name, adapter, model)))
 
 
 def _tensor(name: str, adapter: Adapter, model: Checkpoint) -> Iterator[torch.Tensor]:

@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.weights.architecture import HEAD
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.geometry_report import Distance, Initialisation
-from pipeline.weights.safetensors import pieces
+from pipeline.weights.tensors import pieces
 from pipeline.weights.threads import in_parallel, one_thread
 
 FAR = 0.3  # of the norm of what the others are measured from; a choice
