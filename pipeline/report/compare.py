@@ -26,7 +26,7 @@ from pipeline.report.formats import as_text
 from pipeline.report.numbers import DASH, percent
 from pipeline.report.origins import Pair, differing, how_made
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
-from pipeline.report.tables.accuracy import difference_text
+from pipeline.report.tables.accuracy import difference_text, star_note
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ def match(a: Results, b: Results) -> Runs:
 def table(runs: Runs) -> Table:
     """The cells of two runs; the notes list what differs in their inputs and provenance."""
     made = _table(runs.a, runs.pairs, runs.found)
+    tested = [one.difference for one in runs.found.values()]
     renamed = [f"{x} with {y}" for x, y in runs.families.items() if x != y]
     made.notes = [
         "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
-        f"same record. * p < 0.05 after Holm's correction over {runs.tests} comparisons.",
+        f"same record. * p < 0.05 after Holm's correction over {runs.tests} comparisons. {star_note(tested)}",
         *(f"{mark}: {MARKS[mark]}." for mark in made.marks()),
         *([f"Families are matched by their order: {', '.join(renamed)}."] if renamed else []),
         *(
