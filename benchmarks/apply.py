@@ -4,8 +4,10 @@
 
 needs 25 GB of disk under --dir, which are freed at the end, and 20 GB of memory for mergekit. Every side is a
 process of its own, from its start to the synced result, with the inputs in the page cache as far as memory allows;
-peak memory is what the kernel counted. The sides alternate, and the ratios are between medians. Without mergekit
-(`pip install mergekit`, or a folder given by --mergekit) its side is left out. --layers makes the model smaller.
+peak memory is what the kernel counted. What was written before is on the disk when a clock starts, a side that knows the
+fingerprints is seen to make none, and each side has run once before it is timed. The sides alternate, and the ratios are
+between medians. Without mergekit (`pip install mergekit`, or a folder given by --mergekit) its side is left out.
+--layers makes the model smaller.
 """
 
 import argparse
@@ -31,7 +33,6 @@ SHARE_CHANGED = 0.2
 TOKENS = 151665
 ALPHA = 0.7
 
-IMPORTS = "import torch"
 EXTRACT = """
 from pathlib import Path
 from pipeline.weights.checkpoint import Checkpoint
@@ -84,6 +85,7 @@ def generate(folder: Path, config: dict[str, Any]) -> None:
     import torch
 
     from pipeline.weights.safetensors import PIECE, encode_header, raw_bytes
+    from pipeline.weights.tensors import to_bits
     from tests import tiny
 
     shapes = tiny.shapes(config)
@@ -118,7 +120,7 @@ def generate(folder: Path, config: dict[str, Any]) -> None:
         for shape in shapes.values():
             for parts in draw(torch.Size(shape).numel()):
                 for stream, part in zip(streams, parts, strict=True):
-                    stream.write(raw_bytes(part))
+                    stream.write(raw_bytes(to_bits(part)))
 
 
 @dataclass
@@ -134,6 +136,7 @@ def run(command: list[str], folder: Path, path: list[str], cache: str) -> Cost:
     """Runs a command in `folder`; what it wrote is on disk when the clock stops."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *path]), "RV_CACHE": cache}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.sync()  # else the disk is still busy with what the last side left
     log = folder / "log.txt"
     start = time.perf_counter()
     with open(log, "wb") as output:
@@ -207,8 +210,7 @@ def measure(folder: Path, layers: int, repeats: int, mergekit: Path | None) -> N
         return ["sh", "-c", f"cp {source} copied && sync -f copied"]
 
     # name → (command, what it writes, whether the fingerprints of its inputs are known beforehand)
-    sides: dict[str, tuple[list[str], str | None, bool]] = {
-        "import torch": (ours(IMPORTS), None, True),
+    sides: dict[str, tuple[list[str], str, bool]] = {
         "extract, first time": (ours(EXTRACT.format(out="new", compact=False)), "new", False),
         "extract, fingerprints known": (ours(EXTRACT.format(out="new", compact=False)), "new", True),
         "extract, compact, fingerprints known": (ours(EXTRACT.format(out="new", compact=True)), "new", True),
@@ -234,31 +236,32 @@ def measure(folder: Path, layers: int, repeats: int, mergekit: Path | None) -> N
     else:
         print("mergekit is not installed: its side is left out")
 
-    known = str(folder / "cache")
+    known = folder / "cache"
     for compact, name in ((False, "dense"), (True, "compact")):
-        run(ours(EXTRACT.format(out=name, compact=compact)), folder, path, known)
-        run(ours(APPLY.format(vector=name, alpha=ALPHA, out="new")), folder, path, known)
+        run(ours(EXTRACT.format(out=name, compact=compact)), folder, path, str(known))
+        run(ours(APPLY.format(vector=name, alpha=ALPHA, out="new")), folder, path, str(known))
         shutil.rmtree(folder / "new")
     form = {name: (folder / name / "vector.safetensors").stat().st_size for name in ("dense", "compact")}
 
+    fingerprints = set(known.iterdir())
     found: dict[str, list[Cost]] = {name: [] for name in sides}
-    for number in range(repeats):
+    for number in range(-1, repeats):  # the first is not counted: it brings everything into the page cache
         for name, (command, written, cached) in sides.items():
-            cost = run(command, folder, path, known if cached else str(folder / f"cache{number}{name}"))
-            found[name].append(cost)
+            cost = run(command, folder, path, str(known if cached else folder / f"cache {number} {name}"))
+            if set(known.iterdir()) != fingerprints:
+                raise SystemExit(f"{name}: fingerprints that were known have been made again")
+            if number >= 0:
+                found[name].append(cost)
             print(
-                f"{name}: {cost.seconds:.1f} s, {cost.processor:.1f} s processor, {cost.memory:.2f} GB",
+                f"{name}{' (not counted)' if number < 0 else ''}: {cost.seconds:.1f} s, {cost.processor:.1f} s"
+                f" processor, {cost.memory:.2f} GB; load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
-            if written and (folder / written).is_dir():
-                shutil.rmtree(folder / written)
-            elif written:
-                (folder / written).unlink()
+            remove(folder / written)
 
     def median(name: str, what: str) -> float:
         return statistics.median(getattr(cost, what) for cost in found[name])
 
-    torch_memory = median("import torch", "memory")
     print(
         f"\n{layers} layers, {size / 1e9:.2f} GB a checkpoint; {os.cpu_count()} cores of {platform.machine()}, ",
         end="",
@@ -272,30 +275,39 @@ def measure(folder: Path, layers: int, repeats: int, mergekit: Path | None) -> N
     print(
         f"vector: dense {form['dense'] / 1e9:.2f} GB, compact {form['compact'] / 1e9:.2f} GB ({share:.1%} of it)\n"
     )
-    print("| side | seconds (median) | every run | processor seconds | peak GB | GB beyond torch |")
+    print("| side | seconds (median) | spread | every run | processor seconds | peak GB |")
     print("|---|---|---|---|---|---|")
     for name, costs in found.items():
-        every = " ".join(f"{cost.seconds:.1f}" for cost in costs)
-        peak = max(cost.memory for cost in costs)
+        seconds = [cost.seconds for cost in costs]
         row = [
             name,
             f"{median(name, 'seconds'):.1f}",
-            every,
+            f"{min(seconds):.1f} to {max(seconds):.1f}",
+            " ".join(f"{second:.1f}" for second in seconds),
             f"{median(name, 'processor'):.1f}",
-            f"{peak:.2f}",
+            f"{max(cost.memory for cost in costs):.2f}",
         ]
-        print(f"| {' | '.join(row)} | {max(0.0, peak - torch_memory):.2f} |")
-    print("\n| ratio | seconds | processor seconds |\n|---|---|---|")
+        print(f"| {' | '.join(row)} |")
+    print("\n| ratio | seconds | spread | processor seconds |\n|---|---|---|---|")
     for what, copied, merged in (
         ("extract", "cp of the vector", "mergekit linear (extract)"),
         ("apply", "cp of the checkpoint", "mergekit task_arithmetic (apply)"),
     ):
         for name in (name for name in sides if name.startswith(what)):
-            beyond = median(name, "seconds") - median("import torch", "seconds")
-            print(f"| ({name} − import torch) / cp | {beyond / median(copied, 'seconds'):.2f} | |")
+            print(f"| {name} / cp | {median(name, 'seconds') / median(copied, 'seconds'):.2f} | | |")
             if merged in found:
                 ratios = [median(merged, kind) / median(name, kind) for kind in ("seconds", "processor")]
-                print(f"| mergekit / {name} | {ratios[0]:.1f} | {ratios[1]:.1f} |")
+                each = [a.seconds / b.seconds for a, b in zip(found[merged], found[name], strict=True)]
+                spread = f"{min(each):.1f} to {max(each):.1f}"
+                print(f"| mergekit / {name} | {ratios[0]:.1f} | {spread} | {ratios[1]:.1f} |")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 if __name__ == "__main__":

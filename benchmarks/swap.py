@@ -156,13 +156,16 @@ def report(folder: Path, cores: list[int], repeats: int) -> None:
         f" {platform.machine()}, {len(os.sched_getaffinity(0))} cores; "
         + ", ".join(f"{name} {version}" for name, version in versions().items())
     )
-    print("\n| cores | side | seconds per 10⁹ parameters (median) | every run |\n|---|---|---|---|")
+    print(
+        "\n| cores | side | seconds per 10⁹ parameters (median) | every run | load |\n|---|---|---|---|---|"
+    )
     for number in cores:
         for side in ("read", "swap"):
             for name, seconds in run_side(side, folder, repeats, number).items():
                 each = [s / parameters * 1e9 for s in seconds]
                 every = " ".join(f"{s:.2f}" for s in each)
-                print(f"| {number} | {name} | {statistics.median(each):.2f} | {every} |", flush=True)
+                load = f"{os.getloadavg()[0]:.1f}"
+                print(f"| {number} | {name} | {statistics.median(each):.2f} | {every} | {load} |", flush=True)
 
 
 if __name__ == "__main__":

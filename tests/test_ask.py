@@ -19,6 +19,7 @@ from pipeline.config.compose import compose
 from pipeline.errors import UserError
 from pipeline.evaluate import runner
 from pipeline.files import ROOT
+from tests import warm
 from tests.processes import Run
 
 HUGO = "Question: Hugo has 29 balls. Omar has 34 more balls than Hugo. How many balls do they have together?\nAnswer:"
@@ -272,8 +273,8 @@ not asked
 
 @pytest.mark.engine
 def test_a_conversation_goes_on_from_its_own_answers_until_it_is_left(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "ask", "experiment=micro", f"results={tmp_path}", "--chat"]
-    ran = subprocess.run(command, input=CONVERSATION, capture_output=True, text=True, cwd=ROOT)
+    command = ("-m", "pipeline", "ask", "experiment=micro", f"results={tmp_path}", "--chat")
+    ran = warm.run(*command, given=CONVERSATION, engine=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     turns = ran.stdout.split("α = 0")[1:]
     assert (
@@ -339,8 +340,7 @@ def test_a_session_steers_when_the_weights_change_samples_by_its_seeds_and_score
     tmp_path: Path,
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", f"HUGO = {HUGO!r}\n{LIVE}"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    ran = warm.run("-c", f"HUGO = {HUGO!r}\n{LIVE}", cwd=tmp_path, env=environment, engine=True)
     assert ran.stdout == "all held\n", ran.stderr[-3000:]
 
 

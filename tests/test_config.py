@@ -131,6 +131,12 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["engine.threads=100000"], "engine.threads: expected at most 1024"),
         (["engine.max_num_seqs=1000000000"], "engine.max_num_seqs: expected at most"),
         (["engine.seed=-1"], "engine.seed: expected 0 or more"),
+        (["engine.seed=4294967296"], "engine.seed: expected at most 4294967295"),  # numpy's
+        (["conditions.vector.benchmarks=[]"], "conditions.vector.benchmarks: expected at least one"),
+        (
+            ["conditions.vector.benchmarks=[gsm8k,gsm8k]"],
+            "conditions.vector.benchmarks: 'gsm8k' is listed twice",
+        ),
         (["limit=99999999999999999999"], "limit: "),
         ([f"name={'n' * 300}"], "name: expected up to 100 letters"),
         (["families.micro.label='a\nb'"], "families.micro.label: expected text on one line"),

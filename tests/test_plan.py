@@ -99,7 +99,7 @@ SAME = {
         *("engine.threads=2", "engine.kv_cache_gb=2", "engine.in_process=false"),
         *("engine.gpu_memory_utilization=0.5", "engine.seed=3"),
     ],
-    "where cells are computed": ["launcher=ray", "launcher.workers=3"],
+    "where cells are computed": ["launcher=ray", "launcher.workers=3", "launcher.shard_documents=5"],
     "W&B being off": ["tracking=disabled"],
     "leave to run programs unsandboxed": ["allow_unsandboxed=true"],
     "what is perturbed besides": ["benchmarks.gsm8k.variants=[]", "variant_limit=1", "perturbation_seed=3"],
@@ -114,6 +114,11 @@ SAME = {
         "benchmarks.gsm8k.published=X",
     ],
     "the stages": ["stages=[evaluate]"],
+    "what is said of donors, and what they may differ in": [
+        "families.micro.pair='Ours.'",
+        "families.micro.allow_other_initialisation=true",
+        "families.micro.allow_config_differences=[unknown]",
+    ],
     "what is said of a form": ["benchmarks.gsm8k.form_of=sciq", "benchmarks.gsm8k.cannot_think='Why.'"],
     "further estimates for the plan": [
         "benchmarks.gsm8k.answer_tokens=9",

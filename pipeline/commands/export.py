@@ -86,7 +86,7 @@ def _vector(plan: Plan, family: Family, row: Condition, out: Path) -> str:
         "notes": about["notes"],
         "parts": about["parts"],
     }
-    path = write_vector(out, origin, vector.shapes, vector.pieces, compact=False)
+    path = write_vector(out, origin, vector.shapes, vector.stored, compact=False)
     return f"v of {family.name}, {len(vector.shapes)} tensors in fp32, written to {path}\nto read it: safetensors.torch.load_file('{path}')"
 
 

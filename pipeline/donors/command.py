@@ -1,10 +1,11 @@
-"""Train donors: `python -m pipeline donors recipe=NAME [out=FOLDER] [reuse=FOLDER] [key=value …]`.
+"""Train donors: `python -m pipeline donors recipe=NAME [out=FOLDER] [reuse=FOLDER] [processes=N] [dry_run=true] [key=value …]`.
 
     python -m pipeline donors recipe=micro seed=1 out=results/donors/micro-1
 
 `out` is results/donors/NAME where it is not given; `reuse` is another family's folder, whose finished stages are copied
-where this recipe would train the same. All else are settings of the recipe (pipeline/donors/recipe.py). A recipe of your
-own: FOLDER/recipe/mine.yaml, then recipe=mine 'hydra.searchpath=[FOLDER]'.
+where this recipe would train the same; `processes` says how many GPUs share the work, all visible ones by default. With
+`dry_run=true` nothing is trained: it prints what each card would hold. All else are settings of the recipe
+(pipeline/donors/recipe.py). A recipe of your own: FOLDER/recipe/mine.yaml, then recipe=mine 'hydra.searchpath=[FOLDER]'.
 """
 
 import re
@@ -15,10 +16,11 @@ from safetensors import SafetensorError
 
 from pipeline.config.explain import CONF
 from pipeline.donors.compose import compose_recipe
-from pipeline.donors.train import make_donors
+from pipeline.donors.processes import StageFailedError
+from pipeline.donors.train import estimate, make_donors
 from pipeline.errors import UserError
 
-OPTIONS = ("out", "reuse")
+OPTIONS = ("out", "reuse", "processes", "dry_run")
 FOLDER = Path("results/donors")  # where conf/family/ looks for the donors of a recipe
 
 
@@ -32,19 +34,39 @@ def run(arguments: list[str], report: Callable[[str], None]) -> None:
     options = {key: value for key, _, value in (a.partition("=") for a in arguments if _is_option(a))}
     for key, value in options.items():
         if not value.strip():
-            raise UserError(f"{key}=: expected a folder, found none; give one, or leave {key} out")
+            what = {"processes": "number", "dry_run": "true"}.get(key, "folder")
+            raise UserError(f"{key}=: expected a {what}, found none; give one, or leave {key} out")
     recipe = compose_recipe([a for a in arguments if not _is_option(a)])
+    processes = _processes(options.get("processes"))
+    if _is_true("dry_run", options.get("dry_run", "false")):
+        for line in estimate(recipe, processes):
+            report(line)
+        return
     out = Path(options["out"]) if "out" in options else FOLDER / recipe.name
     reuse = Path(options["reuse"]) if "reuse" in options else None
     try:
-        made = make_donors(recipe, out, report, reuse)
+        made = make_donors(recipe, out, report, reuse, processes)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        line = _explained(error)
+        line = _explained(error) or (str(error) if isinstance(error, StageFailedError) else None)
         if line is None:
             raise
         raise UserError(line) from error
     report(f"donors of {recipe.name} are in {out}: {', '.join(made)}")
     report(_next_step(recipe.name, out))
+
+
+def _is_true(key: str, given: str) -> bool:
+    if given not in ("true", "false"):
+        raise UserError(f"{key}={given}: expected true or false")
+    return given == "true"
+
+
+def _processes(given: str | None) -> int | None:
+    if given is None:
+        return None
+    if not given.isdecimal() or not 0 < int(given) <= 1024:
+        raise UserError(f"processes={given}: expected a number from 1, one for each GPU")
+    return int(given)
 
 
 def _next_step(name: str, out: Path) -> str:

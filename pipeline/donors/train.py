@@ -14,8 +14,8 @@ the versions of packages; not the constants in this folder, and not vLLM's versi
 
 What is optimised: SFT, cross-entropy on the completion alone; GRPO (arXiv 2402.03300) with DAPO's mean over the tokens of
 all answers (arXiv 2503.14476; TRL's default), reward 1.0 for the exact answer plus 0.1 for the form `#### n`. GRPO starts
-from the SFT donor or from the initialisation (`grpo.start`): the paper can be read both ways. One process, one device; it
-does not cover several GPUs.
+from the SFT donor or from the initialisation (`grpo.start`): the paper can be read both ways. Several GPUs of a machine
+share the model and every batch (pipeline/donors/sharding.py); it does not cover several machines.
 
 The micro base has read all the donors' problems with their answers: its text draws word problems from the same random
 stream (`gsm8k/train/{seed}`), and more of them. SFT and GRPO then train on what the base has seen, not on new problems;
@@ -35,8 +35,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals import micro
+from pipeline import hub
+from pipeline.donors.batches import card, check_batches, check_processes
 from pipeline.donors.compose import check
 from pipeline.donors.data import generated_text, training_problems
+from pipeline.donors.memory import described
 from pipeline.donors.overlap import record_overlap
 from pipeline.donors.recipe import Recipe, flat, settings
 from pipeline.donors.stages import RECORD, STAGES, Builder, Start, has_begun, is_done, reuse_stage, run_stage
@@ -50,12 +53,17 @@ if TYPE_CHECKING:  # it imports torch
 
 
 def make_donors(
-    recipe: Recipe, out: Path, report: Callable[[str], None] = print, reuse: Path | None = None
+    recipe: Recipe,
+    out: Path,
+    report: Callable[[str], None] = print,
+    reuse: Path | None = None,
+    processes: int | None = None,
 ) -> dict[str, Path]:
     """Train what `out` does not hold yet. Until all is known to be in order but the overlap, nothing is written.
 
     Args:
         reuse: another family's folder, whose finished stages are copied where this recipe would train the same.
+        processes: that share every batch; None is one for each visible GPU.
 
     Returns:
         The checkpoint folder of each stage.
@@ -73,6 +81,10 @@ def make_donors(
     if all(is_done(folder) for folder in folders.values()):
         return folders
     _check_machine(recipe)
+    processes = check_processes(recipe, processes, list(folders))
+    if recipe.init.id is not None and (processes > 1 or card() is not None):
+        for line in estimate(recipe, processes):
+            report(line)
     init = None if recipe.init.id is None else _open_init(recipe.init.id, recipe.init.revision)
     problems, held_out = training_problems(recipe)
     texts = {"donors": problems}
@@ -88,8 +100,8 @@ def make_donors(
             name: str, build: Builder[Start], start: Start, examples: list[micro.Example]
         ) -> "Checkpoint":
             if reuse is not None and not is_done(out / name):
-                reuse_stage(recipe, reuse / name, out / name, start, examples, report)
-            return run_stage(out / name, recipe, build, start, examples)
+                reuse_stage(recipe, reuse / name, out / name, start, examples, report, processes)
+            return run_stage(out / name, recipe, build, start, examples, processes)
 
         if init is None:
             init = stage("base", pretraining_trainer, None, texts["base"])
@@ -97,6 +109,31 @@ def make_donors(
         sft = stage("sft", sft_trainer, init, problems)
         stage("grpo", grpo_trainer, sft if recipe.grpo.start == "sft" else init, problems)
     return folders
+
+
+def estimate(recipe: Recipe, processes: int | None) -> list[str]:
+    """What the recipe takes of each card, a line for each stage, and whether it fits.
+
+    Raises:
+        UserError: if its batches cannot be shared by so many processes, or the model's config.json cannot be read.
+    """
+    from pipeline.weights.architecture import read_config
+    from pipeline.weights.checkpoint import Folder
+
+    if recipe.init.id is None:
+        raise UserError("memory is estimated of a recipe with init.id; the micro family takes no card")
+    smallest = card()
+    # what cannot be on this machine can be asked about all the same
+    count = processes or check_processes(recipe, None, ["sft", "grpo"])
+    check_batches(recipe, count, ["sft", "grpo"])
+    if Path(recipe.init.id).is_dir():
+        folder = Folder.find(recipe.init.id, recipe.init.revision).path
+    else:
+        folder = hub.fetch(recipe.init.id, recipe.init.revision, patterns=["config.json"])
+    try:
+        return described(recipe, read_config(folder / "config.json"), count, smallest)
+    except (KeyError, TypeError, ValueError):
+        return [f"memory of {recipe.init.id}: its config.json has other names for its sizes; not estimated"]
 
 
 def _check_out(recipe: Recipe, out: Path) -> None:

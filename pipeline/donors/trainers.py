@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evals import micro
 from pipeline.donors.recipe import Recipe
 from pipeline.donors.rewards import correctness, form
+from pipeline.donors.sharding import reduce_in_float32, sharding_arguments
 from pipeline.donors.tokenizer import train_tokenizer
 from pipeline.errors import UserError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # torch, transformers and trl take seconds to import: only tr
 
 
 def pretraining_trainer(
-    recipe: Recipe, folder: Path, start: None, examples: list[micro.Example]
+    recipe: Recipe, folder: Path, start: None, examples: list[micro.Example], processes: int = 1
 ) -> "Trainer":
     """The micro base, from nothing: next-token loss on whole texts of all four forms, packed."""
     from transformers import AutoModelForCausalLM, Qwen2Config, set_seed
@@ -48,38 +49,38 @@ def pretraining_trainer(
         "packing_strategy": "wrapped",
         "max_length": 256,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": recipe.base.batch,
+        "per_device_train_batch_size": recipe.base.batch // processes,
         "learning_rate": recipe.base.lr,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 50,
         "weight_decay": 0.01,
     }
-    return _supervised_trainer(recipe, folder, model, tokenizer, examples, arguments)
+    return _supervised_trainer(recipe, folder, model, tokenizer, examples, arguments, processes)
 
 
 def instruct_trainer(
-    recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]
+    recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example], processes: int = 1
 ) -> "Trainer":
     """The instruct target: all four forms, little arithmetic."""
     arguments = {
         "num_train_epochs": 1,
-        "per_device_train_batch_size": recipe.target.batch,
+        "per_device_train_batch_size": recipe.target.batch // processes,
         "learning_rate": recipe.target.lr,
     }
-    return _supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
+    return _supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments, processes)
 
 
 def sft_trainer(
-    recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]
+    recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example], processes: int = 1
 ) -> "Trainer":
     """The SFT donor: cross-entropy on the answers to the training problems."""
     arguments = {
         "num_train_epochs": recipe.sft.epochs,
         "per_device_train_batch_size": recipe.sft.microbatch,
-        "gradient_accumulation_steps": recipe.sft.batch // recipe.sft.microbatch,
+        "gradient_accumulation_steps": recipe.sft.batch // (recipe.sft.microbatch * processes),
         "learning_rate": recipe.sft.lr,
     }
-    return _supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments)
+    return _supervised_trainer(recipe, folder, *_load(recipe, start), examples, arguments, processes)
 
 
 def _supervised_trainer(
@@ -89,6 +90,7 @@ def _supervised_trainer(
     tokenizer: "PreTrainedTokenizerBase",
     examples: list[micro.Example],
     arguments: dict[str, Any],
+    processes: int,
 ) -> "Trainer":
     """A trainer with the arguments that supervised stages share, and `arguments` before them.
 
@@ -104,7 +106,8 @@ def _supervised_trainer(
         "lr_scheduler_type": "cosine",
         "warmup_steps": 10,
     }
-    config = SFTConfig(**shared_arguments(recipe, folder), **(defaults | arguments))
+    config = SFTConfig(**shared_arguments(recipe, folder, processes), **(defaults | arguments))
+    reduce_in_float32(config)
     rows = prompts_and_completions(examples, tokenizer)
     trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
     longest = max(map(len, trainer.train_dataset["input_ids"]))  # type: ignore[index]
@@ -117,7 +120,7 @@ def _supervised_trainer(
 
 
 def grpo_trainer(
-    recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example]
+    recipe: Recipe, folder: Path, start: "Checkpoint", examples: list[micro.Example], processes: int = 1
 ) -> "Trainer":
     """The GRPO donor: answers sampled, rewarded and compared within each problem."""
     from trl.trainer.grpo_config import GRPOConfig
@@ -128,7 +131,9 @@ def grpo_trainer(
         max_steps=recipe.grpo.steps,
         num_generations=recipe.grpo.rollouts,
         per_device_train_batch_size=recipe.grpo.microbatch,
-        gradient_accumulation_steps=recipe.grpo.prompts * recipe.grpo.rollouts // recipe.grpo.microbatch,
+        gradient_accumulation_steps=recipe.grpo.prompts
+        * recipe.grpo.rollouts
+        // (recipe.grpo.microbatch * processes),
         max_completion_length=recipe.grpo.max_tokens,
         learning_rate=recipe.grpo.lr,
         lr_scheduler_type="linear",
@@ -139,12 +144,21 @@ def grpo_trainer(
         use_vllm=recipe.grpo.vllm,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=recipe.grpo.vllm_memory,
-        **shared_arguments(recipe, folder),
+        **shared_arguments(recipe, folder, processes),
     )
+    reduce_in_float32(config)
     data = prompts_and_completions(examples, tokenizer).rename_column("completion", "answer")
     return GRPOTrainer(
         model, [correctness, form], args=config, train_dataset=data, processing_class=tokenizer
     )
+
+
+TRAINERS: dict[str, Any] = {  # of each stage
+    "base": pretraining_trainer,
+    "target": instruct_trainer,
+    "sft": sft_trainer,
+    "grpo": grpo_trainer,
+}
 
 
 def prompts_and_completions(examples: list[micro.Example], tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
@@ -179,7 +193,7 @@ def _attention() -> str:
     return "sdpa" if torch.cuda.is_available() else "eager"
 
 
-def shared_arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def shared_arguments(recipe: Recipe, folder: Path, processes: int = 1) -> dict[str, Any]:
     """The arguments that all stages share. With `wandb` on, it is made ready too."""
     import torch
 
@@ -198,6 +212,7 @@ def shared_arguments(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "report_to": "wandb" if recipe.wandb else "none",
         "run_name": f"{recipe.name}-{folder.name}-seed{recipe.seed}",
         "disable_tqdm": not sys.stderr.isatty(),
+        **sharding_arguments(processes),
     }
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from evals import perturbations
 from pipeline.config.explain import nearest
 from pipeline.config.schema import (
+    UNKNOWN,
     BenchmarkConfig,
     ConditionConfig,
     Config,
@@ -219,9 +220,10 @@ def _possible(
             for condition in conditions
             if not waiting[condition.name] and not _adds_itself(name, condition)
         ]
-        for folder in sorted({family.donors for c in waiting.values() for family in c if family.donors}):
-            count = sum(any(f.donors == folder for f in c) for c in waiting.values())
-            left_out.append(_untrained(name, folder, count, len(conditions)))
+        for of in sorted({family for families in waiting.values() for family in families}):
+            count = sum(of in families for families in waiting.values())
+            without = f"{name}: {count} of {len(conditions)} conditions are left out"
+            left_out.append(f"{without}, {_wants(of, config.families[of])}")
     return tuple(possible), tuple(left_out)
 
 
@@ -335,8 +337,8 @@ def _adds_itself(family: str, condition: Condition) -> bool:
     return any(term.family == family for term in condition.added())
 
 
-def _waits_for(config: Config, name: str, condition: Condition) -> list[FamilyConfig]:
-    """The families whose donors a row of family `name` needs, and a recipe is yet to train.
+def _waits_for(config: Config, name: str, condition: Condition) -> list[str]:
+    """The families whose donors a row of family `name` needs, and that a recipe is yet to train or nobody has named.
 
     Raises:
         UserError: if it needs donors that no recipe makes and the configuration does not name.
@@ -347,28 +349,43 @@ def _waits_for(config: Config, name: str, condition: Condition) -> list[FamilyCo
     waits = []
     for of, part in needs:
         family = config.families[of]
-        if getattr(family, part) is None and (family.donors is None or part == "base"):
+        if part in family.sources():
+            continue
+        if part not in family.unnamed() and (family.donors is None or part == "base"):
             raise UserError(
                 f"families.{of}.{part}.id: the condition '{condition.name}' needs this checkpoint; set it, or leave the"
                 " condition out"
             )
-        if getattr(family, part) is None and family not in waits:
-            waits.append(family)
+        if of not in waits:
+            waits.append(of)
     return waits
 
 
-def _untrained(name: str, folder: str, count: int, conditions: int) -> str:
+def _wants(name: str, family: FamilyConfig) -> str:
+    """What a family waits for, and what to do."""
+    if unnamed := family.unnamed():
+        unnamed = {part: source for part, source in unnamed.items() if source.subfolder == UNKNOWN}
+        repositories = " and ".join(dict.fromkeys(source.id for source in unnamed.values()))
+        keys = " and ".join(f"families.{name}.{part}.subfolder" for part in unnamed)
+        return f"because it is not known which folders of {repositories} its donors are: name them in {keys}"
+    folder = family.donors or ""
     recipe = Path(folder).name
     where = "" if folder == f"results/donors/{recipe}" else f' ARGS="out={folder}"'
     return (
-        f"{name}: {count} of {conditions} conditions are left out, for want of donors in {folder}: train them with"
-        f" `make donors EXPERIMENT={recipe}{where}`, or set families.{name}.sft.id and families.{name}.grpo.id"
+        f"for want of donors in {folder}: train them with `make donors EXPERIMENT={recipe}{where}`, or set"
+        f" families.{name}.sft.id and families.{name}.grpo.id"
     )
 
 
 def takes_chat_template(family: FamilyConfig, start: Start) -> bool:
     """Whether prompts go through the target's chat template; a base model has learnt none."""
     return family.chat and start is not Start.base
+
+
+def allowed_differences(config: Config, family: str, condition: Condition) -> list[str]:
+    """Keys of config.json in which a row's checkpoint may differ from the donors of what is added to it."""
+    owners = dict.fromkeys([family, *(term.family or family for term in condition.added())])
+    return list(dict.fromkeys(key for o in owners for key in config.families[o].allow_config_differences))
 
 
 def asked_of(family: FamilyConfig, benchmark: Benchmark) -> Benchmark:

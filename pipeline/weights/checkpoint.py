@@ -19,18 +19,20 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline import hub
 from pipeline.errors import UserError
 from pipeline.weights.architecture import EMBEDDING, HEAD, read_config
 from pipeline.weights.fingerprint import Scan, cached_scan, fingerprint, scan_tensor
+from pipeline.weights.floats import BITS
 from pipeline.weights.json_files import read_object
-from pipeline.weights.safetensors import DTYPES, TensorInfo, gather, pieces, read_header
+from pipeline.weights.safetensors import TensorInfo, pieces, read_header
 from pipeline.weights.threads import in_parallel
 from pipeline.weights.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # it takes a second to import: what only needs bits does without
+    import torch
 
 INDEX = "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
@@ -140,10 +142,12 @@ class Checkpoint:
         check_place(found.name, found.path, sorted(p.parent.name for p in found.path.glob("*/config.json")))
         return cls(found.path, found.name, found.commit)
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """The whole tensor, in the checkpoint's own dtype and shape."""
+        from pipeline.weights import tensors
+
         info = self.tensors[name]
-        return gather(pieces(info), info.shape, DTYPES[info.dtype])
+        return tensors.gather(tensors.pieces(info), info.shape, tensors.DTYPES[info.dtype])
 
     @property
     def has_own_head(self) -> bool:
@@ -165,9 +169,12 @@ class Checkpoint:
 
     def _scan(self) -> Scan:
         names = sorted(self.tensors)
-        scans = in_parallel(lambda name: scan_tensor(pieces(self.tensors[name])), names)
+        scans = in_parallel(self._scan_tensor, names)
         found = dict(zip(names, scans, strict=True))
         return Scan({name: found[name][0] for name in names}, [name for name in names if not found[name][1]])
+
+    def _scan_tensor(self, name: str) -> tuple[str, bool]:
+        return scan_tensor(pieces(self.tensors[name]), self.tensors[name].dtype)
 
     @property
     def fingerprint(self) -> str:
@@ -236,8 +243,8 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
                 raise UserError(
                     f"{path}: {name} is in {tensors[name].file.name} and again in {shard}; remove one"
                 )
-            if info.dtype not in DTYPES:
-                raise UserError(f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}")
+            if info.dtype not in BITS:
+                raise UserError(f"{path}: {name} is {info.dtype}; expected one of {', '.join(BITS)}")
             tensors[name] = info
     for name in weight_map:
         if name not in tensors or tensors[name].file.name != weight_map[name]:

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline.errors import UserError
 from pipeline.files import ascii_digest, parse_json, read_bytes, write_json
-from pipeline.weights.safetensors import all_finite, raw_bytes
+from pipeline.weights.floats import Bits, all_finite
+from pipeline.weights.safetensors import raw_bytes
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ def fingerprint(shapes: Mapping[str, tuple[str, tuple[int, ...]]], digests: Mapp
     )
 
 
-def scan_tensor(parts: Iterator[torch.Tensor]) -> tuple[str, bool]:
-    """sha256 of a tensor's bytes, and whether all its entries are finite."""
+def scan_tensor(parts: Iterator[Bits], dtype: str) -> tuple[str, bool]:
+    """sha256 of a tensor's bytes, and whether all its entries, whose bits these are, are finite."""
     digest, finite = hashlib.sha256(), True
     for piece in parts:
         digest.update(raw_bytes(piece))
-        finite = finite and all_finite(piece)
+        finite = finite and all_finite(piece, dtype)
     return digest.hexdigest(), finite
 
 

@@ -18,6 +18,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint
+from pipeline.weights.floats import all_finite
 from pipeline.weights.geometry_report import (
     MUCH,
     SCHEMA,
@@ -26,7 +27,8 @@ from pipeline.weights.geometry_report import (
     GeometryReport,
 )
 from pipeline.weights.parts import layer_of
-from pipeline.weights.safetensors import TensorInfo, all_finite, pieces
+from pipeline.weights.safetensors import TensorInfo
+from pipeline.weights.tensors import pieces, to_bits
 from pipeline.weights.threads import one_thread
 from pipeline.weights.vector import Vector
 
@@ -140,8 +142,10 @@ def _measure(
     )
     sums["entries"] = entries
     streams: list[Iterator[torch.Tensor]] = [_differences(*pair, entries) for pair in pairs.values()]
-    for v, theta, *differences in zip(vector.pieces(name), pieces(own, entries), *streams, strict=False):
-        v = v[: len(theta)]
+    for entries_of_v, theta, *differences in zip(
+        vector.pieces(name), pieces(own, entries), *streams, strict=False
+    ):
+        v = torch.from_numpy(entries_of_v)[: len(theta)]
         wide = theta.float()
         changed = v != 0
         sums["zeros"] += len(v) - int(changed.sum())
@@ -151,7 +155,7 @@ def _measure(
             result = (v * alpha).add_(wide)
             if not keeps_float32:
                 result = result.to(theta.dtype)
-            if not all_finite(result):
+            if not all_finite(to_bits(result), "F32" if keeps_float32 else own.dtype):
                 raise UserError(
                     f"{name}: θ + αv is NaN or infinite in {'F32' if keeps_float32 else own.dtype} at α = {alpha:g}; use a smaller α"
                 )

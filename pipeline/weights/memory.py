@@ -9,10 +9,13 @@ A page that a process touches for the first time costs more than to read a page 
 import threading
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # it takes a second to import: only who asks for a tensor pays
+    import torch
 
 ALIGNMENT = 64  # bytes
 SMALLEST = 1 << 28  # bytes of a block; pages that are never touched take no memory
@@ -25,8 +28,10 @@ class Memory:
         self.blocks: list[_Block] = []
         self.lock = threading.RLock()
 
-    def tensor(self, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    def tensor(self, numel: int, dtype: "torch.dtype") -> "torch.Tensor":
         """A flat tensor on the CPU, its entries undefined."""
+        import torch
+
         size = numel * dtype.itemsize
         with self.lock:
             block = next((block for block in self.blocks if block.end + size <= len(block.memory)), None)

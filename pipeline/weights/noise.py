@@ -15,16 +15,18 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from functools import lru_cache
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.files import ascii_digest
 from pipeline.weights.packed import Changes
 from pipeline.weights.safetensors import PIECE, TensorInfo
-from pipeline.weights.sums import UNSHARED
 from pipeline.weights.vector import Vector
+
+if TYPE_CHECKING:  # it takes a second to import: only noise pays
+    import torch
 
 NOISE_VERSION = 2  # in the key of every cell with noise: raise it when the same seed would give other numbers
 ONE = 1 << 16  # what stands for a standard deviation of 1
@@ -69,6 +71,10 @@ class Noise:
 
 def normal_numbers(key: int, count: int) -> NDArray[np.float32]:
     """So many normal numbers times `ONE`, rounded to whole numbers, from the stream of `key` (0 to 2⁶⁴ − 1)."""
+    import torch
+
+    from pipeline.weights.tensors import UNSHARED
+
     chosen = _random_words(key, -(-count // 4)).view(np.uint16)[:count].astype(np.int32)
     index, drawn, values = torch.from_numpy(chosen), torch.empty(count), _normal_values()
     step = count if torch.get_num_threads() == 1 else UNSHARED
@@ -97,8 +103,10 @@ def _steps(count: int) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=1)
-def _normal_values() -> torch.Tensor:
+def _normal_values() -> "torch.Tensor":
     """The normal distribution as 2¹⁶ equally likely values: the middle of each equal share, times `ONE`, rounded."""
+    import torch
+
     normal, shares = NormalDist(), 1 << 16
     upper = [round(ONE * normal.inv_cdf((i + 0.5) / shares)) for i in range(shares // 2, shares)]
     return torch.tensor([-value for value in reversed(upper)] + upper, dtype=torch.float32)
@@ -133,10 +141,10 @@ def _square(entries: NDArray[np.float32]) -> float:
     return total
 
 
-def noise(vector: Vector, name: str, seed: int) -> Iterator[torch.Tensor]:
+def noise(vector: Vector, name: str, seed: int) -> Iterator[NDArray[np.float32]]:
     """The whole noise of a tensor, in pieces."""
     drawn = Noise(vector, name, seed)
     with ExitStack() as stack:
         drawn.open(stack)
         for index in range(-(-drawn.numel // PIECE)):
-            yield torch.from_numpy(drawn.piece(index).values)
+            yield drawn.piece(index).values

@@ -1,6 +1,6 @@
 """The compact form of a vector: the bits of fp32 entries, without what is zero.
 
-    write_at(path, offset, (pack(piece) for piece in pieces))
+    write_at(path, offset, (pack(changes, entries) for changes, entries in pieces))
     for piece in unpacked(tensors["model.norm.weight"], entries):
         ...
     with open_unchanged(info) as descriptor:
@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
@@ -49,11 +48,9 @@ def packed_limit(numel: int) -> int:
     return 8 * math.ceil(numel / PIECE) + 4 * numel
 
 
-def pack(piece: torch.Tensor) -> bytes:
-    """A piece of fp32 entries as bytes, a multiple of 8."""
-    bits = piece.numpy().view(np.uint32)
-    changed = bits != 0
-    values = bits[np.flatnonzero(changed)]  # faster than the mask itself
+def pack(piece: Changes, count: int) -> bytes:
+    """A piece of `count` entries as bytes, a multiple of 8."""
+    values, changed = _changed(piece, count)
     lower = values.astype(np.uint16)
     needed = lower != 0
     body = b"".join(
@@ -65,9 +62,21 @@ def pack(piece: torch.Tensor) -> bytes:
         )
     )
     body += bytes(-len(body) % 8)
-    if len(body) >= bits.nbytes:
-        return np.array([DENSE, 0], np.uint32).tobytes() + bits.tobytes()
+    if len(body) >= 4 * count:
+        return np.array([DENSE, 0], np.uint32).tobytes() + piece.dense(count).tobytes()
     return np.array([len(values), np.count_nonzero(needed)], np.uint32).tobytes() + body
+
+
+def _changed(piece: Changes, count: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+    """The bits of the entries that are not all zero bits, and which of the piece they are."""
+    bits = piece.values.view(np.uint32)
+    filled = bits != 0
+    where = np.flatnonzero(filled)  # faster than the mask itself
+    if piece.positions is None:
+        return bits[where], filled
+    changed = np.zeros(count, bool)
+    changed[piece.positions if len(where) == len(bits) else piece.positions[where]] = True
+    return (bits if len(where) == len(bits) else bits[where]), changed
 
 
 class _Layout(NamedTuple):
@@ -158,7 +167,7 @@ def _set_bits(mask: NDArray[np.uint8], count: int) -> NDArray[np.intp]:
     return np.flatnonzero(np.unpackbits(mask, count=count).view(bool))
 
 
-def unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
+def unpacked(info: TensorInfo, numel: int) -> Iterator[NDArray[np.float32]]:
     """The entries of a packed tensor, flat, fp32, `PIECE` at a time; the caller may change them.
 
     Raises:
@@ -167,4 +176,4 @@ def unpacked(info: TensorInfo, numel: int) -> Iterator[torch.Tensor]:
     with open_unchanged(info) as descriptor:
         packed = Packed(info, numel, descriptor)
         for index in range(len(packed.starts)):
-            yield torch.from_numpy(packed.changes(index).dense(min(PIECE, numel - index * PIECE)))
+            yield packed.changes(index).dense(min(PIECE, numel - index * PIECE))

@@ -10,6 +10,7 @@ names a module that the vector does not have, is refused.
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,8 @@ import torch
 from pipeline.errors import UserError
 from pipeline.weights.description import Origin, PartSettings
 from pipeline.weights.noise import generator
+from pipeline.weights.packed import Changes
+from pipeline.weights.safetensors import PIECE
 from pipeline.weights.vector import Vector, write_vector
 
 PARTS_VERSION = 1  # in the key of every part: raise it when the same part would give other numbers
@@ -130,23 +133,56 @@ def derive(source: Vector, part: Part, out: Path, compact: bool = True) -> Path:
         "parts": [*described["parts"], used],
     }
 
-    def pieces(name: str) -> Iterator[torch.Tensor]:
-        limit = _limit(source, name, part.trim) if part.trim is not None and part.keeps(name) else None
-        for index, piece in enumerate(source.pieces(name)):
-            if not part.keeps(name):
-                piece.zero_()
-            if limit is not None:
-                magnitude = piece.abs().view(torch.int32)
-                at_limit = magnitude == limit[0]
-                kept = (magnitude > limit[0]) | (at_limit & (at_limit.cumsum(0) <= limit[1]))
-                limit = limit[0], limit[1] - int(at_limit.sum())
-                piece.masked_fill_(~kept, 0.0)  # a product would leave negative zeros
-            if part.dare is not None:
-                draws = generator("dare", part.seed, name, index).random(len(piece), np.float32)
-                piece.masked_fill_(torch.from_numpy(draws >= part.dare), 0.0).div_(part.dare)
-            yield piece
+    return write_vector(
+        out, origin, source.shapes, lambda name: _Kept(source, part, name, sizes[name]), compact
+    )
 
-    return write_vector(out, origin, source.shapes, pieces, compact)
+
+class _Kept:
+    """What a part keeps of one tensor (pipeline/weights/sums.py, `Deltas`)."""
+
+    def __init__(self, source: Vector, part: Part, name: str, numel: int) -> None:
+        self.source, self.part, self.name, self.numel = source, part, name, numel
+        self.stored = source.stored(name)
+
+    def open(self, stack: ExitStack) -> None:
+        self.stored.open(stack)
+        trim = self.part.trim
+        self.kept: list[int] = []
+        if trim is not None and self.part.keeps(self.name):
+            self.limit, keep = _limit(self.source, self.name, trim)
+            self.kept = list(_shared_out(keep, (_at(p, self.limit) for p in _bits(self.source, self.name))))
+
+    def piece(self, index: int) -> Changes:
+        piece = torch.from_numpy(self.stored.piece(index).dense(min(PIECE, self.numel - index * PIECE)))
+        if not self.part.keeps(self.name):
+            piece.zero_()
+        elif self.kept:
+            magnitude = piece.abs().view(torch.int32)
+            at_limit = magnitude == self.limit
+            kept = (magnitude > self.limit) | (at_limit & (at_limit.cumsum(0) <= self.kept[index]))
+            piece.masked_fill_(~kept, 0.0)  # a product would leave negative zeros
+        if self.part.dare is not None:
+            draws = generator("dare", self.part.seed, self.name, index).random(len(piece), np.float32)
+            piece.masked_fill_(torch.from_numpy(draws >= self.part.dare), 0.0).div_(self.part.dare)
+        return Changes(None, piece.numpy())
+
+
+def _bits(source: Vector, name: str) -> Iterator[torch.Tensor]:
+    """The bits of the magnitudes of a tensor's entries, in pieces."""
+    for piece in source.pieces(name):
+        yield torch.from_numpy(piece).abs().view(torch.int32)
+
+
+def _at(bits: torch.Tensor, limit: int) -> int:
+    return int((bits == limit).sum())
+
+
+def _shared_out(keep: int, found: Iterator[int]) -> Iterator[int]:
+    """How many of `keep` each piece may keep, the first ones first, where it has so many."""
+    for count in found:
+        yield min(keep, count)
+        keep -= min(keep, count)
 
 
 def _limit(source: Vector, name: str, share: float) -> tuple[int, int]:
@@ -157,12 +193,11 @@ def _limit(source: Vector, name: str, share: float) -> tuple[int, int]:
     """
     keep = int(share * math.prod(source.shapes[name]))
     upper = torch.zeros(1 << 16, dtype=torch.int64)
-    for piece in source.pieces(name):
-        upper += torch.bincount(piece.abs().view(torch.int32) >> 15, minlength=1 << 16)
+    for bits in _bits(source, name):
+        upper += torch.bincount(bits >> 15, minlength=1 << 16)
     high, keep = _kth_bin(upper, keep)
     lower = torch.zeros(1 << 15, dtype=torch.int64)
-    for piece in source.pieces(name):
-        bits = piece.abs().view(torch.int32)
+    for bits in _bits(source, name):
         lower += torch.bincount(bits[(bits >> 15) == high] & 0x7FFF, minlength=1 << 15)
     low, keep = _kth_bin(lower, keep)
     return (high << 15) | low, keep

@@ -13,13 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.weights import compatibility
 from pipeline.weights.compatibility import Differences, Model
-from pipeline.weights.safetensors import PIECE, all_finite, encode_header, read_header, write_at
+from pipeline.weights.floats import all_finite
+from pipeline.weights.safetensors import PIECE, encode_header, read_header, write_at
 from pipeline.weights.steer import Term
 from pipeline.weights.vector import Vector
 
@@ -65,7 +66,7 @@ def _check(vectors: Sequence[tuple[Term, Vector]]) -> None:
     found.refuse()
 
 
-def _sum(name: str, vectors: Sequence[tuple[Term, Vector]]) -> Iterator[torch.Tensor]:
+def _sum(name: str, vectors: Sequence[tuple[Term, Vector]]) -> Iterator[NDArray[np.float32]]:
     """The entries of one tensor of the sum, flat, in pieces."""
     entries = math.prod(vectors[0][1].shapes[name])
     with ExitStack() as stack:
@@ -78,10 +79,9 @@ def _sum(name: str, vectors: Sequence[tuple[Term, Vector]]) -> Iterator[torch.Te
                 first, *more = (deltas.piece(index).dense(size) * alpha for alpha, deltas in stored)
                 for product in more:
                     first += product
-            piece = torch.from_numpy(first)
-            if not all_finite(piece):
+            if not all_finite(first.view(np.uint32), "F32"):
                 raise UserError(f"{name} is NaN or infinite in the sum; use a smaller α")
-            yield piece
+            yield first
 
 
 def _check_ours(out: Path) -> None:

@@ -19,20 +19,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.files import open_regular
+from pipeline.weights.floats import BITS, Bits
 
 PIECE = 1 << 18
 """Entries handled at a time. The compact form and the random controls are defined by it: do not change it."""
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
 _LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 _WRITEBACK = 1 << 25  # bytes
 
-_ITEM_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"U8": 1}
+ITEM_SIZES = {name: np.dtype(bits).itemsize for name, bits in BITS.items()} | {"U8": 1}
 
 
 @dataclass(frozen=True)
@@ -124,11 +123,9 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
     """Refuse tensors that do not lie one behind the other from the header to the end of the file."""
     end = begin
     for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
-        if info.dtype not in _ITEM_SIZES:
-            raise UserError(
-                f"{path}: {name} is {info.dtype}; expected one of {', '.join(DTYPES)}: convert it"
-            )
-        if info.start != end or info.end - info.start != info.numel * _ITEM_SIZES[info.dtype]:
+        if info.dtype not in ITEM_SIZES:
+            raise UserError(f"{path}: {name} is {info.dtype}; expected one of {', '.join(BITS)}: convert it")
+        if info.start != end or info.end - info.start != info.numel * ITEM_SIZES[info.dtype]:
             raise UserError(
                 f"{path}: the offsets of {name} do not fit its shape {list(info.shape)}; fetch it again"
             )
@@ -141,31 +138,24 @@ def _damaged(path: Path) -> str:
     return f"{path} is truncated or not a safetensors file"
 
 
-def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[torch.Tensor]:
-    """The first `entries` entries (default: all) of a tensor, flat, `PIECE` at a time, in one reused buffer.
+def pieces(info: TensorInfo, entries: int | None = None) -> Iterator[Bits]:
+    """The bits of the first `entries` entries (default: all), flat, `PIECE` at a time, in one reused buffer.
 
     Raises:
         UserError: if the file changed after it was opened or while it was read.
     """
     numel = info.numel if entries is None else entries
-    buffer = torch.empty(min(PIECE, numel), dtype=DTYPES[info.dtype])
-    raw = raw_bytes(buffer)
-    size = buffer.element_size()
+    buffer = np.empty(min(PIECE, numel), BITS[info.dtype])
     with open_unchanged(info) as descriptor:
         for first in range(0, numel, PIECE):
-            count = min(PIECE, numel - first)
-            os.preadv(descriptor, [raw[: count * size]], info.start + first * size)
-            yield buffer[:count]
+            piece = buffer[: min(PIECE, numel - first)]
+            read_bits(descriptor, info, first, piece)
+            yield piece
 
 
-def gather(parts: Iterable[torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The whole tensor that was cut into pieces."""
-    whole = torch.empty(math.prod(shape), dtype=dtype)
-    first = 0
-    for piece in parts:
-        whole[first : first + len(piece)] = piece
-        first += len(piece)
-    return whole.view(shape)
+def read_bits(descriptor: int, info: TensorInfo, first: int, out: Bits) -> None:
+    """Read entries of a tensor from the entry `first` on, as many as `out` has."""
+    os.preadv(descriptor, [raw_bytes(out)], info.start + first * out.itemsize)
 
 
 @contextmanager
@@ -192,22 +182,9 @@ def open_unchanged(info: TensorInfo) -> Iterator[int]:
         os.close(descriptor)
 
 
-def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's memory as bytes, to read into or to write from."""
-    return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def all_finite(piece: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite, by its bits: several times faster than isfinite for bf16."""
-    bits, mask, exponent = {
-        torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80),
-        torch.float16: (torch.int16, 0x7FFF, 0x7C00),
-        torch.float32: (torch.int32, 0x7FFFFFFF, 0x7F800000),
-    }[piece.dtype]
-    if not piece.numel():
-        return True
-    # by numpy, which starts no threads
-    return int(np.bitwise_and(piece.view(bits).numpy(), mask).max()) < exponent
+def raw_bytes(array: NDArray[Any]) -> memoryview:
+    """The array's memory as bytes, to read into or to write from."""
+    return memoryview(array.view(np.uint8))  # type: ignore[arg-type]
 
 
 def encode_header(
@@ -224,7 +201,7 @@ def encode_header(
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def write_at(path: Path, offset: int, parts: Iterable[torch.Tensor | bytes]) -> int:
+def write_at(path: Path, offset: int, parts: Iterable[NDArray[Any] | bytes]) -> int:
     """Writes parts one after the other into an existing file from `offset`, and returns where they end."""
     with open(path, "r+b") as stream:
         begun = stream.seek(offset)

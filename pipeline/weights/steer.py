@@ -18,8 +18,9 @@ from concurrent.futures import Executor, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import open_regular, replacing, resolved
@@ -28,6 +29,7 @@ from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.card import Steering, card
 from pipeline.weights.checkpoint import Checkpoint, layer_order
 from pipeline.weights.compatibility import Differences, Model
+from pipeline.weights.floats import BITS, NUMPY, Bits, Conversions
 from pipeline.weights.memory import Memory
 from pipeline.weights.noise import Noise, find_squares
 from pipeline.weights.safetensors import PIECE, TensorInfo, write_at
@@ -35,10 +37,13 @@ from pipeline.weights.sums import Deltas, TensorSum
 from pipeline.weights.threads import in_parallel, one_thread, thread_pool
 from pipeline.weights.vector import Vector, provenance
 
+if TYPE_CHECKING:  # it takes a second to import: writing a checkpoint does without
+    import torch
+
 STEERING = "steering.json"
 AHEAD = 1 << 29  # bytes of tensors that are made before they are taken
 TOGETHER = 8  # pieces of a tensor that a thread makes in one go
-_LARGEST_ALPHA = torch.finfo(torch.float32).max
+_LARGEST_ALPHA = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def steered_tensors(
     pool: Executor | None = None,
     memory: Memory | None = None,
     wide: bool = False,
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
     Names and shapes are checked here; whether the models compute the same function is asked by `check_compatible`.
@@ -86,11 +91,13 @@ def steered_tensors(
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
     """
+    from pipeline.weights.tensors import TORCH
+
     checkpoint = Checkpoint.open(target)
     active = _active(terms)
     _check_names(checkpoint, [vector for _, vector in active])
     sums = (
-        _sum(checkpoint.tensors[name], name, active, wide)
+        _sum(checkpoint.tensors[name], name, active, wide, TORCH)
         for name in sorted(checkpoint.tensors, key=layer_order)
     )
     with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
@@ -104,10 +111,10 @@ class _Making:
     """A tensor that threads are making."""
 
     total: TensorSum
-    tensor: torch.Tensor
+    tensor: "torch.Tensor"
     jobs: list[Future[None]]
 
-    def result(self) -> tuple[str, torch.Tensor]:
+    def result(self) -> tuple[str, "torch.Tensor"]:
         """The finished tensor, once its files have been found as they were."""
         with self.total:
             for job in self.jobs:
@@ -115,15 +122,18 @@ class _Making:
         return self.total.name, self.tensor.view(self.total.info.shape)
 
 
-def _ahead(sums: Iterable[TensorSum], pool: Executor, memory: Memory) -> Iterator[tuple[str, torch.Tensor]]:
+def _ahead(sums: Iterable[TensorSum], pool: Executor, memory: Memory) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Make tensors by threads, in order, up to `AHEAD` bytes before they are taken."""
+    from pipeline.weights.tensors import DTYPES, to_bits
+
     making: deque[_Making] = deque()
     try:
         for total in sums:
             total.open()
-            tensor = memory.tensor(total.info.numel, total.dtype)
+            tensor = memory.tensor(total.info.numel, DTYPES[total.dtype])
+            bits = to_bits(tensor)
             jobs = [
-                pool.submit(_write, total, tensor, range(first, min(first + TOGETHER, total.pieces)))
+                pool.submit(_write, total, bits, range(first, min(first + TOGETHER, total.pieces)))
                 for first in range(0, total.pieces, TOGETHER)
             ]
             making.append(_Making(total, tensor, jobs))
@@ -139,14 +149,14 @@ def _ahead(sums: Iterable[TensorSum], pool: Executor, memory: Memory) -> Iterato
             left.total.close()
 
 
-def _write(total: TensorSum, tensor: torch.Tensor, pieces: range) -> None:
+def _write(total: TensorSum, bits: Bits, pieces: range) -> None:
     for index in pieces:
-        total.write(index, tensor[index * PIECE : (index + 1) * PIECE])
+        total.write(index, bits[index * PIECE : (index + 1) * PIECE])
 
 
-def _in_pieces(total: TensorSum) -> Iterator[torch.Tensor]:
+def _in_pieces(total: TensorSum) -> Iterator[Bits]:
     """The sum piece by piece, in one reused buffer."""
-    buffer = torch.empty(min(PIECE, total.info.numel), dtype=total.dtype)
+    buffer = np.empty(min(PIECE, total.info.numel), BITS[total.dtype])
     with total:
         total.open()
         for index in range(total.pieces):
@@ -264,11 +274,17 @@ def _check_names(target: Checkpoint, vectors: Iterable[Vector]) -> None:
             )
 
 
-def _sum(info: TensorInfo, name: str, active: list[tuple[Term, Vector]], wide: bool = False) -> TensorSum:
+def _sum(
+    info: TensorInfo,
+    name: str,
+    active: list[tuple[Term, Vector]],
+    wide: bool = False,
+    conversions: Conversions = NUMPY,
+) -> TensorSum:
     """The target's tensor with the terms added; a head of its own takes the embedding's where a vector has none."""
     terms: list[tuple[float, Deltas]] = []
     for term, vector in active:
         own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
         seed = term.random_seed
         terms.append((term.alpha, vector.stored(own) if seed is None else Noise(vector, own, seed)))
-    return TensorSum(info, name, terms, wide)
+    return TensorSum(info, name, terms, wide, conversions)

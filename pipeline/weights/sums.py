@@ -15,14 +15,12 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.weights.floats import BITS, NUMPY, Bits, Conversions, all_finite
 from pipeline.weights.packed import Changes, Packed
-from pipeline.weights.safetensors import DTYPES, PIECE, TensorInfo, all_finite, open_unchanged, raw_bytes
-
-UNSHARED = 30 << 10  # entries that torch converts on one thread: it shares out more than 2¹⁵ among all it has
+from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged, read_bits
 
 
 class Deltas(Protocol):
@@ -70,15 +68,24 @@ class TensorSum:
         name: for messages.
         terms: (α, what it multiplies).
         wide: leave the sum in float32, where it is not rounded to the target's dtype.
+        conversions: torch's where torch is there anyway; the sum is the same.
+
+    Attributes:
+        dtype: of the sum, as safetensors names it.
     """
 
     def __init__(
-        self, info: TensorInfo, name: str, terms: Sequence[tuple[float, Deltas]], wide: bool = False
+        self,
+        info: TensorInfo,
+        name: str,
+        terms: Sequence[tuple[float, Deltas]],
+        wide: bool = False,
+        conversions: Conversions = NUMPY,
     ) -> None:
         self.info, self.name, self.terms = info, name, terms
-        self.stored = DTYPES[info.dtype]
-        self.dtype = torch.float32 if wide else self.stored
+        self.dtype = "F32" if wide else info.dtype
         self.pieces = -(-info.numel // PIECE)
+        self.widened, self.narrow = conversions
         self.stack = ExitStack()
 
     def open(self) -> None:
@@ -104,30 +111,30 @@ class TensorSum:
     def __exit__(self, *exception: Any) -> None:
         self.stack.__exit__(*exception)  # asks whether the files are what they were
 
-    def write(self, index: int, out: torch.Tensor) -> None:
+    def write(self, index: int, out: Bits) -> None:
         """A piece of the sum.
 
         Args:
-            out: [entries of the piece] in `dtype`, on the CPU.
+            out: takes the bits of the piece's entries in `dtype`.
 
         Raises:
             UserError: if an entry of it is not finite.
         """
         first = index * PIECE
-        read = out if self.dtype == self.stored else torch.empty(len(out), dtype=self.stored)
-        os.preadv(self.descriptor, [raw_bytes(read)], self.info.start + first * read.element_size())
+        read = out if self.dtype == self.info.dtype else np.empty(len(out), BITS[self.info.dtype])
+        read_bits(self.descriptor, self.info, first, read)
         if read is not out:
-            _convert(read, out)
+            out[:] = self.widened(read, self.info.dtype).view(np.uint32)
         if not any(first < deltas.numel for _, deltas in self.terms):
             return
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
             self._add_terms(index, out)
-        if not all_finite(out):
+        if not all_finite(out, self.dtype):
             raise UserError(
-                f"{self.name} is NaN or infinite in {'F32' if self.dtype is torch.float32 else self.info.dtype} after the sum; use a smaller α or finite inputs"
+                f"{self.name} is NaN or infinite in {self.dtype} after the sum; use a smaller α or finite inputs"
             )
 
-    def _add_terms(self, index: int, out: torch.Tensor) -> None:
+    def _add_terms(self, index: int, out: Bits) -> None:
         """Add the terms to a piece of the target."""
         first, found = index * PIECE, []
         for alpha, deltas in self.terms:
@@ -137,48 +144,27 @@ class TensorSum:
                 np.multiply(changes.values, np.float32(alpha), out=changes.values)
                 found.append((changes, min(PIECE, deltas.numel - first)))
         if len(found) == 1 and found[0][0].positions is not None:
-            _add_at(out, found[0][0].positions, found[0][0].values)
+            self._add_at(out, found[0][0].positions, found[0][0].values)
         elif found:
-            _add_all(out, [changes.dense(count) for changes, count in found])
+            self._add_all(out, [changes.dense(count) for changes, count in found])
 
+    def _add_at(self, out: Bits, positions: NDArray[np.intp], products: NDArray[np.float32]) -> None:
+        """Add to some entries; positions ascend, and those past the end of `out` are left out."""
+        if len(positions) and positions[-1] >= len(out):
+            kept = int(np.searchsorted(positions, len(out)))
+            positions, products = positions[:kept], products[:kept]
+        entries = out[positions]
+        products += self.widened(entries, self.dtype)
+        self.narrow(products, self.dtype, entries)
+        out[positions] = entries
 
-def _add_at(out: torch.Tensor, positions: NDArray[np.intp], products: NDArray[np.float32]) -> None:
-    """Add to some entries; positions ascend, and those past the end of `out` are left out."""
-    if len(positions) and positions[-1] >= len(out):
-        kept = int(np.searchsorted(positions, len(out)))
-        positions, products = positions[:kept], products[:kept]
-    bits = _bits(out)
-    entries = torch.from_numpy(bits[positions]).view(out.dtype)
-    products += _widened(entries)
-    _convert(torch.from_numpy(products), entries)
-    bits[positions] = _bits(entries)
-
-
-def _add_all(out: torch.Tensor, products: Sequence[NDArray[np.float32]]) -> None:
-    """Add α·δ of all terms, summed in their order, to the first entries: as many as the longest has."""
-    length = min(len(out), max(map(len, products)))
-    total, *more = (product[:length] for product in products)
-    if len(total) < length:
-        total = np.pad(total, (0, length - len(total)))
-    for product in more:
-        total[: len(product)] += product
-    total += _widened(out[:length])
-    _convert(torch.from_numpy(total), out[:length])
-
-
-def _bits(tensor: torch.Tensor) -> NDArray[Any]:
-    """The memory of a tensor as integers of its entries' size."""
-    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).numpy()
-
-
-def _widened(tensor: torch.Tensor) -> NDArray[np.float32]:
-    wide = torch.empty(len(tensor))
-    _convert(tensor, wide)
-    return wide.numpy()
-
-
-def _convert(source: torch.Tensor, out: torch.Tensor) -> None:
-    """Copy to another dtype, on this thread alone."""
-    step = len(source) if torch.get_num_threads() == 1 else UNSHARED
-    for start in range(0, len(source), max(1, step)):
-        out[start : start + step] = source[start : start + step]
+    def _add_all(self, out: Bits, products: Sequence[NDArray[np.float32]]) -> None:
+        """Add α·δ of all terms, summed in their order, to the first entries: as many as the longest has."""
+        length = min(len(out), max(map(len, products)))
+        total, *more = (product[:length] for product in products)
+        if len(total) < length:
+            total = np.pad(total, (0, length - len(total)))
+        for product in more:
+            total[: len(product)] += product
+        total += self.widened(out[:length], self.dtype)
+        self.narrow(total, self.dtype, out[:length])

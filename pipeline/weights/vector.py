@@ -16,9 +16,13 @@ is not a whole vector is refused when it is opened.
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.files import SCRATCH, replacing, resolved
@@ -32,23 +36,28 @@ from pipeline.weights.description import (
     read_description,
     write_description,
 )
+from pipeline.weights.difference import Difference
 from pipeline.weights.fingerprint import Scan, cached_scan, fingerprint, scan_tensor
-from pipeline.weights.packed import pack, packed_limit, unpacked
+from pipeline.weights.floats import all_finite
+from pipeline.weights.packed import Changes, pack, packed_limit, unpacked
 from pipeline.weights.safetensors import (
     PIECE,
     TensorInfo,
-    all_finite,
     are_sizes,
     encode_header,
-    gather,
     pieces,
     read_header,
     write_at,
 )
-from pipeline.weights.sums import Stored
-from pipeline.weights.threads import in_parallel, one_thread
+from pipeline.weights.sums import Deltas, Stored
+from pipeline.weights.threads import in_order, in_parallel, one_thread, thread_pool
+
+if TYPE_CHECKING:  # it takes a second to import: extract does without
+    import torch
 
 FILE = "vector.safetensors"
+TOGETHER = 4  # pieces that a thread packs in one go
+AHEAD = 8  # of these goes, before they are written
 
 
 class Vector:
@@ -84,10 +93,10 @@ class Vector:
             return (info.dtype, info.shape) == ("F32", shape)
         return info.dtype == "U8" and math.prod(shape) <= 8 * (info.end - info.start)  # a bit for each entry
 
-    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+    def pieces(self, name: str) -> Iterator[NDArray[np.float32]]:
         """The entries of a tensor, flat, fp32, in pieces; the buffer is reused, and the caller may change it."""
         if self.description["form"] == "dense":
-            return pieces(self.tensors[name])
+            return (bits.view(np.float32) for bits in pieces(self.tensors[name]))
         return unpacked(self.tensors[name], math.prod(self.shapes[name]))
 
     def stored(self, name: str) -> Stored:
@@ -95,9 +104,13 @@ class Vector:
         compact = self.description["form"] == "compact"
         return Stored(self.tensors[name], math.prod(self.shapes[name]), compact)
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """The whole tensor in fp32."""
-        return gather(self.pieces(name), self.shapes[name], torch.float32)
+        import torch
+
+        from pipeline.weights.tensors import gather
+
+        return gather(map(torch.from_numpy, self.pieces(name)), self.shapes[name], torch.float32)
 
     @property
     def fingerprint(self) -> str:
@@ -106,8 +119,8 @@ class Vector:
         return fingerprint(shapes, cached_scan([self.path], self.shapes, self._scan).digests)
 
     def _scan(self) -> Scan:
-        with one_thread():
-            return Scan({name: scan_tensor(self.pieces(name))[0] for name in self.shapes}, [])
+        bits = {name: (piece.view(np.uint32) for piece in self.pieces(name)) for name in self.shapes}
+        return Scan({name: scan_tensor(parts, "F32")[0] for name, parts in bits.items()}, [])
 
 
 def extract(
@@ -137,21 +150,14 @@ def extract(
         "notes": found.notes,
         "parts": [],
     }
-    changed = False
+    differences: list[Difference] = []
 
-    def difference(name: str) -> Iterator[torch.Tensor]:
-        nonlocal changed
-        entries = math.prod(shapes[name])
-        wide = torch.empty(2, min(PIECE, entries))
-        for plus, minus in zip(
-            pieces(grpo.resolve(name), entries), pieces(sft.resolve(name), entries), strict=True
-        ):
-            a, b = wide[0, : len(plus)].copy_(plus), wide[1, : len(plus)].copy_(minus)
-            changed = changed or not torch.equal(a, b)
-            yield a.sub_(b)
+    def difference(name: str) -> Difference:
+        differences.append(Difference(grpo.resolve(name), sft.resolve(name), math.prod(shapes[name])))
+        return differences[-1]
 
     def check() -> None:  # donors of two dtypes can be equal without having the same bytes
-        if not changed:
+        if not any(found.changed for found in differences):
             raise UserError(f"{compatibility.same_weights(sft, grpo)}; name two checkpoints")
 
     return write_vector(out, origin, shapes, difference, compact, check)
@@ -187,7 +193,7 @@ def write_vector(
     out: Path,
     origin: Origin,
     shapes: Mapping[str, tuple[int, ...]],
-    parts: Callable[[str], Iterator[torch.Tensor]],
+    deltas: Callable[[str], Deltas],
     compact: bool,
     check: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -195,7 +201,7 @@ def write_vector(
 
     Args:
         shapes: name → shape, in the order in which the tensors are stored.
-        parts: the fp32 entries of a tensor by its name, flat, in pieces of `PIECE`.
+        deltas: the entries of a tensor by its name; threads take its pieces in any order.
         check: asked when everything has been written, before the file appears; may raise.
 
     Raises:
@@ -215,14 +221,6 @@ def write_vector(
             return {name: ("U8", (size,), size) for name, size in sizes.items()}
         return {name: ("F32", shapes[name], size) for name, size in sizes.items()}
 
-    def finite(name: str) -> Iterator[torch.Tensor]:
-        for piece in parts(name):
-            if not all_finite(piece):
-                raise UserError(
-                    f"the difference in {name} is NaN or infinite; use donors with finite weights"
-                )
-            yield piece
-
     # The compact form's sizes are known only at the end: the header's place is kept for the largest.
     sizes = {
         name: packed_limit(math.prod(shape)) if compact else 4 * math.prod(shape)
@@ -232,17 +230,60 @@ def write_vector(
     with one_thread(), replacing(path, _check_holds_vector) as new:
         new.touch()
         if compact:
-            end = length
-            for name in shapes:
-                start, end = end, write_at(new, end, (pack(piece) for piece in finite(name)))
-                sizes[name] = end - start
+            sizes = dict.fromkeys(shapes, 0)
+            write_at(new, length, _packed(deltas, sizes))
         else:
             starts = dict(zip(shapes, itertools.accumulate(sizes.values(), initial=length), strict=False))
             in_parallel(
-                lambda name: write_at(new, starts[name], finite(name)),
+                lambda name: write_at(new, starts[name], _dense(name, deltas(name))),
                 sorted(sizes, key=lambda name: -sizes[name]),
             )
         with open(new, "r+b") as stream:
             stream.write(encode_header(metadata, layout(sizes), length))
         check()
     return path
+
+
+def _dense(name: str, entries: Deltas) -> Iterator[NDArray[np.float32]]:
+    with ExitStack() as stack:
+        entries.open(stack)
+        for index in range(-(-entries.numel // PIECE)):
+            yield _piece(name, entries, index).dense(min(PIECE, entries.numel - index * PIECE))
+
+
+def _packed(deltas: Callable[[str], Deltas], sizes: dict[str, int]) -> Iterator[bytes]:
+    """The packed tensors one after the other, in the order of `sizes`, which takes the bytes of each."""
+    with ExitStack() as opened, thread_pool() as pool:
+
+        def jobs() -> Iterator[Callable[[], tuple[bytes, str, ExitStack | None]]]:
+            for name in sizes:
+                entries, files = deltas(name), opened.enter_context(ExitStack())
+                entries.open(files)
+                last = -(-entries.numel // PIECE) - 1
+                for first in range(0, last + 1, TOGETHER):
+                    end = min(first + TOGETHER - 1, last)
+                    read = files if end == last else None
+                    yield partial(_pack, name, entries, range(first, end + 1), read)
+
+        with closing(in_order(jobs(), pool, AHEAD)) as made:
+            for part, name, read in made:
+                sizes[name] += len(part)
+                yield part
+                if read is not None:
+                    read.close()  # asks whether the files are what they were
+
+
+def _pack(
+    name: str, entries: Deltas, indices: range, read: ExitStack | None
+) -> tuple[bytes, str, ExitStack | None]:
+    """Some pieces of a tensor, packed; with the files to close when these are its last."""
+    counts = (min(PIECE, entries.numel - index * PIECE) for index in indices)
+    packed = [pack(_piece(name, entries, index), count) for index, count in zip(indices, counts, strict=True)]
+    return b"".join(packed), name, read
+
+
+def _piece(name: str, entries: Deltas, index: int) -> Changes:
+    piece = entries.piece(index)
+    if not all_finite(piece.values.view(np.uint32), "F32"):
+        raise UserError(f"the difference in {name} is NaN or infinite; use donors with finite weights")
+    return piece
