@@ -385,7 +385,9 @@ def _check_paths(config: Config) -> None:
             continue
         inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", subfolder) and ".." not in subfolder
         if not inside or "." in subfolder.split("/"):
-            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'")
+            raise UserError(
+                f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'"
+            )
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(
