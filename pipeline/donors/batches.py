@@ -37,6 +37,13 @@ def check_batches(recipe: Recipe, processes: int, stages: Collection[str]) -> No
             )
 
 
+def is_crowded() -> bool:
+    """Whether more than one GPU is visible: a trainer that is not told which is its own would copy the model to all."""
+    import torch
+
+    return torch.cuda.device_count() > 1
+
+
 def card() -> float | None:
     """The bytes of the smallest visible card; None without one."""
     import torch
