@@ -79,15 +79,20 @@ playground: .venv/.done ## the same on a local page, with a slider for the scali
 GPU_BUILD = $(if $(filter engine=cpu engine.device=cpu,$(ARGS)),,ACCELERATOR=gpu)
 NEEDS_GPU = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS)),,@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || test -e /dev/kfd || test -e /dev/dxg \
   || { echo 'error: no GPU on this machine; run `make demo` here, or add ARGS="engine=cpu" to run on the CPU' >&2; exit 2; })
+# And what CUDA needs of this machine, before 10 GB of it are downloaded; an older Python is refused by `setup`.
+FITS_CUDA = $(if $(filter engine=cpu engine.device=cpu launcher.address=%,$(ARGS))$(filter gpu,$(HELD)),,@! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || $(PYTHON) -m pipeline.commands.doctor_cuda)
 
 reproduce: ## the paper's experiment on Qwen2.5 (needs a GPU)
 	$(NEEDS_GPU)
+	$(FITS_CUDA)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper $(ARGS)
 
 authors: ## the authors' public triples, their numbers beside ours (needs a GPU): make authors ARGS="families=[qwen_gsm8k_1p5b]"
 	$(NEEDS_GPU)
+	$(FITS_CUDA)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	@$(BIN)/python -m pipeline doctor experiment=authors $(ARGS)
 	$(BIN)/python -m pipeline experiment=authors $(ARGS)
@@ -95,6 +100,7 @@ authors: ## the authors' public triples, their numbers beside ours (needs a GPU)
 SWEPT = $(or $(patsubst experiment=%,%,$(filter experiment=%,$(ARGS))),paper)
 sweep: ## the sweep of the scaling coefficient alone (needs a GPU)
 	$(NEEDS_GPU)
+	$(FITS_CUDA)
 	@$(MAKE) --no-print-directory .venv/.done $(GPU_BUILD)
 	@$(BIN)/python -m pipeline doctor experiment=paper $(ARGS)
 	$(BIN)/python -m pipeline experiment=paper name=$(SWEPT)_sweep conditions=sweep $(ARGS)

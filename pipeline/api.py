@@ -99,15 +99,15 @@ def samples(
         UserError: if there is no such manifest or name, or samples are damaged.
     """
     read, results = _open(manifest)
-    wanted = {"family": family, "condition": condition, "benchmark": benchmark}
+    chosen = {"family": family, "condition": condition, "benchmark": benchmark}
     known = {"family": read.families, "condition": read.conditions, "benchmark": read.benchmarks}
-    for what, name in wanted.items():
+    for what, name in chosen.items():
         if name is not None and name not in known[what]:
             raise UserError(f"{what}={name}: not in this run; it has {', '.join(known[what])}")
     rows = []
     for planned, _, record, _ in _records(read, results):
         place = planned.place._asdict()
-        if record is not None and all(name in (None, place[what]) for what, name in wanted.items()):
+        if record is not None and all(name in (None, place[what]) for what, name in chosen.items()):
             rows += [place | dict(sample) for sample in record.samples()]
     return pd.DataFrame(rows)
 

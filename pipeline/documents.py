@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_bytes, sha256_of_file
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 _sha256 = lru_cache(maxsize=256)(sha256_of_file)
 
@@ -96,14 +96,33 @@ def load(
     Raises:
         UserError: if the documents cannot be had, or the perturbation fits none of them.
     """
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
 
+    asked = _asked(json.dumps(dataset, sort_keys=True), folder, subtask, form, perturbation, seed)
+    return DatasetDict({**_splits(dataset, folder, subtask), dataset["split"]: asked})
+
+
+def _splits(dataset: dict[str, Any], folder: str | None, subtask: str | None) -> "DatasetDict":
+    """The splits as they are in their files or on the hub."""
     if folder is None:
-        splits = _from_hub(dataset["id"], dataset["config"], dataset["revision"], subtask)
-    else:
-        files = files_of(dataset, folder, subtask)
-        splits = _from_files(tuple((k, str(v)) for k, v in files.items()), dataset["json_field"])
-    asked = dataset["split"]
+        return _from_hub(dataset["id"], dataset["config"], dataset["revision"], subtask)
+    files = files_of(dataset, folder, subtask)
+    return _from_files(tuple((k, str(v)) for k, v in files.items()), dataset["json_field"])
+
+
+@lru_cache(maxsize=512)  # BBH alone has 27 subtasks, each with its variants
+def _asked(
+    described: str, folder: str | None, subtask: str | None, form: str, perturbation: str | None, seed: int
+) -> "Dataset":
+    """The documents that are asked, made once: every condition asks the same ones.
+
+    Args:
+        described: the data set, as JSON.
+    """
+    from datasets import Dataset
+
+    dataset = json.loads(described)
+    splits, asked = _splits(dataset, folder, subtask), dataset["split"]
     if asked not in splits:
         raise UserError(
             f"{name_of(dataset)}: expected a split '{asked}', found {', '.join(splits)}; set dataset.split"
@@ -114,7 +133,7 @@ def load(
         documents = _with_sources(documents, dataset)
     else:
         documents = _perturbed(documents, name_of(dataset), form, perturbation, seed, subtask)
-    return DatasetDict({**splits, asked: Dataset.from_list(documents)})
+    return Dataset.from_list(documents)
 
 
 def _check_fields(splits: "DatasetDict", name: str, form: str, folder: str | None) -> None:

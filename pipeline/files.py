@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ".tmp-rv."  # what the names of scratch folders begin with
-_MARK = ".reasoning-vectors"  # the file in a scratch folder that holds the name of what is written there
+MARK = ".reasoning-vectors"  # the file in a folder of ours that holds the name of what is written there
 _DEPTH = 100  # of nested JSON: more than any sound file has, few enough for every function that recurses
 
 
@@ -338,7 +338,7 @@ def _new_scratch(out: Path) -> tuple[Path, int]:
         with contextlib.ExitStack() as undo:
             undo.callback(lambda path: shutil.rmtree(path, ignore_errors=True), scratch)
             with contextlib.suppress(FileNotFoundError):  # another run took the empty folder for a leftover
-                lock = os.open(scratch / _MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                lock = os.open(scratch / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
                 undo.callback(os.close, lock)
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -360,7 +360,7 @@ def remove_leftovers(folder: Path, of: str | None = None) -> None:
 
 def _remove_leftover(left: Path, of: str | None) -> None:
     try:
-        lock = os.open(left / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        lock = os.open(left / MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         left.rmdir()  # its writer was killed before it marked it; fails where it is not empty, and so not ours
         return
@@ -383,6 +383,6 @@ def _empty(scratch: Path, name: str) -> None:
     for path in scratch.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != _MARK:
+        elif path.name != MARK:
             path.unlink()
-    (scratch / _MARK).unlink(missing_ok=True)
+    (scratch / MARK).unlink(missing_ok=True)

@@ -38,6 +38,7 @@ class FamilyEntry:
     group: str | None  # families of one group are independent repetitions
     published_size: str | None  # the size under which the paper reports it
     geometry: str | None  # the geometry report of its vector
+    pair: str | None = None  # what its donors are and what is known against them
 
 
 @dataclass(frozen=True)

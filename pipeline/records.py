@@ -34,6 +34,7 @@ from pipeline.files import (
 )
 
 SCHEMA = 1
+SAMPLES = "samples.jsonl"
 
 
 class Inputs(TypedDict, total=False):
@@ -109,6 +110,17 @@ def _with_device(engine: dict[str, Any]) -> dict[str, Any]:
     return engine
 
 
+class ShardSource(TypedDict):
+    """A shard of a cell's documents, which one worker asked."""
+
+    first: int  # of its documents, by doc_id
+    documents: int
+    host: str
+    started: Annotated[str, AfterValidator(_moment)]
+    seconds: FiniteFloat
+    git: str | None
+
+
 class Provenance(TypedDict):
     """How a record was made; nothing of it is in the key."""
 
@@ -123,6 +135,8 @@ class Provenance(TypedDict):
     chat_template_sha: NotRequired[str | None]
     sandbox: NotRequired[str | None]
     gpu: NotRequired[GpuSource]
+    shards: NotRequired[list[ShardSource]]  # where the documents were shared out among workers
+    notes: NotRequired[list[str]]  # what a reader of the answers should know
 
 
 class Answer(TypedDict):
@@ -183,13 +197,7 @@ class Record:
         Raises:
             DamagedFile: if the file is not the one that the record was written with, or a sample lacks what is read.
         """
-        path = self.folder / "samples.jsonl"
-        try:
-            rows = [json.loads(line) for line in self._samples_bytes().splitlines()]
-        except (ValueError, RecursionError) as e:
-            raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(self.folder)}") from None
-        _check(_SAMPLES, rows, path)
-        return rows
+        return parse_samples(self._samples_bytes(), self.folder / SAMPLES)
 
     def check_samples(self) -> None:
         """Compare the samples' bytes with the record's checksum.
@@ -200,14 +208,41 @@ class Record:
         self._samples_bytes()
 
     def _samples_bytes(self) -> bytes:
-        path = self.folder / "samples.jsonl"
-        try:
-            data = read_bytes(path)
-        except (OSError, UserError) as e:
-            raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(self.folder)}") from None
-        if sha256(data) != self.samples_sha256:
-            raise DamagedFile(f"{path}: checksum differs from its record; {_remedy(self.folder)}")
-        return data
+        return read_checked(self.folder / SAMPLES, self.samples_sha256)
+
+
+def read_checked(path: Path, expected: str) -> bytes:
+    """The bytes of a file that have this sha256.
+
+    Raises:
+        DamagedFile: if they have another, or cannot be read.
+    """
+    try:
+        data = read_bytes(path)
+    except (OSError, UserError) as e:
+        raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(path.parent)}") from None
+    if sha256(data) != expected:
+        raise DamagedFile(f"{path}: checksum differs from its record; {_remedy(path.parent)}")
+    return data
+
+
+def parse_samples(data: bytes, path: Path) -> list[Sample]:
+    """The samples that the lines of `path` are.
+
+    Raises:
+        DamagedFile: if a line is none, or a sample lacks what is read.
+    """
+    try:
+        rows = [json.loads(line) for line in data.splitlines()]
+    except (ValueError, RecursionError) as e:
+        raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(path.parent)}") from None
+    check_types(_SAMPLES, rows, path)
+    return rows
+
+
+def sample_lines(samples: Sequence[Sample]) -> bytes:
+    """Samples as their file has them, one line each."""
+    return "".join(json.dumps(s, ensure_ascii=False, allow_nan=False) + "\n" for s in samples).encode()
 
 
 def cell_folder(results: Path, key: str) -> Path:
@@ -242,15 +277,8 @@ def read_record(results: Path, key: str) -> Record | None:
     path = folder / "record.json"
     if not path.is_file():
         return None
-    data = read_json(path, _remedy(folder))
-    sealed = data.pop("sha256", None) if isinstance(data, dict) else None
-    if sealed is None or sealed != _digest(data, path):
-        raise DamagedFile(f"{path}: checksum differs from its content; {_remedy(folder)}")
-    if data.get("schema") != SCHEMA:
-        raise DamagedFile(
-            f"{path}: written in format {data.get('schema')}, this version reads {SCHEMA}; {_remedy(folder)}"
-        )
-    _check(_CONTENT, data, path)
+    data = read_sealed(path)
+    check_types(_CONTENT, data, path)
     if data.get("key") != key or _digest(data["inputs"], path) != key:
         raise DamagedFile(f"{path}: its inputs are those of another cell than {key[:12]}; {_remedy(folder)}")
     return Record(
@@ -263,6 +291,29 @@ def read_record(results: Path, key: str) -> Record | None:
     )
 
 
+def sealed(data: dict[str, Any]) -> bytes:
+    """Data as a JSON file of the store, with the version of its format and a checksum of its content."""
+    data = {"schema": SCHEMA} | data
+    return json_bytes(data | {"sha256": digest(data)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `sealed` has made.
+
+    Raises:
+        DamagedFile: if it is not what was written, or a later version wrote it.
+    """
+    data: dict[str, Any] = read_json(path, _remedy(path.parent))
+    seal = data.pop("sha256", None) if isinstance(data, dict) else None
+    if seal is None or seal != _digest(data, path):
+        raise DamagedFile(f"{path}: checksum differs from its content; {_remedy(path.parent)}")
+    if data.get("schema") != SCHEMA:
+        raise DamagedFile(
+            f"{path}: written in format {data.get('schema')}, this version reads {SCHEMA}; {_remedy(path.parent)}"
+        )
+    return data
+
+
 def _digest(data: Any, path: Path) -> str:
     """The digest of what was read from `path`; 1e999 is read as infinity and has none."""
     try:
@@ -271,7 +322,7 @@ def _digest(data: Any, path: Path) -> str:
         raise DamagedFile(f"{path}: cannot be read ({e}); {_remedy(path.parent)}") from None
 
 
-def _check(expected: TypeAdapter[Any], data: Any, path: Path) -> None:
+def check_types(expected: TypeAdapter[Any], data: Any, path: Path) -> None:
     """Compare the types of `data` with those that are declared above; what is not declared may stand beside it.
 
     Raises:
@@ -303,22 +354,20 @@ def write_record(
     If the cell is there already (another run was quicker), that record stays.
     """
     key = digest(inputs)
-    lines = "".join(json.dumps(s, ensure_ascii=False, allow_nan=False) + "\n" for s in samples).encode()
+    lines = sample_lines(samples)
     data = {
-        "schema": SCHEMA,
         "key": key,
         "inputs": inputs,
         "metrics": metrics,
         "cost": cost,
         "provenance": provenance,
         "samples": {
-            "file": "samples.jsonl",
+            "file": SAMPLES,
             "sha256": sha256(lines),
             "rows": len(samples),
         },
     }
-    data["sha256"] = digest(data)
     with interrupt.deferred(), new_folder(cell_folder(results, key)) as folder:
-        write_synced(folder / "samples.jsonl", lines)
-        write_synced(folder / "record.json", json_bytes(data))
+        write_synced(folder / SAMPLES, lines)
+        write_synced(folder / "record.json", sealed(data))
     return key

@@ -19,6 +19,7 @@ from pipeline import hub
 from pipeline.config.compose import without
 from pipeline.config.schema import Config, Launcher, Stage
 from pipeline.errors import UserError
+from pipeline.evaluate import launcher
 from pipeline.files import move_away, new_folder, write_json
 from pipeline.lock import held
 from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
@@ -64,6 +65,7 @@ def describe(config: Config, report: Report) -> str:
                 f"{grid.describe()}\n{len(grid.cells)} cells; which of them are done (?) is unknown: {silent}"
             )
 
+    config = launcher.decided(config, report)
     with hub.asked_once():
         text, refused = _with_those_that_open(config, report, described)
     if refused:
@@ -120,6 +122,7 @@ def run(config: Config, report: Report = print) -> None:
 
         mode(config)  # refuses a mode that cannot be, before anything is done
     if Stage.evaluate in stages:
+        config = launcher.decided(config, report)
         _check_machine(config)
     path = manifest_path(Path(config.results), config.name)
     if not {Stage.extract, Stage.evaluate} & set(stages) and not path.exists():

@@ -73,6 +73,14 @@ class Browser:
         """Light or dark, as a reader's system asks for."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
+    def media(self, kind: str) -> None:
+        """What the page is shown on: "screen" or "print"."""
+        self._call("Emulation.setEmulatedMedia", media=kind)
+
+    def scripts(self, are_run: bool) -> None:
+        """Whether pages run scripts of their own."""
+        self._call("Emulation.setScriptExecutionDisabled", value=not are_run)
+
     def open(self, path: Path, fragment: str = "") -> None:
         self.visit(path.resolve().as_uri() + fragment)
 

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.config.schema import BenchmarkConfig, Config, FamilyConfig
 from pipeline.files import ROOT
 from tests import tiny
+from tests.adapters import write_adapter
 
 DATA = ROOT / ".." / "shared" / "data"
 ROWS = 40  # documents of each split
@@ -61,7 +62,8 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
 
     Checkpoints have Qwen2.5's tensor names; those of 1.5B parameters tie their head and are one file, others have their
     own head, more rows of padding, and three shards. A family that is asked through the chat template of one checkpoint
-    has it in that alone. Donors that a recipe is to train are left to `train`.
+    has it in that alone. A donor that is merged into another is an adapter. Donors that a recipe is to train are left to
+    `train`.
     """
     made = []
     for benchmark in {b.dataset.id: b for b in config.benchmarks.values()}.values():
@@ -97,8 +99,11 @@ def write_repositories(folder: Path, config: Config) -> list[Repository]:
             )
             if where.exists():
                 continue
-            tiny.write(where, state, shards=1 if tied else 3, **settings)
-            _finish(where, tokenizer, part, template=family.template in (None, part))
+            if source.merge_into is not None:
+                write_adapter(where, seed=number, size=0.15)
+            else:
+                tiny.write(where, state, shards=1 if tied else 3, **settings)
+                _finish(where, tokenizer, part, template=family.template in (None, part))
             if from_hub:
                 made.append(Repository("models", source.id, _revision(source), repository))
             else:

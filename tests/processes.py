@@ -24,7 +24,7 @@ from pipeline.files import ROOT
 SMALL = [
     "experiment=micro",
     "tasks=[gsm8k,humaneval,sciq]",
-    "conditions=baseline",
+    "conditions=sweep",
     "alpha=[-1,-0.5,0.25,0.5,0.75,1,1.5]",
     "limit=30",
     "benchmarks.gsm8k.variants=[]",

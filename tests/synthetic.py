@@ -1,6 +1,6 @@
 """Runs with known effects, written through the real store: a manifest and its records, no engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,14 @@ def write_run(
     documents: int = 60,
     skill: Callable[[str, str], float] | None = None,
     seed: int = 0,
+    sources: Sequence[int] | None = None,
     **inputs: Any,
 ) -> Manifest:
     """Write a run and return its manifest.
 
     `skill(condition, benchmark)` is the probability of a right answer. A document has one difficulty for
     all conditions, so that answers are paired; equal weights and prompt share a record as in a real plan.
+    `sources` (one for each document) makes documents of one source alike in difficulty.
     """
     rng = np.random.default_rng(seed)
     families = families or {"micro": family("micro 0.8M")}
@@ -111,6 +113,8 @@ def write_run(
         for of_benchmark, info in benchmarks.items():
             n = documents if info.limit is None else min(documents, info.limit)
             difficulty = rng.random(n)
+            if sources is not None:
+                difficulty = (rng.random(n)[list(sources)] + 0.2 * difficulty) % 1.0
             for name, entry in conditions.items():
                 if entry.role == "sweep" and info.variant_of:
                     continue
@@ -130,7 +134,7 @@ def write_run(
                 }
                 if entry.role == "again":
                     identity["arrangement"] = {"order": 1, "at_once": 128}
-                key = write_cell(results, identity, samples(right, info.cluster, entry.prompt))
+                key = write_cell(results, identity, samples(right, info.cluster, entry.prompt, sources))
                 cells.append(PlannedCell(of_family, name, of_benchmark, key))
     manifest = Manifest(experiment, dict(families), dict(benchmarks), dict(conditions), tuple(cells))
     write_manifest(results, manifest)
@@ -196,8 +200,14 @@ def write_cell(
     )
 
 
-def samples(right: Any, cluster: str | None = None, prompt: str = "plain") -> list[dict[str, Any]]:
-    """Samples in the store's format; with clusters by subtask the documents fall into six subtasks."""
+def samples(
+    right: Any, cluster: str | None = None, prompt: str = "plain", sources: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Samples in the store's format; with clusters by subtask the documents fall into six subtasks.
+
+    Args:
+        sources: of each document, where several come from one.
+    """
     n = len(right)
     by_subtask = cluster == "subtask"
     size = max(1, n // 6)
@@ -209,7 +219,7 @@ def samples(right: Any, cluster: str | None = None, prompt: str = "plain") -> li
             {
                 "doc_id": i,
                 "subtask": subtask,
-                "source_doc": i % size if by_subtask else i,
+                "source_doc": i % size if by_subtask else i if sources is None else int(sources[i]),
                 "prompt": f"{'Think step by step. ' if prompt == 'think' else ''}What is {i} + 0?",
                 "target": str(i),
                 "output": f"We count to {answer}.\n#### {answer}",

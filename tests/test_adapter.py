@@ -17,31 +17,7 @@ from pipeline.stages import prepare
 from pipeline.weights.adapter import merged
 from pipeline.weights.checkpoint import Checkpoint, Folder
 from tests import tiny
-
-RANK, ALPHA = 4, 6
-ADAPTED = ("self_attn.q_proj", "mlp.down_proj")
-
-
-def names() -> list[str]:
-    return [f"model.layers.{layer}.{module}" for layer in (0, 1) for module in ADAPTED]
-
-
-def write_adapter(path: Path, seed: int = 0, size: float = 0.02, **settings: Any) -> Path:
-    """A PEFT folder of the tiny model, as `save_pretrained` lays it out."""
-    generator, shapes = torch.Generator().manual_seed(seed), tiny.shapes(tiny.config())
-    state = {}
-    for module in names():
-        rows, columns = shapes[f"{module}.weight"]
-        for side, shape in (("A", (RANK, columns)), ("B", (rows, RANK))):
-            state[f"base_model.model.{module}.lora_{side}.weight"] = size * torch.randn(
-                shape, generator=generator
-            )
-    path.mkdir(parents=True)
-    save_file(state, path / "adapter_model.safetensors")
-    known = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none"}
-    known |= {"base_model_name_or_path": "my/tiny", "target_modules": ["q_proj", "down_proj"]}
-    (path / "adapter_config.json").write_text(json.dumps(known | settings))
-    return path
+from tests.adapters import ALPHA, RANK, names, write_adapter
 
 
 def expected(model: Path, adapter: Path, scale: float) -> dict[str, torch.Tensor]:
@@ -93,6 +69,15 @@ def test_a_module_can_have_an_alpha_of_its_own(model: Path, tmp_path: Path) -> N
         assert torch.allclose(found.read(name), (doubled if name == own else plain)[name])
 
 
+def test_the_first_pattern_that_fits_a_module_gives_its_alpha(model: Path, tmp_path: Path) -> None:
+    patterns = {r"layers\.1\.mlp\.down_proj": 12, "down_proj": 3}
+    adapter = write_adapter(tmp_path / "adapter", alpha_pattern=patterns)
+    found = merged(Folder.find(str(adapter)), Checkpoint.open(str(model)))
+    for layer, alpha in ((0, 3), (1, 12)):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        assert torch.allclose(found.read(name), expected(model, adapter, alpha / RANK)[name])
+
+
 def test_a_layer_that_was_trained_in_full_takes_the_place_of_the_models(model: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     file = adapter / "adapter_model.safetensors"
@@ -132,12 +117,29 @@ def rename(old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def hold(state: dict[str, torch.Tensor]) -> Callable[[Path], None]:
+    return lambda adapter: save_file(state, adapter / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (spoil(peft_type="IA3"), "expected peft_type 'LORA', found 'IA3'"),
         (spoil(use_dora=True), "expected use_dora False, found True"),
         (spoil(bias="all"), "expected bias 'none', found 'all'"),
+        (
+            spoil(init_lora_weights="pissa_niter_16"),
+            "expected init_lora_weights True, found 'pissa_niter_16'",
+        ),
+        (spoil(alora_invocation_tokens=[1]), "expected alora_invocation_tokens None, found [1]"),
+        (spoil(layer_replication=[[0, 1], [0, 1]]), "expected layer_replication None, found [[0, 1]"),
+        (spoil(alpha_pattern={"(": 3}), "alpha_pattern is {'(': 3}; expected regular expressions"),
+        (spoil(alpha_pattern=["q_proj"]), "alpha_pattern is ['q_proj']; expected regular expressions"),
+        (hold({}), "holds no tensor of an adapter"),
+        (
+            hold({f"base_model.model.{names()[0]}.lora_{side}.weight": torch.tensor(1.0) for side in "AB"}),
+            "self_attn.q_proj.weight has rank 0",
+        ),
         (spoil(lora_alpha="six"), "lora_alpha is 'six'; expected a number"),
         (spoil(lora_alpha=float("1e999")), "not valid JSON"),
         (

@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.schema import Config, EngineConfig
+from pipeline.evaluate import runner
 from pipeline.evaluate.again import AnswersMoved, check_answers
 from pipeline.files import ROOT
 from tests import synthetic
@@ -64,10 +66,10 @@ import sys
 from pipeline import __main__
 from pipeline.engine.engine import Engine
 steer, seen = Engine.steer, []
-def sometimes(self, target, terms=()):
+def sometimes(self, target, terms=(), wide=False):
     if (target, terms) not in seen:  # the way back is not taken
         seen.append((target, terms))
-        steer(self, target, terms)
+        steer(self, target, terms, wide)
 Engine.steer = sometimes
 if __name__ == "__main__":
     sys.exit(__main__.main(sys.argv[1:]))
@@ -91,3 +93,36 @@ def test_an_engine_that_cannot_be_steered_back_fails_the_run(
     last = run.output().rstrip().splitlines()[-1]
     assert last.startswith("done in") if sound else "documents differently than in the record" in last
     assert len(finished(tmp_path)) >= 2
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_engine_is_asked_again_before_another_takes_its_place(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a cluster goes from one target to the next whenever there is more to do there."""
+    happened: list[str] = []
+    target = SimpleNamespace(source="b", path=Path("b"))
+    other: Any = SimpleNamespace(
+        architecture="b", target=target, engine=lambda config: config, config=SimpleNamespace(template=None)
+    )
+
+    class Stands:
+        def __init__(self, *_: Any) -> None:
+            happened.append("started")
+
+        def ended(self) -> bool:
+            return ended
+
+        def gpu(self) -> None: ...
+
+        def close(self) -> None:
+            happened.append("closed")
+
+    monkeypatch.setattr(runner, "Engine", Stands)
+    monkeypatch.setattr(runner.Runner, "check_again", lambda self: happened.append("asked again"))
+    holds = runner.Runner(SimpleNamespace(config=Config()), lambda line: None)  # type: ignore[arg-type]
+    holds._engine(other)
+    other.architecture = "c"
+    holds._engine(other)
+    again = [] if ended else ["asked again"]
+    assert happened == ["started", *again, "closed", "started"]

@@ -1,27 +1,41 @@
 """Verdicts, tables, the heat map, the sweep and the sentences never contradict each other, whatever the answers."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.analysis.comparisons import Pairing
+from pipeline.analysis import persistence
+from pipeline.analysis.comparisons import Pairing, contrasts
 from pipeline.analysis.comparisons import gains as all_gains
+from pipeline.analysis.estimate import Difference
+from pipeline.analysis.findings import find
 from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, PERSISTS, SHOWN
 from pipeline.analysis.pairs import pairs
+from pipeline.analysis.persisting import persisting
 from pipeline.analysis.results import Results, read_results
 from pipeline.analysis.verdicts import verdicts
 from pipeline.report.gains import gains
 from pipeline.report.page.opening import changed_from_reference, heat_maps
-from pipeline.report.sentences import what_was_found
+from pipeline.report.sentences import remarks, what_was_found
 from pipeline.report.table import Facts, Kind, Table
 from pipeline.report.tables import adversarial, alpha_sweep, controls, main
 from pipeline.report.tables import pairs as pairs_table
+from pipeline.report.tables.build import build
 from tests import synthetic
 from tests.synthetic import CONDITIONS, family
 
-RUNS = range(8)
+RUNS = range(14)
+IN_CLUSTERS = 8  # from this run on, documents come from few sources of very different sizes
+P_VALUES = {  # columns of the CSVs, and what they stand beside
+    "p_holm": "difference",
+    "gain_p_holm": "gain",
+    "gain_plain_p_holm": "gain_plain",
+    "change_p_holm": "change",
+}
+_WITH_ENDS = re.compile(r"(\S+) \[(\S+), (\S+)\](\*?)")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +66,22 @@ def made_up(folder: Path, seed: int) -> Results:
         gain = rng.choice([-0.2, 0.0, 0.0, 0.06, 0.1, 0.15, 0.25])
         return skills.setdefault((condition, benchmark), 0.5 + gain)
 
+    documents, sources, benchmarks = [80, 200, 400][seed % 3], None, synthetic.BENCHMARKS
+    if seed >= IN_CLUSTERS:
+        units = [4, 9, 14, 30, 60, 100][seed - IN_CLUSTERS]
+        sources = np.sort((units * rng.random(documents) ** 3).astype(int)).tolist()
+        benchmarks = {
+            name: replace(entry, cluster=None if name == "bbh" else "source_doc")
+            for name, entry in benchmarks.items()
+        }
     made = synthetic.write_run(
         folder,
         families={name: family(name) for name in (["one", "two"] if seed % 4 == 3 else ["one"])},
-        documents=[80, 200, 400][seed % 3],
+        benchmarks=benchmarks,
+        documents=documents,
         skill=skill,
         seed=seed,
+        sources=sources,
     )
     return read_results(made, folder)
 
@@ -105,6 +129,78 @@ def test_what_persists_is_the_same_in_the_verdict_the_table_and_the_heat_map(res
             found = compared[Pairing(str(name), str(condition), str(reference), str(benchmark))]
             assert found.p_holm == row["gain_p_holm"]
             assert 100 * found.difference.value == pytest.approx(row["gain_value"])
+
+
+def test_a_star_stands_only_beside_an_interval_without_zero(results: Results) -> None:
+    stars = 0
+    for table in build(results):
+        for line in table.lines():
+            for entry in line.entries:
+                for value, low, high, star in _WITH_ENDS.findall(entry.text.replace("−", "-")):
+                    assert not star or float(low) * float(high) >= 0, f"{table.name}: {entry.text}"
+                    stars += bool(star) and float(value) != 0
+        for facts in table.data:
+            for p, prefix in P_VALUES.items():
+                if (found := facts.get(p)) is not None and float(str(found)) < 0.05:
+                    ends = [float(str(facts[f"{prefix}_{end}"])) for end in ("low", "high")]
+                    assert ends[0] > 0 or ends[1] < 0, f"{table.name}: {facts}"
+    assert stars
+
+
+def test_what_is_called_shown_leaves_zero_out(results: Results) -> None:
+    findings = find(results)
+    for gain in findings.gains:
+        if gain.is_significant or gain.outcome in SHOWN:
+            assert not holds_zero(gain.difference)
+    for verdict in findings.verdicts:
+        for one in verdict.comparisons:
+            if one.outcome in SHOWN:
+                assert one.difference is not None
+                assert not holds_zero(one.difference)
+    for case in findings.persisting:
+        plain, gain, change = (getattr(case.persistence, name) for name in ("gain_plain", "gain", "change"))
+        outcome = case.decision.outcome
+        if outcome not in (persistence.NO_GAIN, persistence.LOSS):
+            assert plain.low > 0
+        if outcome in (persistence.YES, persistence.AT_LEAST_IN_PART, persistence.IN_PART):
+            assert gain.low > 0
+        if outcome in (persistence.IN_PART, persistence.NO):
+            assert change.high < 0
+        assert outcome != persistence.LOSS or plain.high < 0
+        assert outcome != persistence.REVERSED or gain.high < 0
+    for low, high in re.findall(
+        r"(?:raises|lowers) [^;]*? by \S+ points \[(\S+), (\S+)\]", what_was_found(results)[0]
+    ):
+        assert "−" not in low + high
+    for one in pairs(results):
+        assert not one.differ or one.heterogeneity.i2_low > 0
+
+
+def test_an_interval_without_zero_and_without_a_star_has_its_reason_in_the_notes(results: Results) -> None:
+    tables = {table.name: " ".join(table.notes) for table in build(results)}
+    of = {"main": all_gains(results), "controls": contrasts(results)}
+    for name, compared in of.items():
+        for one in compared.values():
+            if one.is_significant or holds_zero(one.difference):
+                continue
+            assert "without a star is not significant after the correction" in tables[name]
+            if one.difference.p >= 0.05:  # the correction is not what takes the star away
+                assert one.difference.units < 6
+                assert "fewer than six independent units" in tables[name]
+    for case in persisting(results):
+        for difference in (case.persistence.gain_plain, case.persistence.gain, case.persistence.change):
+            if not holds_zero(difference) and difference.p >= 0.05:
+                assert difference.units < 6
+                assert "fewer than six independent units" in tables["adversarial"]
+    for verdict in verdicts(results):
+        for one in verdict.comparisons:
+            if one.outcome == CANNOT_TELL and one.difference and not holds_zero(one.difference):
+                said = " ".join(remarks(one))
+                assert one.persistence or "documents" in said or "leaves zero out, but" in said
+
+
+def holds_zero(difference: Difference) -> bool:
+    return difference.low <= 0 <= difference.high
 
 
 def test_the_heat_map_is_hatched_where_the_tables_have_no_star(results: Results) -> None:

@@ -19,6 +19,8 @@ from pipeline.config.compose import compose
 from pipeline.errors import UserError
 from pipeline.evaluate import runner
 from pipeline.files import ROOT
+from tests import warm
+from tests.processes import Run
 
 HUGO = "Question: Hugo has 29 balls. Omar has 34 more balls than Hugo. How many balls do they have together?\nAnswer:"
 
@@ -270,8 +272,8 @@ not asked
 
 @pytest.mark.engine
 def test_a_conversation_goes_on_from_its_own_answers_until_it_is_left(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "ask", "experiment=micro", f"results={tmp_path}", "--chat"]
-    ran = subprocess.run(command, input=CONVERSATION, capture_output=True, text=True, cwd=ROOT)
+    command = ("-m", "pipeline", "ask", "experiment=micro", f"results={tmp_path}", "--chat")
+    ran = warm.run(*command, given=CONVERSATION, engine=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     turns = ran.stdout.split("α = 0")[1:]
     assert (
@@ -337,8 +339,7 @@ def test_a_session_steers_when_the_weights_change_samples_by_its_seeds_and_score
     tmp_path: Path,
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", f"HUGO = {HUGO!r}\n{LIVE}"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    ran = warm.run("-c", f"HUGO = {HUGO!r}\n{LIVE}", cwd=tmp_path, env=environment, engine=True)
     assert ran.stdout == "all held\n", ran.stderr[-3000:]
 
 
@@ -367,3 +368,39 @@ def test_an_engine_that_was_killed_between_two_questions_is_replaced(tmp_path: P
         [sys.executable, "dies.py"], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert ran.stdout == "answered again\n", ran.stderr[-3000:]
+
+
+KILLED = r"""
+import os, signal, sys, threading
+from pipeline import api as rv
+
+if __name__ == "__main__":  # the engine's processes import this again
+    config = rv.compose(["experiment=micro", f"results={sys.argv[1]}", "engine.in_process=false"])
+    with rv.Session(config, alpha=[0, 1]) as model:
+        bare, steered = model.rows.values()
+        (before,) = model.ask_row(bare, HUGO)
+        for row in (bare, steered):  # it waits for an answer; for new weights
+            processes = list(model._runner.engine.processes)
+            for process in processes:
+                os.kill(process.pid, signal.SIGSTOP)  # so that it is asked and has not answered
+                threading.Timer(1, os.kill, (process.pid, signal.SIGKILL)).start()
+            try:
+                model.ask_row(row, HUGO)
+            except rv.UserError as e:
+                print(e)
+            assert not any(process.is_alive() for process in processes)
+            assert model.ask_row(bare, HUGO) == [before]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_an_engine_that_is_killed_while_it_is_asked_is_one_line_and_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed.py").write_text(f"HUGO = {HUGO!r}\n{KILLED}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = Run(tmp_path, arguments=[sys.executable, str(tmp_path / "killed.py"), str(tmp_path / "results")])
+    line = "the engine died on this question (EngineDeadError); the next starts another\n"
+    assert run.ends() == 0 and run.output() == 2 * line, run.output()[-3000:]
+    assert run.is_gone()

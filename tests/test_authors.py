@@ -4,7 +4,6 @@ import json
 import re
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import ROOT
 from pipeline.plan.grid import make_grid
 from pipeline.records import read_record
+from tests import warm
 from tests.hub import DATA, Hub, environment, fill, write_repositories
 
 OLMO = "olmo2_7b"
@@ -159,9 +159,8 @@ def hub(root: Path) -> Iterator[Hub]:
 
 def pipeline(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     places = [f"results={root / 'results'}", f"tables={root / 'tables'}"]
-    command = [sys.executable, "-m", "pipeline", *arguments, *places]
     env = environment(root / "cache", HF_HUB_OFFLINE="1")
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    return warm.run("-m", "pipeline", *arguments, *places, env=env)
 
 
 def test_all_of_it_is_planned(hub: Hub, root: Path) -> None:
@@ -171,6 +170,7 @@ def test_all_of_it_is_planned(hub: Hub, root: Path) -> None:
     assert found is not None
     rows, sweep = 21, 9  # of every family; the sweep is asked one benchmark of seven
     assert sum(map(int, found.groups())) == 6 * (7 * rows + sweep)
+    assert f"= {found[1]} cells;" in ran.stdout, "the estimate counts what two families share once"
     assert "14B" not in ran.stdout
 
 

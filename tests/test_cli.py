@@ -16,20 +16,13 @@ from pipeline.config.schema import Device
 from pipeline.engine.environment import check_device
 from pipeline.errors import UserError
 from pipeline.files import ROOT
+from tests import warm
 
 FAMILY = ROOT / "models" / "micro"
 
 
 def pipeline(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        *arguments,
-        f"results={results}",
-        f"tables={results / 'tables'}",
-    ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+    return warm.run("-m", "pipeline", *arguments, f"results={results}", f"tables={results / 'tables'}")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,10 @@ from pipeline.config.schema import Config, Device, EngineConfig, Launcher, Launc
 from pipeline.engine.engine import SteeringError
 from pipeline.errors import UserError
 from pipeline.evaluate import actor, cluster, queue
+from pipeline.evaluate.jobs import Job, Jobs, make_jobs
+from pipeline.evaluate.runner import in_order
 from pipeline.files import ROOT
+from pipeline.plan.grid import asked_of, make_grid
 from tests.hub import Hub, environment, fill, trained, write_repositories
 
 ray = pytest.importorskip("ray")
@@ -29,7 +33,7 @@ ray = pytest.importorskip("ray")
 OVERRIDES = [
     "experiment=paper",
     "engine=cpu",
-    "conditions=baseline",
+    "conditions=sweep",
     "alpha=[-1,-0.5,0.5,0.75,1,1.5]",
     "limit=40",
 ]
@@ -45,37 +49,137 @@ def cell(architecture: str, weights: str, name: str = "", key: str = "") -> Any:
     return SimpleNamespace(family=family, condition=named, benchmark=named, inputs=inputs, key=key or name)
 
 
+def job(architecture: str, weights: str, name: str = "", seconds: float = 1.0) -> Job:
+    return Job(cell(architecture, weights, name), None, seconds)
+
+
 def test_a_worker_keeps_its_weights_then_its_engine_then_takes_what_nobody_has() -> None:
     def worker(architecture: str = "", weights: str = "") -> queue.Worker:
         return queue.Worker(None, architecture=architecture, weights=weights)
 
-    cells = [cell("a", "1"), cell("a", "2"), cell("b", "3"), cell("b", "4")]
+    jobs = [job("a", "1"), job("a", "2"), job("b", "3"), job("b", "4")]
     others = [worker("a", "1"), worker("b", "3")]
-    assert queue.choose(cells, worker("b", "4"), others) is cells[3]
-    assert queue.choose(cells, worker("b", "9"), others) is cells[3]
-    assert queue.choose(cells, worker("a", "9"), others) is cells[1]
-    assert queue.choose(cells, worker(), others) is cells[1]
-    assert queue.choose(cells[:1], worker("b", "4"), others) is cells[0], (
-        "no worker waits while cells are left"
+    assert queue.choose(jobs, worker("b", "4"), others) is jobs[3]
+    assert queue.choose(jobs, worker("b", "9"), others) is jobs[3]
+    assert queue.choose(jobs, worker("a", "9"), others) is jobs[1]
+    assert queue.choose(jobs, worker(), others) is jobs[1]
+    assert queue.choose(jobs[:1], worker("b", "4"), others) is jobs[0], "no worker waits while jobs are left"
+
+
+def test_the_longest_job_comes_first_and_of_weights_those_with_the_most_work_left() -> None:
+    one, two = queue.Worker(None, architecture="a", weights="1"), queue.Worker(None)
+    short, long = job("a", "1", seconds=2), job("a", "1", seconds=3)
+    assert queue.choose([short, long], one, []) is long
+    other = [job("a", "2", seconds=4), job("a", "2", seconds=2)]
+    assert queue.choose([short, long, *other], two, []) is other[0], "5 s of work against 6"
+    assert queue.choose([long, job("a", "2", seconds=9)], one, []) is long, (
+        "its own weights go before longer jobs"
     )
+    assert queue.choose([*other, short], two, [one, one]) is other[0]
+    assert queue.choose([short, long, other[1]], two, [one, queue.Worker(None, weights="2")]) is long, (
+        "of weights that are held it helps where most is left"
+    )
+
+
+@dataclass
+class Schedule:
+    """What `count` workers make of jobs that last as long as is expected of them."""
+
+    seconds: float = 0.0  # until the last has ended
+    engines: int = 0  # that were started
+
+
+def schedule(jobs: list[Job], count: int, swap: float = 0.0, start: float = 0.0) -> Schedule:
+    """Hand out jobs as the queue does; a swap of weights and the start of an engine take so many seconds more."""
+    running = {n: queue.Worker(None) for n in range(count)}
+    ends = [(0.0, n) for n in running]
+    waiting, made = list(jobs), Schedule()
+    while waiting:
+        now, n = heapq.heappop(ends)
+        worker = running.pop(n)
+        chosen = queue.choose(waiting, worker, running.values())
+        waiting.remove(chosen)
+        made.engines += chosen.architecture != worker.architecture
+        seconds = chosen.seconds + swap * (chosen.weights != worker.weights)
+        seconds += start * (chosen.architecture != worker.architecture)
+        worker.architecture, worker.weights = chosen.architecture, chosen.weights
+        running[n] = worker
+        heapq.heappush(ends, (now + seconds, n))
+        made.seconds = max(made.seconds, now + seconds)
+    return made
 
 
 def engines_started(count: int, seconds: dict[str, float]) -> int:
     """How many engines `count` workers start for 20 × 13 cells of each architecture, which last so many seconds."""
-    cells = [cell(a, f"{a}{w}") for a in seconds for w in range(20) for _ in range(13)]
-    running = {n: queue.Worker(None) for n in range(count)}
-    ends = [(0.0, n) for n in running]
-    started = 0
-    while cells:
-        now, n = heapq.heappop(ends)
-        worker = running.pop(n)
-        chosen = queue.choose(cells, worker, running.values())
-        cells.remove(chosen)
-        started += chosen.family.architecture != worker.architecture
-        worker.architecture, worker.weights = chosen.family.architecture, chosen.inputs["weights"]
-        running[n] = worker
-        heapq.heappush(ends, (now + seconds[worker.architecture], n))
-    return started
+    return schedule(
+        [job(a, f"{a}{w}", seconds=seconds[a]) for a in seconds for w in range(20) for _ in range(13)], count
+    ).engines
+
+
+def planned(tmp_path: Path, workers: int, *overrides: str) -> list[Job]:
+    """The jobs of a part of experiment=paper, with the plan's estimate of what each takes; no model is opened."""
+    config = compose(["experiment=paper", f"results={tmp_path}", *overrides])
+    grid = make_grid(config)
+    cells: dict[str, Any] = {}
+    for planned in grid.cells:
+        row, known = planned.condition, grid.families[planned.family]
+        weights = f"{planned.family} {row.start} {row.added()}"
+        key = f"{weights} {row.prompt} {row.order} {planned.benchmark.name}"
+        family = SimpleNamespace(name=planned.family, architecture=planned.family, config=known)
+        found = SimpleNamespace(family=family, condition=row, inputs={"weights": weights}, key=key)
+        found.benchmark = asked_of(known, planned.benchmark)
+        cells.setdefault(key, found)
+    plan: Any = SimpleNamespace(results=tmp_path, config=config)
+    return make_jobs(plan, in_order(cells.values()), workers).waiting
+
+
+def test_eight_workers_end_the_papers_experiment_together(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, 8)
+    work = sum(job.seconds for job in jobs)
+    assert len(jobs) > 400 and all(job.shard is None for job in jobs), (
+        "cells that are short beside the whole stay whole"
+    )
+    assert schedule(jobs, 8).seconds <= 1.01 * work / 8
+    bound = 90 + 15 + work / 8  # each starts an engine, with its first weights
+    assert schedule(jobs, 8, swap=15, start=90).seconds <= 1.04 * bound
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ["families=[7b]", "conditions=[baseline]"],
+        ["families=[1.5b]", "conditions=[baseline,vector]"],
+        ["families=[7b]", "tasks=[bbh]", "conditions=[baseline,vector]"],
+        ["conditions=baseline", "alpha=[-1,0,1]"],
+    ],
+    ids=" ".join,
+)
+def test_cells_that_are_long_beside_the_whole_are_cut_so_that_eight_workers_end_together(
+    part: list[str], tmp_path: Path
+) -> None:
+    jobs = planned(tmp_path, 8, *part)
+    work = sum(job.seconds for job in jobs)
+    assert max(job.seconds for job in jobs) <= work / 8 / 8 * 1.001, "an eighth of a worker's share"
+    assert schedule(jobs, 8).seconds <= 1.05 * work / 8
+    whole = planned(tmp_path, 8, *part, "launcher=ray", "launcher.shard_documents=null")
+    assert all(job.shard is None for job in whole) and sum(job.seconds for job in whole) == pytest.approx(
+        work
+    )
+    assert schedule(whole, 8).seconds >= schedule(jobs, 8).seconds
+
+
+def test_a_row_that_measures_what_the_batch_moves_is_not_cut(tmp_path: Path) -> None:
+    jobs = planned(tmp_path, 8, "families=[7b]", "conditions=[baseline,baseline_again]")
+    cut = {job.cell.condition.name for job in jobs if job.shard is not None}
+    assert cut == {"baseline"} and any(job.cell.condition.name == "baseline_again" for job in jobs)
+
+
+def test_one_worker_and_cells_without_an_estimate_have_no_shards(tmp_path: Path) -> None:
+    part = ["families=[7b]", "conditions=[baseline]"]
+    assert all(job.shard is None for job in planned(tmp_path, 1, *part))
+    uncounted = planned(tmp_path, 8, *part, "tasks=[gsm8k,sciq]", "benchmarks.gsm8k.dataset.documents=null")
+    unknown = [job for job in uncounted if job.cell.benchmark.name == "gsm8k"]
+    assert all(job.shard is None and job.seconds == max(j.seconds for j in uncounted) for job in unknown)
 
 
 @pytest.mark.parametrize("workers", [2, 4, 8])
@@ -115,6 +219,17 @@ def test_a_cluster_without_room_for_a_worker_is_refused_once_it_answers(
     monkeypatch.setattr(ray, "nodes", lambda: [node(CPU=8)])
     with pytest.raises(UserError, match="the cluster has no node with 1 GPU"):
         cluster.connect(Config(engine=EngineConfig(device=Device.gpu)))
+
+
+def test_where_ray_does_not_start_one_line_says_how_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **options: Any) -> None:
+        assert address == "local"
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=r"^launcher=ray: Ray does not start .*107 bytes.*launcher=local"):
+        cluster.connect(Config(launcher=LauncherConfig(kind=Launcher.ray)))
 
 
 def connecting(monkeypatch: pytest.MonkeyPatch, check: Any, connect: Any) -> None:
@@ -189,7 +304,7 @@ class Broken:
 
         def start(*_: Any) -> Any:
             gpu = self.free.pop(0)
-            run = SimpleNamespace(remote=lambda key: (gpu, object()))
+            run = SimpleNamespace(remote=lambda key, shard: (gpu, object()))
             at_once = SimpleNamespace(remote=lambda: (None, object()))
             return SimpleNamespace(gpu=gpu, start=at_once, run=run, check_again=at_once)
 
@@ -216,7 +331,7 @@ def test_a_broken_gpu_costs_no_cell_while_another_works(cells: int, monkeypatch:
     monkeypatch.setitem(sys.modules, "ray", Broken(3))
     plan: Any = SimpleNamespace(config=Config(launcher=LauncherConfig(workers=3)))
     lines: list[str] = []
-    left = [cell("a", str(n // 3), str(n)) for n in range(cells)]
+    left = Jobs([job("a", str(n // 3), str(n)) for n in range(cells)], {}, [])
     assert queue.Queue(plan, left, (3, {}), lines.append).drain() == cells
     died = [line for line in lines if "died" in line]
     assert 1 <= len(died) <= queue.MOST_DEATHS
@@ -237,14 +352,14 @@ def test_a_broken_gpu_costs_no_cell_while_another_works(cells: int, monkeypatch:
 def test_a_worker_tells_mistakes_from_faults(
     error: Exception, engine: bool, kind: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    def run(cell: Any) -> None:
+    def run(cell: Any, shard: Any) -> None:
         raise error
 
     worker = object.__new__(actor.Actor)
     worker.plan, worker.cells = SimpleNamespace(results=tmp_path), {"key": None}  # type: ignore[assignment, dict-item]
     worker.runner = SimpleNamespace(engine=object() if engine else None, run=run)  # type: ignore[assignment]
     with pytest.raises(UserError) as caught:
-        worker.run("key")
+        worker.run("key", None)
     assert (type(caught.value), str(caught.value)) == (kind, message)
 
 
@@ -263,7 +378,7 @@ class Fatal:
         if (self.results / "moved").exists():
             raise UserError("answers 3 of 32 documents differently")
 
-    def run(self, key: str) -> dict[str, float] | None:
+    def run(self, key: str, shard: Any) -> dict[str, float] | None:
         first = self.results / key
         if key == "always" or (key == "once" and not first.exists()):
             first.touch()
@@ -288,9 +403,9 @@ def drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple
     lines: list[str] = []
     plan: Any = SimpleNamespace(config=config)
     room = cluster.resources(config.engine, config.launcher, ray.nodes())
-    cells = queue.Queue(plan, [cell("a", n, n) for n in names], room, lines.append)
+    jobs = Jobs([job("a", n, n) for n in names], {}, [])
     try:
-        return cells.drain(), lines
+        return queue.Queue(plan, jobs, room, lines.append).drain(), lines
     finally:
         (tmp_path / "lines").write_text("\n".join(lines))
 

@@ -287,9 +287,9 @@ def test_documents_of_mbpps_form_are_accepted() -> None:
 def stock_function(task: str, name: str) -> Any:
     """A function of a stock task's utils.py, without the rest of the file, which asks the hub when it is imported."""
     tree = ast.parse((STOCK / task / "utils.py").read_text())
-    wanted: list[ast.stmt] = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
+    functions: list[ast.stmt] = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
     scope: dict[str, Any] = {"re": re, "Union": Union}
-    exec(compile(ast.Module(wanted, []), "stock", "exec"), scope)
+    exec(compile(ast.Module(functions, []), "stock", "exec"), scope)
     return scope[name]
 
 

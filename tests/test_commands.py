@@ -128,3 +128,18 @@ def test_a_long_run_asks_the_doctor_first_about_what_it_runs(target: str) -> Non
     assert isinstance(asked, Config) and isinstance(started, Config)
     assert asked.engine == started.engine and asked.families == started.families
     assert asked.benchmarks == started.benchmarks
+
+
+@pytest.mark.parametrize("target", ["reproduce", "authors", "sweep"])
+def test_what_cuda_needs_is_asked_before_its_build_is_downloaded(target: str) -> None:
+    def asks(*given: str) -> tuple[bool, str]:
+        ran = subprocess.run(
+            ["make", "-n", target, *given], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        before, asked, after = ran.stdout.partition("pipeline.commands.doctor_cuda")
+        return bool(asked), before if asked else ran.stdout
+
+    asked, before = asks("HELD=")
+    assert asked and "pip install" not in before
+    assert not asks("HELD=gpu")[0], "the doctor asks it of what is installed"
+    assert not asks("HELD=cpu", "ARGS=engine=cpu")[0]

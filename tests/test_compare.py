@@ -1,5 +1,9 @@
 """Two runs set side by side: cells and documents are paired, what differs is named, the page shows both answers."""
 
+import base64
+import gzip
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +176,35 @@ def test_documents_with_another_target_are_left_out_of_a_comparison(tmp_path: Pa
     assert table.data[0]["difference_n"] == 15
     assert table.data[0]["difference_value"] == 0
     assert any("5 documents" in note for note in table.notes)
+
+
+def test_what_shares_no_document_is_never_called_equal(tmp_path: Path) -> None:
+    rows = synthetic.samples(np.ones(8))
+    a, b = (
+        manifest({("baseline", "gsm8k"): synthetic.write_cell(tmp_path, {"run": run}, of)}, ONE)
+        for run, of in (("a", rows), ("b", [row | {"target": "another"} for row in rows]))
+    )
+    runs = compare.match(read_results(a, tmp_path), read_results(b, tmp_path))
+    said = "Nothing can be compared: 1 pair of records shares no document with the same target."
+    assert sentences(runs)[1] == said
+    *_, page = comparison.render(runs, tmp_path / "out")
+    text = page.read_text()
+    assert said in text
+    assert "same record" not in text.partition('id="tables"')[0]
+
+
+def test_what_only_one_run_has_is_named_and_each_run_has_its_own_labels(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"benchmarks": ONE, "documents": 12}
+    renamed = MAIN | {"vector": replace(MAIN["vector"], label="+Vector, half")}
+    both, one = ({name: synthetic.family(name) for name in names} for names in ("fg", "f"))
+    a = evaluated(tmp_path / "a", conditions=MAIN, families=both, x=1, **made)
+    b = evaluated(tmp_path / "b", conditions=renamed, families=one, x=2, **made)
+    runs = compare.match(a, b)
+    assert "Only in A: families g." in compare.table(runs).notes
+    assert "Only in B: families g." in compare.table(compare.match(b, a)).notes
+    index = json.loads(gzip.decompress(base64.b64decode(comparison._packs(runs).index)))
+    shown = [index["conditions"][f"{run}:vector"] for run in "ab"]
+    assert shown == ["A: +Vector", "B: +Vector, half"]
 
 
 def test_runs_without_a_common_cell_are_refused_in_one_line(tmp_path: Path) -> None:

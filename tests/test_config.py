@@ -127,6 +127,12 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["engine.threads=100000"], "engine.threads: expected at most 1024"),
         (["engine.max_num_seqs=1000000000"], "engine.max_num_seqs: expected at most"),
         (["engine.seed=-1"], "engine.seed: expected 0 or more"),
+        (["engine.seed=4294967296"], "engine.seed: expected at most 4294967295"),  # numpy's
+        (["conditions.vector.benchmarks=[]"], "conditions.vector.benchmarks: expected at least one"),
+        (
+            ["conditions.vector.benchmarks=[gsm8k,gsm8k]"],
+            "conditions.vector.benchmarks: 'gsm8k' is listed twice",
+        ),
         (["limit=99999999999999999999"], "limit: "),
         ([f"name={'n' * 300}"], "name: expected up to 100 letters"),
         (["families.micro.label='a\nb'"], "families.micro.label: expected text on one line"),
@@ -144,6 +150,7 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["benchmarks.gsm8k.max_gen_toks=0"], "benchmarks.gsm8k.max_gen_toks: expected a positive number"),
         (["benchmarks.gsm8k.num_fewshot=-1"], "num_fewshot: expected 0 or more"),
         (["no equals sign"], "override not understood"),
+        (["limit=1", "limit=3 alpha=[1]"], "(expected key=value): 'limit=3 alpha=[1]': mismatched input"),
         # what Hydra says in its own words, which do not help
         (["suite.x=1"], "'suite' is a group; choose one of its options: suite=authors|extended|math|"),
         (["suite="], "suite: an option is required; set it to one of authors, extended, math"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evals import perturbations
 from pipeline import documents
 from pipeline.errors import UserError
 
@@ -35,6 +36,28 @@ def test_a_document_with_an_empty_question_or_answer_is_refused(
     other.write_text("".join(json.dumps(row) + "\n" for row in (SOUND[form], SOUND[form] | {field: " \n"})))
     with pytest.raises(UserError, match=f"document 1 of the split 'test' has no text in '{field}'"):
         documents.load(of_files(other.name), str(tmp_path), form=form)
+
+
+def test_documents_are_perturbed_once_however_many_cells_ask_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps(SOUND["bbh"] | {"input": "not ( True ) is"}) + "\n")
+    asked, perturb, calls = of_files("asked.jsonl"), perturbations.perturb, []
+
+    def counted(form: str, name: str, rows: list[dict[str, Any]], **given: Any) -> list[dict[str, Any]]:
+        calls.append(given["seed"])
+        return perturb(form, name, rows, **given)
+
+    monkeypatch.setattr(perturbations, "perturb", counted)
+    how: dict[str, Any] = {
+        "subtask": "boolean_expressions",
+        "form": "bbh",
+        "perturbation": "irrelevant_preamble",
+    }
+    first, again, other = (documents.load(asked, str(tmp_path), **how, seed=seed) for seed in (0, 0, 1))
+    assert calls == [0, 1]
+    first["test"] = other["train"] = []  # a task changes its own splits alone
+    assert len(again["test"]) == 1 and "train" not in again
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])

@@ -13,6 +13,7 @@ from pipeline.files import ROOT
 from pipeline.records import read_record
 from pipeline.stages import prepare
 from pipeline.stages import run as run_stages
+from tests import warm
 
 pytestmark = pytest.mark.engine
 OVERRIDES = [
@@ -131,12 +132,7 @@ def test_a_cell_that_is_gone_is_computed_again_to_the_same_answers(demo: dict[st
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipeline", *demo["overrides"], "stages=[evaluate]"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    ran = warm.run("-m", "pipeline", *demo["overrides"], "stages=[evaluate]", engine=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "[  1/1]" in ran.stdout
     assert (folder / "samples.jsonl").read_bytes() == before

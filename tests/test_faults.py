@@ -24,7 +24,7 @@ from pipeline.records import DamagedFile, Record, is_done, read_record
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.vector import extract
-from tests import synthetic, tiny
+from tests import synthetic, tiny, warm
 from tests.hub import Hub, Repository
 from tests.processes import CELLS, Run, command, finished
 
@@ -57,8 +57,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+    return warm.run("-m", "pipeline", *arguments)
 
 
 def test_a_full_disk_while_a_record_is_written_leaves_the_earlier_ones_and_no_half_one(small: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,49 @@ def test_the_authors_gains_stand_beside_ours(tmp_path: Path, layout: Layout) -> 
     assert len(figure.axes[0].containers) == len(gains_of_both) >= 4
     check_texts(lambda results, layout: authors.picture(results, found, layout), results, layout)
     assert authors.draw(evaluated(tmp_path / "other", conditions=MAIN, documents=5), layout) is None
+
+
+@pytest.fixture(scope="module")
+def unwieldy(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Long labels of wide letters everywhere, and α over six orders of magnitude."""
+    long = "W" * 80
+    conditions = {name: synthetic.CONDITIONS[name] for name in ("baseline", "sft", "vector", "minus_vector")}
+    conditions = {name: replace(entry, label=f"{entry.label} {long}") for name, entry in conditions.items()}
+    conditions |= {f"alpha={a!r}": synthetic.swept(a) for a in (0.0, 1e-3, 1e-2, 0.1, 1.0, 1e3, -1e3)}
+    benchmarks = {
+        name: replace(synthetic.BENCHMARKS[name], label=f"{name} {long}")
+        for name in ("gsm8k", "gsm8k@larger_numbers", "sciq")
+    }
+    families = {name: family(f"{name} {long}", published_size="1.5B") for name in ("one", "two")}
+    folder = tmp_path_factory.mktemp("unwieldy")
+    return evaluated(folder, conditions=conditions, benchmarks=benchmarks, families=families, documents=12)
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", ["gains", "forest", "alpha_sweep", "robustness", "form", "pairs"])
+def test_labels_of_any_length_leave_room_for_what_is_drawn(
+    unwieldy: Results, name: str, layout: Layout
+) -> None:
+    check_texts(draw.FIGURES[name], unwieldy, layout)
+    figure = draw.FIGURES[name](unwieldy, layout)
+    assert figure is not None
+    figure.draw_without_rendering()
+    assert min(ax.get_window_extent().width for ax in figure.axes) > 1.1 * figure.dpi
+
+
+@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_points_of_a_sweep_over_six_orders_of_magnitude_are_told_apart(
+    unwieldy: Results, layout: Layout
+) -> None:
+    figure = alpha_sweep.draw(unwieldy, layout)
+    assert figure is not None
+    figure.draw_without_rendering()
+    curve = next(line for line in figure.axes[0].lines if line.get_label() == "target + α·v")
+    alphas = np.asarray(curve.get_xdata())
+    assert list(alphas) == [-1000, 0, 0.001, 0.01, 0.1, 1, 1000]
+    drawn = figure.axes[0].transData.transform(np.column_stack([alphas, np.zeros_like(alphas)]))[:, 0]
+    assert np.diff(drawn).min() > 4, "pixels"
+    assert "α compressed beyond ±0.001" in figure.legends[0].get_title().get_text()
 
 
 def check_texts(picture: draw.Draw, results: Results, layout: Layout) -> None:

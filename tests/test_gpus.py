@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import doctor_gpu
+from pipeline.commands import doctor_cuda, doctor_gpu
 from pipeline.commands.finding import Finding
 from pipeline.config.compose import compose
+from pipeline.config.schema import Launcher
 from pipeline.engine import environment, gpus
+from pipeline.evaluate import launcher
+from pipeline.files import ROOT
 
 H200 = "NVIDIA H200, 9.0, 143771, 143000, 580.95.05"
 SMI = """#!/bin/sh
@@ -34,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "torchs_cuda", lambda: (13, 0))
     monkeypatch.setattr(gpus, "newest_cuda", lambda: (13, 1))
     monkeypatch.setattr(environment, "_vllm_build", lambda: None)
-    monkeypatch.setattr(doctor_gpu.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(doctor_cuda.sysconfig, "get_path", lambda name: str(tmp_path / name))
     monkeypatch.setenv("CC", sys.executable)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     smi(tmp_path / "bin", H200)
@@ -147,11 +150,28 @@ def test_a_run_that_needs_no_gpu_here_asks_for_none(overrides: list[str], tmp_pa
     assert [f.level for f in look(*overrides)] == ["ok"]
 
 
-def test_the_driver_says_which_cuda_it_runs(tmp_path: Path) -> None:
+def old_driver(folder: Path) -> None:
+    """A driver's library for CUDA 12.8."""
     source = "int cuDriverGetVersion(int *version) { *version = 12080; return 0; }"
-    (tmp_path / "cuda.c").write_text(source)
-    build = ["gcc", "-shared", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "cuda.c")]
+    (folder / "cuda.c").write_text(source)
+    build = ["gcc", "-shared", "-o", str(folder / "libcuda.so.1"), str(folder / "cuda.c")]
     subprocess.run(build, check=True)
+
+
+def test_a_driver_or_card_that_is_too_old_is_told_before_anything_is_installed(tmp_path: Path) -> None:
+    old_driver(tmp_path)
+    smi(tmp_path / "bin", "Tesla P100, 6.0, 16384, 16000, 535.1", H200)
+    bare = [sys.executable, "-S", "-m", "pipeline.commands.doctor_cuda"]  # the standard library alone
+    environment = {"LD_LIBRARY_PATH": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    asked = subprocess.run(bare, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert asked.returncode == 2 and not asked.stdout
+    lines = asked.stderr.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["error", "driver"], ["error", "GPU"]]
+    assert "up to 12.8, torch needs 13.0" in lines[0] and "P100" in lines[1]
+
+
+def test_the_driver_says_which_cuda_it_runs(tmp_path: Path) -> None:
+    old_driver(tmp_path)
     ask = [sys.executable, "-c", "from pipeline.engine.gpus import newest_cuda; print(newest_cuda())"]
     for folder, answer in ((tmp_path, "(12, 8)"), (tmp_path / "dev", "None")):
         environment = {"LD_LIBRARY_PATH": str(folder), "PATH": "/usr/bin:/bin"}
@@ -172,3 +192,88 @@ def test_torchs_cuda_is_read_without_importing_it(
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert gpus.torchs_cuda() == version
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        (None, 3),
+        ("", 0),
+        ("1", 1),
+        ("0, 2", 2),
+        ("2,7,0", 1),
+        ("-1", 0),
+        ("GPU-8a3f,MIG-11cc", 2),
+        ("0,1,2", 3),
+    ],
+)
+def test_the_gpus_that_may_be_used_are_those_that_cuda_would_see(
+    visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi(tmp_path / "bin", *[H200] * 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus.count() == count
+
+
+def test_the_doctor_looks_at_the_gpus_that_cuda_would_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = H200.replace("143000", "20000")
+    smi(tmp_path / "bin", busy, H200, busy)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert all(f.level == "ok" for f in look())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert "21.0 of 150.8 GB free" in lacking("launcher=local").text
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "0 found, engine.tensor_parallel_size=1" in lacking().text and "CUDA_VISIBLE" in lacking().text
+
+
+def test_without_nvidia_smi_the_devices_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "bin" / "nvidia-smi").unlink()
+    (tmp_path / "dev" / "nvidia1").touch()
+    (tmp_path / "dev" / "nvidia-uvm").touch()
+    assert gpus.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cards", "kind", "says"),
+    [
+        ([], 8, Launcher.ray, "it has 8 GPUs: 8 workers, one for each; launcher=local runs one engine alone"),
+        (["engine.tensor_parallel_size=2"], 8, Launcher.ray, "8 GPUs: 4 workers, one for each group of 2;"),
+        (["engine.tensor_parallel_size=2"], 3, Launcher.local, ""),
+        ([], 1, Launcher.local, ""),
+        (["launcher=local"], 8, Launcher.local, ""),
+        (["launcher=ray"], 1, Launcher.ray, ""),
+        (["engine=cpu"], 8, Launcher.local, ""),
+        (["stages=[extract,render]"], 8, Launcher.local, ""),
+    ],
+)
+def test_several_gpus_are_used_by_a_worker_each_unless_the_user_says_otherwise(
+    overrides: list[str],
+    cards: int,
+    kind: Launcher,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    smi(tmp_path / "bin", *[H200] * cards)
+    lines: list[str] = []
+    config = compose(["experiment=paper", "engine=gpu", *overrides])
+    assert launcher.decided(config, lines.append).launcher.kind is kind
+    assert [says in line for line in lines] == [True] * bool(says)
+    found = [f for f in look(*overrides) if f.what == "launcher"]
+    assert [f"launcher: {f.text}" for f in found] == lines, "the doctor says the same"
+    assert all(f.level == "ok" for f in found)
+
+
+def test_several_gpus_without_ray_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
+    smi(tmp_path / "bin", H200, H200)
+    assert launcher.decided(compose(["experiment=paper"]), lambda line: None).launcher.kind is Launcher.local
+    found = lacking()
+    assert (found.what, found.level) == ("launcher", "warning") and "one engine on 1 of 2 GPUs" in found.text

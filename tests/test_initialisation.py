@@ -1,7 +1,9 @@
 """Where checkpoints were trained from is measured; what differs in config.json is allowed by name; lost entries are warned of."""
 
 import json
+import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from pipeline import stages
 from pipeline.analysis.results import read_results
 from pipeline.config.compose import compose
+from pipeline.config.schema import EngineConfig, Swap
+from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
+from pipeline.evaluate.runner import Runner
 from pipeline.plan.estimate import describe
 from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan
@@ -97,6 +102,28 @@ def test_donors_of_another_pretraining_are_refused_with_the_figures_and_can_be_f
     assert (report["initialisation"]["distances"]["sft"]["relative"] or 0) > 0.3
     with pytest.raises(UserError):
         extracted(place)  # what was forced once is not taken for granted
+
+
+def at_distance(state: dict[str, torch.Tensor], share: float, seed: int) -> dict[str, torch.Tensor]:
+    """The weights, moved by this share of their norm."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in state.items()}
+    norms = [math.sqrt(sum(float((t.float() ** 2).sum()) for t in s.values())) for s in (state, noise)]
+    scale = share * norms[0] / norms[1]
+    return {name: tensor.float() + scale * noise[name] for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(("share", "believed"), [(0.06, True), (0.2, True), (0.45, False), (1.4, False)])
+def test_a_fine_tune_is_believed_and_a_model_far_from_its_base_is_not(
+    share: float, believed: bool, place: Path
+) -> None:
+    state = load_file(place / "base" / "model.safetensors")
+    for part, seed in (("sft", 7), ("grpo", 8)):
+        moved = at_distance(state, share, seed)
+        save_file(moved, place / part / "model.safetensors", metadata={"format": "pt"})
+    with nullcontext() if believed else pytest.raises(UserError, match="a choice: docs/pairs.md"):
+        report, _ = extracted(place)
+        assert report["initialisation"]["distances"]["sft"]["relative"] == pytest.approx(share, rel=0.01)
 
 
 def edited(path: Path, **values: object) -> None:
@@ -249,3 +276,40 @@ def test_a_sum_in_float32_reaches_the_engine(tmp_path: Path) -> None:
     assert not plan.missing()
     (cell,) = (c for c in plan.cells if (c.condition.name, c.benchmark.name) == ("vector", "gsm8k"))
     assert cell.inputs["weights"]["sum"] == "float32"
+
+
+class WrittenEngine(Engine):
+    """An engine that is started anew for each weights, up to the point where vLLM would load them."""
+
+    def __init__(self, model: Path) -> None:
+        self.config, self.model, self.started_on = EngineConfig(swap=Swap.restart), model, model
+
+    def _start(self, weights: Path) -> None:
+        self.started_on = weights
+
+    def _stop(self) -> None:
+        pass
+
+    def _forget_prompts(self) -> None:
+        pass
+
+
+def test_what_is_allowed_to_differ_is_allowed_where_a_checkpoint_is_written_for_the_engine(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RV_CACHE", str(place / "cache"))
+    for part in ("sft", "grpo"):
+        edited(place / part / "config.json", residual_scale=2)
+    allowed = "families.micro.allow_config_differences=[residual_scale]"
+    report, _ = extracted(place, allowed)
+    assert any("residual_scale" in note for note in report["notes"])
+    plan = planned(place, allowed)
+    family = plan.families["micro"]
+    (vector,) = (condition for _, condition in plan.rows() if condition.name == "vector")
+    engine = WrittenEngine(family.target.path)
+    runner = Runner(plan, lambda line: None)
+    runner._steer(engine, family, vector)
+    (term,) = plan.terms(family, vector)
+    written = load_file(engine.started_on / "model.safetensors")
+    for name, tensor in steered_tensors(str(place / "target"), [term]):
+        assert torch.equal(written[name], tensor), name

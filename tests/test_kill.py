@@ -79,8 +79,8 @@ class Kills:
 
         A run that ends before that does not count; the folder `again` is removed then, so that the next one has work.
         """
-        wanted = sum(self.counts.values()) + times
-        while sum(self.counts.values()) < wanted:
+        goal = sum(self.counts.values()) + times
+        while sum(self.counts.values()) < goal:
             run = Run(self.root, *self.options)
             happened = run.wait_for(event)
             time.sleep(self.chance.uniform(0, at_most))

@@ -68,6 +68,32 @@ def test_marks_stand_behind_their_number() -> None:
     assert r"\multicolumn{3}{l}{\textbf{b}}" in text
 
 
+def test_a_table_of_several_pages_is_several_floats_under_one_number() -> None:
+    def lines(n: int, name: str) -> list[Line]:
+        return [Line(Kind.value, f"{name} {i}", [Text(f"{i}.0")]) for i in range(n)]
+
+    blocks = [Block("first", lines(30, "a")), Block("second", lines(70, "b")), Block("third", lines(3, "c"))]
+    text = latex(Table("t", "T", [Text("C"), Text("H")], blocks, notes=["N" * 300] * 3))
+    parts = text.split(r"\begin{table}")[1:]
+    rows = [re.findall(r"^([abc]) (\d+) & \2.0 \\\\$", part, re.MULTILINE) for part in parts]
+    assert [row for part in rows for row in part] == [
+        (name, str(i)) for name, n in (("a", 30), ("b", 70), ("c", 3)) for i in range(n)
+    ], "each row once, in order"
+    assert max(map(len, rows)) <= 50
+    assert len(parts) == 3
+    assert [part.count(r"\addtocounter{table}{-1}") for part in parts] == [0, 1, 1]
+    assert text.count(r"\label") == 1
+    assert all(part.count(r"\toprule") == 1 for part in parts)
+    assert r"\textbf{second (continued)}" in text
+
+
+def test_a_star_that_begins_a_row_and_a_label_without_end_are_set() -> None:
+    rows = [Line(Kind.value, label, [Text("1.0")]) for label in ("*", "x" * 5000)]
+    text = latex(Table("t", "T", [Text("C"), Text("H")], [Block("b", rows)]))
+    assert "\n{}* & 1.0" in text
+    assert max(map(len, text.splitlines())) < 400
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="neither pdflatex nor tectonic is installed")
 def test_every_table_and_figure_of_a_run_compiles_in_one_document_whatever_the_labels(tmp_path: Path) -> None:
@@ -80,7 +106,7 @@ def test_every_table_and_figure_of_a_run_compiles_in_one_document_whatever_the_l
         conditions=synthetic.CONDITIONS
         | {
             "vector": replace(MAIN["vector"], label="[3] starts like an argument"),
-            "grpo": replace(MAIN["grpo_think"], label=HOSTILE),
+            "grpo": replace(MAIN["grpo_think"], label=HOSTILE * 40),
         },
     )
     files = render(results, tmp_path)
@@ -102,3 +128,5 @@ def test_every_table_and_figure_of_a_run_compiles_in_one_document_whatever_the_l
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "all.pdf").stat().st_size > 10_000
     assert "root:" not in done.stdout
+    assert (tmp_path / "metrics.tex").read_text().count(r"\begin{table}") > 1
+    assert "Float too large" not in done.stdout, "no table runs off its page"

@@ -1,6 +1,7 @@
 """One family that cannot be opened does not stop the others: it is left out with its line, and the exit status says so."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config.compose import compose
+from pipeline.errors import UserError
 from pipeline.files import ROOT
+from pipeline.plan.grid import make_grid
 from pipeline.stages import prepare
-from tests import synthetic, tiny
+from tests import synthetic, tiny, warm
 from tests.documents import sums
 from tests.hub import Hub, environment, fill, write_repositories
 
@@ -42,9 +45,8 @@ def overrides(place: Path, grpo: Path, *more: str, sft: Path | None = None) -> l
     return [*fixed, f"+families.good={first}", f"+families.bad={second}", *more]
 
 
-def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def pipeline(*arguments: str, engine: bool = False) -> subprocess.CompletedProcess[str]:
+    return warm.run("-m", "pipeline", *arguments, engine=engine)
 
 
 def not_there(place: Path) -> tuple[Path, str]:
@@ -101,7 +103,7 @@ def test_what_is_left_is_rendered_and_the_status_still_says_so(place: Path) -> N
     good = compose([o for o in given if not o.startswith("families=")] + ["families=[good]"])
     for cell in prepare(good).unique():
         synthetic.write_cell(place / "results", cell.inputs, synthetic.samples([True, False]))
-    ran = pipeline(*given, "stages=[extract,evaluate,render]")
+    ran = pipeline(*given, "stages=[extract,evaluate,render]", engine=True)
     assert ran.returncode == 2 and ran.stderr.startswith("error: bad was left out: "), ran.stderr
     assert "50.0" in (place / "tables" / "micro" / "main.md").read_text()
 
@@ -138,7 +140,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Hub]
         yield root, hub
 
 
-def test_every_known_pair_is_planned_and_one_without_folders_is_left_out(pairs: tuple[Path, Hub]) -> None:
+def test_every_known_pair_is_planned_and_one_whose_folders_are_not_known_waits_for_them(
+    pairs: tuple[Path, Hub],
+) -> None:
     root, hub = pairs
     fixed = ["plan", "experiment=pairs", f"results={root / 'results'}", f"tables={root / 'tables'}"]
 
@@ -146,11 +150,56 @@ def test_every_known_pair_is_planned_and_one_without_folders_is_left_out(pairs: 
         command = [sys.executable, "-m", "pipeline", *fixed, *more]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
 
-    ran = plan(env=hub.environment(root / "cache"))
-    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
-    assert "verl_1p5b was left out" in ran.stderr and "subfolder: runs-grpo, runs-sft" in ran.stderr
+    online = hub.environment(root / "cache")
+    ran = plan(env=online)
+    assert ran.returncode == 0, ran.stderr
+    (waits,) = (line for line in ran.stdout.splitlines() if line.startswith("verl_1p5b: "))
+    assert "9 of 10 conditions are left out" in waits and "jayminban/RLVR-vs-SFT" in waits
+    assert "families.verl_1p5b.sft.subfolder and families.verl_1p5b.grpo.subfolder" in waits
     assert "trained_1p5b: " in ran.stdout and "make donors EXPERIMENT=qwen2.5-1.5b" in ran.stdout
+    only = ("families=[verl_1p5b]", "families.verl_1p5b.sft.subfolder=null")
+    listed = plan(*only, env=online)
+    assert listed.returncode == 2 and listed.stderr.count("\n") == 1, listed.stderr
+    assert "name one of its folders in subfolder: runs-grpo, runs-sft" in listed.stderr
     named = [f"families.verl_1p5b.{part}.subfolder=runs-{part}" for part in ("sft", "grpo")]
     whole = plan(*named, env=environment(root / "cache", HF_HUB_OFFLINE="1"))
     assert whole.returncode == 0, whole.stderr
     assert "verl_1p5b (Qwen2.5-1.5B (GSM8K, verl))" in whole.stdout
+    for text in (
+        ran.stdout,
+        whole.stdout,
+    ):  # families that share a target share its cells, estimated and planned
+        estimated, cells = (
+            re.search(r"= (\d+) cells;", text),
+            re.search(r"(\d+) cells \(\d+ more share", text),
+        )
+        assert estimated is not None and cells is not None and estimated[1] == cells[1]
+
+
+def test_an_adapter_of_a_donor_whose_folder_is_not_known_waits_with_it() -> None:
+    grpo = "families.verl_1p5b.grpo"
+    adapter = [f"{grpo}.id=me/adapter", f"{grpo}.merge_into=sft"]
+    config = compose(["experiment=pairs", "families=[verl_1p5b]", *adapter])
+    (line,) = make_grid(config).left_out
+    assert "9 of 10" in line and line.endswith("name them in families.verl_1p5b.sft.subfolder")
+    named = [*adapter, "families.verl_1p5b.sft.subfolder=runs/a"]
+    assert not make_grid(compose(["experiment=pairs", "families=[verl_1p5b]", *named])).left_out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('target.subfolder="?"', "target.subfolder: expected a folder inside"),
+        (
+            "template=sft",
+            "template=sft: the family has no such checkpoint; set families.verl_1p5b.sft.subfolder",
+        ),
+        ("sft.subfolder=../runs", "sft.subfolder: expected a folder inside"),
+        ("sft.subfolder=.", "sft.subfolder: expected a folder inside"),
+        ("sft.subfolder=''", "sft.subfolder: expected a folder inside"),
+    ],
+)
+def test_a_folder_that_must_be_known_is_asked_for_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose(["experiment=pairs", f"families.verl_1p5b.{override}"])
+    assert str(refused.value).startswith(f"families.verl_1p5b.{message}") and "\n" not in str(refused.value)

@@ -219,9 +219,9 @@ def test_counted_objects_replay(folder: Path) -> None:
     for document in subtask(folder, "object_counting"):
         asked = re.search(r"How many (.*) do I", document["input"])[1]  # type: ignore[index]
         things = re.findall(r"\b(an?|two|three|four) (\w+)", document["input"].split("?")[0])
-        wanted = kinds.get(asked, "").split()
+        counted = kinds.get(asked, "").split()
         total = sum(
-            numbers[count] for count, thing in things if not wanted or any(map(thing.startswith, wanted))
+            numbers[count] for count, thing in things if not counted or any(map(thing.startswith, counted))
         )
         assert document["target"] == str(total)
 

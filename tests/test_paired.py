@@ -11,11 +11,14 @@ from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
+from benchmarks.clustered import Clustered
 from benchmarks.draws import by_document, draw
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, design, robust_variance, sample_of
+from pipeline.analysis.holm import adjusted, holm
 from pipeline.analysis.paired import change, difference, number, score
 from pipeline.analysis.power import detectable, mcnemar_power
+from pipeline.analysis.repeats import mean_difference
 from pipeline.analysis.signflip import mcnemar_exact, sign_flip, smallest_p
 
 EXPERIMENTS = 2000
@@ -275,14 +278,69 @@ def test_averages_of_clusters_equal_the_simulated_ones() -> None:
     counts = draw(np.random.default_rng(7), 1, sizes, 0.2, 0.1, 0.1)[0]
     clusters = np.repeat(np.arange(6), sizes)
     d = by_document(sizes, counts[:, 0], counts[:, 1])
-    n = float(sizes.sum())
-    net = (counts[:, 0] - counts[:, 1]).astype(float)
-    variance, freedom = robust_variance(net / n, Blocks(sizes / n, sizes / n**2, np.zeros(6, dtype=int)))
-    mean, square = net.sum() / n, counts.sum() / n
-    size = intervals.effective_size(square - mean**2, [(variance, freedom)], n, 0.95)
+    drawn = Clustered(counts[None], sizes)
     found = change(d, design(len(d), clusters=clusters))
-    assert (found.low, found.high) == pytest.approx(intervals.paired(mean, square, size))
-    assert found.p == sign_flip(net)
+    assert (found.low, found.high) == pytest.approx([float(end[0]) for end in drawn.ours()])
+    assert found.p_test == drawn.flipped[0]
+    assert (found.p < 0.05) == drawn.stars()[0]
+
+
+# ---- test and interval ----
+
+
+@pytest.mark.parametrize("n", [*range(2, 30), 90, 164])
+def test_where_mcnemar_s_test_rejects_the_interval_leaves_zero_out(n: int) -> None:
+    gained, lost = (x.ravel() for x in np.meshgrid(np.arange(n + 1), np.arange(n + 1)))
+    inside = (gained + lost <= n) & (gained > lost)
+    gained, lost = gained[inside], lost[inside]
+    low, _ = intervals.paired((gained - lost) / n, (gained + lost) / n, n)
+    p = np.array([mcnemar_exact(int(up), int(down)) for up, down in zip(gained, lost, strict=True)])
+    assert (low[p < 0.05] > 0).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_test_and_interval_leave_zero_out_together(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 30), min_size=2, max_size=20))
+    lean = data.draw(st.floats(-1, 1))
+    seed, changed = data.draw(st.integers(0, 10_000)), data.draw(st.sampled_from([0.02, 0.1, 0.5, 1.0]))
+    rng, n = np.random.default_rng(seed), sum(sizes)
+    shift = rng.choice([0.0, 0.5], len(sizes)).repeat(sizes)
+    d = np.where(rng.random((data.draw(st.integers(1, 3)), n)) < lean / 2 + 0.5 - shift, 1.0, -1.0)
+    d = d * (rng.random(d.shape) < changed)
+    drawn = design(n, clusters=np.repeat(np.arange(len(sizes)), sizes))
+    found = mean_difference(d, drawn)
+    holds_zero = found.low <= 0 <= found.high
+    assert found.p >= found.p_test
+    if found.p < 0.05:
+        assert not holds_zero
+    elif (
+        len(d) > 1 or drawn.count > 5
+    ):  # five units or fewer: no test can reject, the interval is the one to read
+        assert holds_zero
+
+
+def test_a_clear_sign_flip_beside_an_interval_that_holds_zero_is_no_finding() -> None:
+    # Small losses in nine units and a large one in the tenth: all but one sign agree, yet the spread is wide.
+    sums, sizes = [-13, -5, -4, -4, *[-1] * 10, 1, *[0] * 40], [35, 32, 56, 71, *[9] * 10, 7, *[4] * 40]
+    d = np.concatenate(
+        [np.repeat([np.sign(s), 0.0], [abs(s), n - abs(s)]) for s, n in zip(sums, sizes, strict=True)]
+    )
+    found = change(d, design(len(d), clusters=np.repeat(np.arange(len(sizes)), sizes)))
+    assert found.p_test < 0.001
+    assert found.low < 0 < found.high
+    assert found.p > 0.05
+    assert adjusted([found])[0] == found.p
+
+
+def test_the_correction_is_of_the_tests_and_the_interval_s_p_is_a_floor() -> None:
+    clusters = np.repeat(np.arange(12), 20)
+    rng = np.random.default_rng(1)
+    d = [np.where(rng.random(240) < gain, 1.0, 0.0) for gain in (0.05, 0.2, 0.4)]
+    found = [change(one, design(240, clusters=clusters)) for one in d]
+    expected = np.maximum(holm([one.p_test for one in found]), [one.p for one in found])
+    np.testing.assert_array_equal(adjusted(found), expected)
+    assert found[2].p < 0.05
 
 
 # ---- coverage ----

@@ -12,8 +12,12 @@ from pipeline.analysis.design import design
 from pipeline.analysis.heterogeneity import heterogeneity
 from pipeline.analysis.pairs import pairs
 from pipeline.analysis.results import Results, read_results
+from pipeline.config.compose import compose
+from pipeline.errors import UserError
 from pipeline.report import formats
+from pipeline.report.render import render
 from pipeline.report.tables import authors as authors_table
+from pipeline.report.tables import main
 from pipeline.report.tables import pairs as pairs_table
 from pipeline.report.tables.build import build
 from tests import synthetic
@@ -141,6 +145,34 @@ def test_a_run_of_one_family_has_no_table_of_pairs(tmp_path: Path) -> None:
     results = evaluated(tmp_path, benchmarks=ONE)
     assert not pairs_table.applies(results)
     assert "pairs" not in {table.name for table in build(results)}
+
+
+def test_the_donors_and_what_is_known_against_them_are_said_under_the_table_and_at_the_page_s_head(
+    tmp_path: Path,
+) -> None:
+    said = "OpenThinker3 & RLVE; its stages saw different data"
+    results = evaluated(tmp_path, benchmarks=ONE, documents=20, families={"micro": family("M", pair=said)})
+    assert f"Donors of M: {said}." in main.table(results).notes
+    rendered = render(results, tmp_path / "tables")
+    head = (tmp_path / "tables" / "report.html").read_text().partition('id="verdicts"')[0]
+    assert rendered and "Donors of M: OpenThinker3 &amp; RLVE; its stages saw different data." in head
+    alone = {"baseline": CONDITIONS["baseline"]}
+    without = evaluated(
+        tmp_path / "alone", benchmarks=ONE, conditions=alone, families={"micro": family("M", pair=said)}
+    )
+    assert not any("Donors of" in note for note in main.table(without).notes)
+
+
+def test_every_public_pair_says_what_it_is_and_other_donors_leave_that_behind() -> None:
+    for experiment in ("paper", "pairs", "authors"):
+        assert all(f.pair for f in compose([f"experiment={experiment}"]).families.values())
+    for change in ("sft.id=my/sft", "grpo.id=my/grpo"):
+        families = compose(["experiment=paper", f"families.qwen1_5b.{change}"]).families
+        assert families["qwen1_5b"].pair is None and families["qwen7b"].pair is not None
+    own = ["families.qwen1_5b.sft.id=my/sft", "families.qwen1_5b.pair='mine; seen by nobody'"]
+    assert compose(["experiment=paper", *own]).families["qwen1_5b"].pair == "mine; seen by nobody"
+    with pytest.raises(UserError, match=r"^families.qwen1_5b.pair: expected text on one line"):
+        compose(["experiment=paper", "families.qwen1_5b.pair=''"])
 
 
 # ---- the authors ----

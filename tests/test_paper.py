@@ -22,7 +22,7 @@ from pipeline.records import read_record
 from pipeline.report import terminal
 from pipeline.report.render import render
 from pipeline.stages import prepare
-from tests import synthetic
+from tests import synthetic, warm
 from tests.hub import Hub, environment, fill, write_repositories
 
 QWEN = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -46,8 +46,10 @@ def hub(root: Path) -> Iterator[Hub]:
 
 def pipeline(root: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     results = [f"results={root / 'results'}", f"tables={root / 'tables'}"]
-    command = [sys.executable, "-m", "pipeline", *arguments, *results]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    command = ["-m", "pipeline", *arguments, *results]
+    if env == offline(root):  # that of most tests here
+        return warm.run(*command, env=env)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 def offline(root: Path) -> dict[str, str]:
@@ -93,8 +95,7 @@ def test_the_cache_takes_the_place_of_the_hub(hub: Hub, root: Path) -> None:
 
 def test_what_needs_no_donors_is_run_until_they_are_trained(hub: Hub, root: Path, tmp_path: Path) -> None:
     results = [f"results={tmp_path}", f"tables={tmp_path}"]
-    command = [sys.executable, "-m", "pipeline", "plan", "experiment=paper", TO_TRAIN, *results]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
+    ran = warm.run("-m", "pipeline", "plan", "experiment=paper", TO_TRAIN, *results, env=offline(root))
     assert ran.returncode == 0, ran.stderr
     (line,) = (line for line in ran.stdout.splitlines() if "left out" in line)
     assert line.startswith("qwen7b: 24 of 28 conditions are left out") and "families.qwen7b.sft.id" in line
@@ -118,7 +119,8 @@ def test_donors_that_are_asked_for_and_not_there_are_a_mistake(
     overrides: list[str], message: str, hub: Hub, root: Path, tmp_path: Path
 ) -> None:
     fixed = ["experiment=paper", "engine=cpu", "conditions=[alpha]", "alpha=[1]"]
-    ran = pipeline(tmp_path, offline(root), "plan", *fixed, *overrides)
+    results = [f"results={tmp_path / 'results'}", f"tables={tmp_path / 'tables'}"]
+    ran = warm.run("-m", "pipeline", "plan", *fixed, *overrides, *results, env=offline(root))
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
     assert message in ran.stderr
 
@@ -289,8 +291,7 @@ def test_training_data_of_the_hub_is_compared_with_all_four_benchmarks_of_the_hu
     hub: Hub, root: Path, tmp_path: Path
 ) -> None:
     pinned = compose(["experiment=paper"]).benchmarks["gsm8k"].dataset.revision
-    command = [sys.executable, "-c", TRAIN, str(pinned), str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=offline(root))
+    ran = warm.run("-c", TRAIN, str(pinned), str(tmp_path), env=offline(root))
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "overlap.json").read_text())
     names = (

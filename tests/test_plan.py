@@ -78,6 +78,7 @@ CHANGES = {
     "sampling": ["benchmarks.gsm8k.temperature=1"],
     "a sum that is left in float32": ["steer.dtype=float32"],
     "fewer tokens for an answer of a family": ["families.micro.max_gen_toks=50"],
+    "fewer tokens for any answer": ["max_gen_toks=50"],
 }
 SAMPLED = {
     "the temperature": ["benchmarks.gsm8k.temperature=0.7"],
@@ -98,13 +99,14 @@ SAME = {
         *("engine.threads=2", "engine.kv_cache_gb=2", "engine.in_process=false"),
         *("engine.gpu_memory_utilization=0.5", "engine.seed=3"),
     ],
-    "where cells are computed": ["launcher=ray", "launcher.workers=3"],
+    "where cells are computed": ["launcher=ray", "launcher.workers=3", "launcher.shard_documents=5"],
     "W&B being off": ["tracking=disabled"],
     "leave to run programs unsandboxed": ["allow_unsandboxed=true"],
     "what is perturbed besides": ["benchmarks.gsm8k.variants=[]", "variant_limit=1", "perturbation_seed=3"],
     "estimates for the plan": ["benchmarks.gsm8k.dataset.documents=9", "families.micro.tokens_per_second=5"],
     "the name": ["name=other"],
     "more tokens for an answer of a family than a benchmark asks": ["families.micro.max_gen_toks=5000"],
+    "more tokens for any answer than a benchmark asks": ["max_gen_toks=5000"],
     "the room for prompts of a family": ["families.micro.max_model_len=512"],
     "the same chat template of another checkpoint": ["families.micro.template=sft"],
     "the level of chance and the published name": [
@@ -112,6 +114,11 @@ SAME = {
         "benchmarks.gsm8k.published=X",
     ],
     "the stages": ["stages=[evaluate]"],
+    "what is said of donors, and what they may differ in": [
+        "families.micro.pair='Ours.'",
+        "families.micro.allow_other_initialisation=true",
+        "families.micro.allow_config_differences=[unknown]",
+    ],
     "what is said of a form": ["benchmarks.gsm8k.form_of=sciq", "benchmarks.gsm8k.cannot_think='Why.'"],
     "further estimates for the plan": [
         "benchmarks.gsm8k.answer_tokens=9",
@@ -353,12 +360,33 @@ def test_a_changed_chat_template_changes_the_key(models: Path, data: Path) -> No
     assert key(plan(models, data)) != before
 
 
+def test_a_debug_run_takes_one_seed_and_short_answers_of_every_row_and_benchmark() -> None:
+    whole, part = make_grid(compose([])), make_grid(compose(["preset=debug"]))
+    assert {c.origin for c in part.conditions} == {c.origin for c in whole.conditions}
+    assert [b.name for b in part.benchmarks] == [b.name for b in whole.benchmarks]
+    assert {c.name for c in part.conditions if "random" in c.origin} == {"random-s0", "minus_random-s0"}
+    assert {(b.limit, b.config.max_gen_toks) for b in part.benchmarks} == {(2, 48), (2, None)}
+
+
 def test_alpha_zero_is_the_baseline_and_alpha_one_is_the_vector(models: Path, data: Path) -> None:
     made = plan(models, data)
     assert key(made, "alpha=0.0") == key(made, "baseline")
     assert key(made, "alpha=1.0") == key(made, "vector")
     assert key(made, "alpha=-1.0") == key(made, "minus_vector")
     assert len({key(made, c) for c in ("baseline", "vector", "sft", "grpo", "random-s0", "random-s1")}) == 6
+
+
+SUM = ["+conditions.sum.label=Sum", "+conditions.sum.terms=[{alpha: 1}, {alpha: 0.5, family: second}]"]
+SECOND = [f"+families.second.{part}.id={FAMILY / part}" for part in ("target", "sft", "grpo")]
+
+
+def test_the_second_family_of_a_sum_needs_no_cells_and_no_family_is_added_to_itself() -> None:
+    overrides = [*SUM, *SECOND, "+families.second.label=Second", "conditions=[baseline,sum]"]
+    asked = [(row.family, row.condition.name) for row in make_grid(compose(overrides)).rows]
+    assert asked == [("micro", "baseline"), ("micro", "sum"), ("second", "baseline")]
+    config = compose([*overrides, "families=[micro]"])
+    assert {cell.family for cell in make_grid(config).cells} == {"micro"}
+    assert list(config.opened_families()) == ["micro", "second"]
 
 
 def test_comments_and_docstrings_are_not_code(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from pipeline import api as rv
 from pipeline.files import ROOT
 from pipeline.weights.checkpoint import Checkpoint
-from tests import tiny
+from tests import tiny, warm
 
 GUIDE = (ROOT / "docs" / "python.md").read_text()
 (EXAMPLE,) = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
@@ -36,8 +35,7 @@ def ran(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if not (folder / "models").exists():
         (folder / "models").symlink_to(ROOT / "models")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    return warm.run("-c", code, cwd=folder, env=environment, engine=True)
 
 
 @pytest.fixture(scope="module")

@@ -283,9 +283,19 @@ def test_a_link_opens_one_document_of_one_comparison(browser: Browser, page: Pat
     assert browser.evaluate("document.getElementById('show').value") == "all"
     opened(browser, page, link("micro", "bbh", "baseline", "minus_vector", "nowhere 7"))
     assert count(browser).endswith("There is no document nowhere 7.")
-    for wrong in ("#sample=", "#sample=micro", "#sample=%E0%A4%A", "#sample=a/b/c/d/e&show=f"):
+    browser.console.clear()
+    for wrong in (
+        "#sample=",
+        "#sample=micro",
+        "#sample=%E0%A4%A",
+        "#sample=a/b/c/d/e&show=f",
+        "#sample=a/b/c/d&show=toString",
+        "#sample=__proto__/constructor/a/b/c&show=__proto__",
+    ):
         opened(browser, page, wrong)
+        assert browser.console == [], wrong
         assert "listed" in count(browser), wrong
+        assert browser.evaluate("[byId('old').value, byId('new').value]") == ["baseline", "vector"], wrong
         is_said = count(browser).startswith("The page does not have what the link asks for.")
         assert is_said == ("%" not in wrong), wrong  # what cannot be read is no link
 
@@ -315,6 +325,8 @@ def test_keys_move_through_a_list_whose_rows_are_few(browser: Browser, page: Pat
     assert browser.evaluate("document.querySelectorAll('.row').length") < 40
     press(browser, "/")
     assert browser.evaluate("document.activeElement.id") == "search"
+    press(browser, "Enter")
+    assert browser.evaluate("document.activeElement.id") == "list"
 
 
 @needs_browser
@@ -414,6 +426,71 @@ def test_the_page_never_scrolls_sideways_and_is_legible(
     assert faint == [], "text with less contrast than WCAG AA asks"
     browser.resize(1280, 900)
     browser.colours("light")
+
+
+UNBREAKABLE = "Z" + "\u0301\u0350" * 150 + "W" * 200
+
+
+@needs_browser
+def test_nothing_is_too_long_for_the_page(browser: Browser, tmp_path: Path) -> None:
+    rows = [synthetic.samples(scores) for scores in (np.arange(6) < 3, np.arange(6) >= 3)]
+    for row in rows[0] + rows[1]:
+        row |= {"subtask": UNBREAKABLE, "extracted": {"none": UNBREAKABLE}, "output": UNBREAKABLE}
+    path = two_cells(tmp_path, *rows, label=UNBREAKABLE)
+    for width in (390, 1280):
+        browser.resize(width, 800)
+        opened(browser, path)
+        assert UNBREAKABLE in detail(browser)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.resize(1280, 900)
+
+
+@needs_browser
+def test_a_table_on_a_phone_leaves_room_for_its_numbers(browser: Browser, page: Path) -> None:
+    browser.resize(390, 800)
+    opened(browser, page)
+    taken = browser.evaluate(
+        "[...document.querySelectorAll('[id^=table-] th[scope=row]')].map(t => t.offsetWidth / t.closest('.scroll').clientWidth)"
+    )
+    assert 0 < max(taken) < 0.5
+    cut = browser.evaluate(
+        "[...document.querySelectorAll('.block span')].filter(s => s.getBoundingClientRect().right > innerWidth).length"
+    )
+    assert cut == 0, "titles of blocks are read without scrolling"
+    browser.resize(1280, 900)
+
+
+@needs_browser
+def test_what_turns_the_direction_of_text_turns_nothing_but_itself(browser: Browser, tmp_path: Path) -> None:
+    rows = [synthetic.samples(np.array([score])) for score in (0.0, 1.0)]
+    for (row,) in rows:
+        row |= {"extracted": {"none": "\u202eabc"}, "tokens": 12}
+    opened(browser, two_cells(tmp_path, *rows))
+    left = (
+        "[...document.querySelectorAll('.sides p bdi')].slice(0, 2).map(e => e.getBoundingClientRect().left)"
+    )
+    reading, tokens = browser.evaluate(left)
+    assert "12 tokens" in detail(browser)
+    assert reading < tokens, "the reading, then the tokens, from left to right"
+
+
+@needs_browser
+def test_without_scripts_and_on_paper_the_page_has_no_dead_controls(browser: Browser, page: Path) -> None:
+    shown = "['explorer', 'samples'].map(id => document.getElementById(id).checkVisibility())"
+    opened(browser, page)
+    assert browser.evaluate(shown) == [True, True]
+    browser.media("print")
+    assert browser.evaluate(shown) == [False, False]
+    folded = "[...document.querySelectorAll('details dl')].map(e => e.getBoundingClientRect().height > 0)"
+    assert browser.evaluate(folded) and all(browser.evaluate(folded)), "what is folded is printed"
+    browser.media("screen")
+    browser.scripts(False)
+    browser.open(page)
+    assert browser.evaluate(shown) == [False, True]
+    text = browser.evaluate("document.body.innerText")
+    assert "The browser of samples needs JavaScript" in text
+    assert "The claims of the abstract" in text and "Accuracy in per cent" in text
+    browser.scripts(True)
 
 
 @needs_browser

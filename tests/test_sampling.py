@@ -1,8 +1,6 @@
 """Answers that are sampled: they repeat, none depends on the others, and a document's score is the mean of its answers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,12 @@ from pipeline.errors import UserError
 from pipeline.evaluate.answers import joined
 from pipeline.evaluate.samples import summarise
 from pipeline.evaluate.tasks import check_task, load_task, task_manager
-from pipeline.files import ROOT
 from pipeline.manifest import read_manifest
 from pipeline.plan.estimate import describe
 from pipeline.plan.grid import columns, make_grid
 from pipeline.plan.sources import find_sources
 from pipeline.records import Record, Sample, read_record
+from tests import warm
 
 SAMPLING = {  # the same questions in three ways, and programs
     "many": ["samples=5", "temperature=1", "top_p=0.9", "limit=12", "max_gen_toks=96", "variants=[]"],
@@ -38,13 +36,7 @@ def evaluated(root: Path, *overrides: str) -> dict[str, Record]:
         command += [f"+benchmark@benchmarks.{name}={form}", f"benchmarks.{name}.label={name}"]
         command += [f"benchmarks.{name}.{setting}" for setting in settings]
     command += [f"tasks=[{','.join(SAMPLING)}]", f"results={root / 'results'}", f"tables={root / 'tables'}"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipeline", *command, *overrides],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-    )
+    ran = warm.run("-m", "pipeline", *command, *overrides, engine=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = {}
     for cell in read_manifest(root / "results" / "runs" / "sampling.json").cells:

@@ -1,8 +1,6 @@
 """A live engine that was steered answers as a fresh engine on the applied checkpoint does."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from benchmarks.swap import PLAIN
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.vector import extract
-from tests import faults, tiny
+from tests import faults, tiny, warm
 
 pytestmark = pytest.mark.engine
 ALPHAS = (0.7, -1.0, 0.0, 1.0)
@@ -37,7 +35,7 @@ def probe(folder: Path, engines: list[dict[str, Any]], **options: Any) -> list[A
     config.write_text(
         json.dumps({"engines": engines, "options": options, "out": str(folder / "answers.json")})
     )
-    ran = subprocess.run([sys.executable, "-m", "tests.probe", str(config)], capture_output=True, text=True)
+    ran = warm.run("-m", "tests.probe", str(config), engine=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
 

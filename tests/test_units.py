@@ -1,6 +1,7 @@
 """Copies of templates, near-duplicates and guessing, on the generators' own documents and on written ones."""
 
 import random
+from collections import Counter
 
 import numpy as np
 
@@ -103,3 +104,32 @@ def test_answers_that_are_all_different_cannot_be_guessed() -> None:
 def test_one_answer_to_all_is_seen() -> None:
     assert sameness(["Yes"] * 40 + ["(A)"] * 40, ["navigate"] * 40 + ["tracking"] * 40) == 1.0
     assert sameness(["Yes", "No"] * 20) == 0.5
+
+
+def test_near_duplicates_are_those_of_comparing_every_pair() -> None:
+    rng = random.Random(5)
+    words = [f"w{i}" for i in range(60)]
+    stories = [rng.choices(words, k=rng.randint(1, 40)) for _ in range(40)]
+    texts = ["", "", "w1", "w1 w2"]
+    for story in rng.choices(stories, k=300):
+        edited = list(story)
+        for _ in range(rng.choice([0, 1, 1, 2, 4, 9])):
+            edited[rng.randrange(len(edited))] = rng.choice(words)
+        texts.append(" ".join(edited))
+    for similar in (0.5, 0.8, 1.0):
+        found, expected = near_duplicates(texts, similar=similar), by_every_pair(texts, similar)
+        np.testing.assert_array_equal(found[:, None] == found, expected[:, None] == expected)
+
+
+def by_every_pair(texts: list[str], similar: float) -> np.ndarray:
+    """Labels of near-duplicates, by the Jaccard similarity of every pair."""
+    split = [text.split() for text in texts]
+    sets = [{tuple(text[i : i + 3]) for i in range(max(1, len(text) - 2))} for text in split]
+    spread = Counter(shingle for one in sets for shingle in one)
+    sets = [{shingle for shingle in one if spread[shingle] <= 0.5 * len(texts)} for one in sets]
+    labels = np.arange(len(texts))
+    for i, a in enumerate(sets):
+        for j, b in enumerate(sets[:i]):
+            if texts[i] == texts[j] or (a & b and len(a & b) >= similar * len(a | b)):
+                labels[labels == labels[i]] = labels[j]
+    return labels

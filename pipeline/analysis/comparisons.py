@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 from pipeline.analysis.claimed import asked_on_plain
 from pipeline.analysis.estimate import Difference, Estimate
-from pipeline.analysis.holm import holm
+from pipeline.analysis.holm import adjusted
 from pipeline.analysis.persisting import persisting
 from pipeline.analysis.power import LEVEL
 from pipeline.analysis.repeats import mean_difference as over_repetitions
@@ -127,7 +127,7 @@ def _tested(results: Results, asked: Sequence[_Asked]) -> dict[Pairing, Compared
 
 def corrected(found: Mapping[Key, Difference]) -> dict[Key, Compared]:
     """Differences with Holm's correction over all of them."""
-    p_values = holm([difference.p for difference in found.values()]).tolist()
+    p_values = adjusted(found.values()).tolist()
     return {key: Compared(found[key], p, len(found)) for key, p in zip(found, p_values, strict=True)}
 
 

@@ -22,7 +22,9 @@ class Estimate:
 class Difference(Estimate):
     """A paired difference, new minus reference, with its test and with what its interval rests on.
 
-    `p` is two-sided and not adjusted, by `test`; `gained` and `lost` count the documents whose score rose and fell;
+    `p_test` is two-sided and not adjusted, by `test`; Holm's correction runs over it. `p` is the larger of it and of
+    the level at which the interval leaves zero out, so that p < 0.05 never stands beside an interval that holds zero.
+    `gained` and `lost` count the documents whose score rose and fell;
     `detectable` is the smallest true difference that this test finds with 80 % power in documents like these (NaN
     where too few units can show any, or where it was not asked for). `units` are independent; `freedom` is that of
     the variance between them (infinite where documents are independent); `effective` is the size of an equally
@@ -30,6 +32,7 @@ class Difference(Estimate):
     """
 
     p: float
+    p_test: float
     test: str
     gained: int
     lost: int

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import fdtrc
+from scipy.special import fdtrc, ndtr
 
 from pipeline.analysis.design import Design, Floats, total
+
+_QUANTILE = 1.96
 
 
 @dataclass(frozen=True)
 class Heterogeneity:
     """Spread of k effects; `i2` with its 95 % interval is a share, `tau` a fraction like the effects.
 
-    `p` is NaN where there are too few independent units for so many families.
+    `p` is the larger of the test's and of the level at which the interval of I² leaves zero out, so that both agree; NaN
+    where there are too few independent units for so many families.
     """
 
     families: int
@@ -54,7 +57,7 @@ def heterogeneity(differences: ArrayLike, design: Design) -> Heterogeneity:
     q = float(between @ np.linalg.solve(spread, between))
     above = freedom - (k - 1) + 1
     statistic = q * above / (freedom * (k - 1)) if above > 0 else math.nan
-    p = float(fdtrc(k - 1, above, statistic)) if above > 0 else math.nan
+    p = max(float(fdtrc(k - 1, above, statistic)), _i2_level(q, k - 1)) if above > 0 else math.nan
     low, high = _i2_ends(q, k - 1)
     return Heterogeneity(
         families=k,
@@ -96,14 +99,27 @@ def _i2(q: float, freedom: int) -> float:
 
 def _i2_ends(q: float, freedom: int) -> tuple[float, float]:
     """The test-based interval of Higgins and Thompson (2002), from the logarithm of H."""
-    k = freedom + 1
+    if (se := _log_h_error(q, freedom)) is None:
+        return 0.0, 1.0
     h = math.sqrt(max(q, 1e-12) / freedom)
-    if q > k:
-        se = 0.5 * (math.log(q) - math.log(freedom)) / (math.sqrt(2 * q) - math.sqrt(2 * k - 3))
-    elif k > 2:
-        se = math.sqrt(1 / (2 * (k - 2)) * (1 - 1 / (3 * (k - 2) ** 2)))
-    else:
-        return 0.0, 1.0  # two families with hardly a spread say nothing of it
-    ends = (h * math.exp(-1.96 * se), h * math.exp(1.96 * se))
+    ends = (h * math.exp(-_QUANTILE * se), h * math.exp(_QUANTILE * se))
     low, high = (max(0.0, 1.0 - 1.0 / end**2) for end in ends)
     return low, high
+
+
+def _i2_level(q: float, freedom: int) -> float:
+    """The smallest level at which that interval leaves zero out."""
+    se = _log_h_error(q, freedom)
+    if se is None or q <= freedom:
+        return 1.0
+    return 2.0 * float(ndtr(-0.5 * math.log(q / freedom) / se))
+
+
+def _log_h_error(q: float, freedom: int) -> float | None:
+    """Standard error of the logarithm of H; None for two families with hardly a spread, which say nothing of it."""
+    k = freedom + 1
+    if q > k:
+        return 0.5 * (math.log(q) - math.log(freedom)) / (math.sqrt(2 * q) - math.sqrt(2 * k - 3))
+    if k > 2:
+        return math.sqrt(1 / (2 * (k - 2)) * (1 - 1 / (3 * (k - 2) ** 2)))
+    return None

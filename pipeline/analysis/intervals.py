@@ -8,7 +8,7 @@ have the same variance, with Student's quantile for the normal one. Every functi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Part = tuple[ArrayLike, ArrayLike]  # a variance and its degrees of freedom
 _ROUNDING = 1e-13  # a variance below this is zero: 10,000 documents of which one changed have 1e-8
 _STEPS = 40  # of bisection: to 1e-12
+_SMALLEST_LOG = -35.0  # of a p value: below the rounding error of the quantiles
 
 
 def normal_quantile(confidence: ArrayLike) -> Floats:
@@ -96,6 +97,25 @@ def paired(
     return np.maximum(np.minimum(low, centre - half), -1.0), np.minimum(np.maximum(high, centre + half), 1.0)
 
 
+def p_value(mean: ArrayLike, square: ArrayLike, size: Callable[[Floats], ArrayLike]) -> Floats:
+    """The smallest level at which the interval of `paired` leaves zero out; NaN where it has no size.
+
+    Args:
+        mean, square: as in `paired`.
+        size: the effective size at a confidence.
+    """
+    m, q = np.asarray(mean, dtype=float), np.asarray(square, dtype=float)
+    known = np.asarray(size(np.asarray(CONFIDENCE)), dtype=float)
+    low = np.full(np.broadcast_shapes(m.shape, q.shape, known.shape), _SMALLEST_LOG)
+    high = np.zeros_like(low)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        confidence = 1.0 - np.exp(middle)
+        excluded = _excludes_zero(m, q, np.asarray(size(confidence), dtype=float), confidence)
+        low, high = np.where(excluded, low, middle), np.where(excluded, middle, high)
+    return np.where(np.isnan(known), np.nan, np.exp(high))
+
+
 def numbers(
     mean: ArrayLike, variance: ArrayLike, freedom: ArrayLike, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
@@ -119,6 +139,14 @@ def fieller(
         return -math.inf, math.inf
     root = math.sqrt(max(b * b - a * c, 0.0))
     return (b - root) / a, (b + root) / a
+
+
+def _excludes_zero(m: Floats, q: Floats, n: Floats, confidence: ArrayLike) -> Floats:
+    """Whether both intervals of `paired` leave zero out: under a difference of zero Tango's variance is q."""
+    z = normal_quantile(confidence)
+    centre = m * n / (n + 2)
+    variance = np.maximum((q * n + 2) / (n + 2) - centre**2, 0.0) / (n + 2)
+    return np.asarray((np.abs(centre) > z * np.sqrt(variance)) & (n * m**2 > z**2 * q))
 
 
 def _score_ends(m: Floats, q: Floats, n: Floats, z: Floats) -> tuple[Floats, Floats]:

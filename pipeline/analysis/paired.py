@@ -10,6 +10,7 @@ What is done, and why these methods were chosen: docs/statistics.md, with the co
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +20,7 @@ from pipeline.analysis.design import Design, total
 from pipeline.analysis.estimate import Difference, Estimate
 from pipeline.analysis.intervals import CONFIDENCE, Floats
 from pipeline.analysis.power import LEVEL, detectable
-from pipeline.analysis.signflip import sign_flip
+from pipeline.analysis.signflip import sign_flip, smallest_p
 
 
 def score(scores: ArrayLike, design: Design, confidence: float = CONFIDENCE) -> Estimate:
@@ -76,30 +77,47 @@ def change(
     The test is the exact sign flip over the units (documents: McNemar's). The interval is that of
     `intervals.paired` at the effective size, so that it is never narrower than with independent documents; where
     every document of a clustered design changed alike, the clusters count as one document each.
+
+    Test and interval agree: p < 0.05 needs that both leave zero out, and the interval reaches to zero where the test
+    does not reject, unless there are too few units for it ever to reject.
     """
     x = np.asarray(d, dtype=float) / scale
     mean, square = design.mean(x), design.mean(x**2)
     spread, size, freedom = square - mean**2, design.effective, math.inf
-    variance, strict = _with_two(mean, square, size), size
+    between, largest = math.nan, size
+    variance = _with_two(mean, square, size)
     if design.clustered:
         between, freedom = design.variance(x, rare=True)
         largest = design.count if mean and _all_alike(x) else size
-        parts = [(between, freedom)]
-        size, strict = (
-            float(intervals.effective_size(spread, parts, largest, asked, design.alike))
-            for asked in (confidence, 1.0 - (level or LEVEL))
-        )
         variance = max(between, variance) if freedom else math.nan
-    low, high = intervals.paired(mean, square, size, confidence)
-    smallest = detectable(strict, square, level, units=design.count)
+
+    def size_at(asked: ArrayLike) -> Floats:
+        if not design.clustered:
+            return np.asarray(design.effective)
+        return intervals.effective_size(spread, [(between, freedom)], largest, asked, design.alike)
+
+    size = float(size_at(confidence))
+    p_test = sign_flip(design.sums(x)) if freedom else math.nan
+    is_mcnemar = _is_mcnemar(x, design)
+    # Where McNemar's test rejects this interval leaves zero out by itself, so that p is the test's alone.
+    p_interval = 0.0 if is_mcnemar else float(intervals.p_value(mean, square, size_at))
+    can_reject = smallest_p(design.count) < 1.0 - confidence
+    found = agree(
+        intervals.paired(mean, square, size, confidence), p_test, p_interval, can_reject, confidence
+    )
+    strict = float(size_at(1.0 - (level or LEVEL)))
+    smallest = detectable(
+        strict, square, level, units=design.count, independent=design.effective, freedom=freedom
+    )
     return Difference(
         value=scale * mean,
         se=scale * math.sqrt(variance),
-        low=scale * float(low),
-        high=scale * float(high),
+        low=scale * found.low,
+        high=scale * found.high,
         n=len(x),
-        p=sign_flip(design.sums(x)) if freedom else math.nan,
-        test="McNemar" if _is_mcnemar(x, design) else "sign flip",
+        p=found.p,
+        p_test=p_test,
+        test="McNemar" if is_mcnemar else "sign flip",
         gained=int((x > 0).sum()),
         lost=int((x < 0).sum()),
         detectable=scale * smallest.effect,
@@ -108,6 +126,33 @@ def change(
         effective=size,
         assumed=smallest.discordance,
     )
+
+
+class Agreed(NamedTuple):
+    """The ends of an interval, and a p value that is below one less its confidence only if it leaves zero out."""
+
+    low: float
+    high: float
+    p: float
+
+
+def agree(
+    ends: tuple[Floats, Floats],
+    p_test: float,
+    p_interval: float,
+    can_reject: bool = True,
+    confidence: float = CONFIDENCE,
+) -> Agreed:
+    """A test and an interval of another method as one: both together leave zero out, or neither does.
+
+    Both are right by themselves: so the larger p rejects no more often, and the interval that reaches to zero covers no
+    less. Where the test can reject nothing, the interval stays as it is.
+    """
+    low, high = (float(end) for end in ends)
+    if can_reject and p_test >= 1.0 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    p = max(p_test, p_interval)
+    return Agreed(low, high, max(p, 1.0 - confidence) if low <= 0.0 <= high else p)
 
 
 def _with_two(mean: float, square: float, size: float) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from pipeline.analysis import intervals
 from pipeline.analysis.design import Design
 from pipeline.analysis.estimate import Difference, Estimate
-from pipeline.analysis.holm import holm
+from pipeline.analysis.holm import adjusted
 from pipeline.analysis.intervals import CONFIDENCE, Floats
 from pipeline.analysis.power import LEVEL
 from pipeline.analysis.repeats import crossed, mean_difference, mean_score
@@ -108,11 +108,11 @@ def decide(cases: Sequence[Persistence], level: float = LEVEL) -> list[Decision]
     - floor: no gain is shown, and the reference is near chance, so that nothing could be.
     - cannot tell: neither a gain nor a change is shown.
     """
-    p = np.array([[c.gain_plain.p, c.gain.p, c.change.p] for c in cases], dtype=float).reshape(-1, 3)
-    adjusted = holm(p.ravel()).reshape(-1, 3)
+    tests = [difference for c in cases for difference in (c.gain_plain, c.gain, c.change)]
+    p_values = adjusted(tests).reshape(-1, 3)
     return [
         Decision(_outcome(case, *(row < level).tolist()), *row.tolist())
-        for case, row in zip(cases, adjusted, strict=True)
+        for case, row in zip(cases, p_values, strict=True)
     ]
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import bdtr, bdtrik, gammaln, ndtri, xlogy
+from scipy.special import bdtr, bdtrik, gammaln, ndtr, ndtri, xlogy
 
-from pipeline.analysis.intervals import CONFIDENCE
+from pipeline.analysis.intervals import CONFIDENCE, normal_quantile, student_quantile
 from pipeline.analysis.signflip import smallest_p
 
 LEVEL = 0.05
@@ -33,7 +33,13 @@ class Detectable:
 
 
 def detectable(
-    n: float, discordance: float, level: float | None = LEVEL, power: float = POWER, units: float = math.inf
+    n: float,
+    discordance: float,
+    level: float | None = LEVEL,
+    power: float = POWER,
+    units: float = math.inf,
+    independent: float | None = None,
+    freedom: float = math.inf,
 ) -> Detectable:
     """The smallest difference that a test of `n` documents at `level` finds with this power.
 
@@ -43,18 +49,51 @@ def detectable(
             is assumed (Clopper and Pearson 1934). A difference larger than it raises it.
         level: None for a caller that does not ask (NaN).
         units: independent units; where they are too few for the level, nothing is detectable.
+        independent: the size if documents were independent, where `n` is smaller. Units that differ in how much they
+            change do so the more, the larger the change: an effect above the discordance raises the design effect.
+        freedom: degrees of freedom of the variance behind `n`. The median of a variance is below its mean.
     """
     if level is None or not n >= 1:
         return Detectable(math.nan, discordance)
     share = discordance if discordance > 0 else 1.0 - ((1.0 - CONFIDENCE) / 2) ** (1.0 / n)
-    test = _test(int(n), level)
-    if smallest_p(units) >= level or test.power(1.0, 1.0) < power:
+    documents = max(independent or n, n)
+    extra = (
+        documents / (n * (1 - 2 / (9 * max(freedom, 1.0))) ** 3) - 1
+    )  # beyond that of independent documents
+    is_unanimous = (
+        smallest_p(units) <= level < 2 * smallest_p(units)
+    )  # one unit the other way, and p is above the level
+    quantile = student_quantile(freedom, 1 - level) if math.isfinite(freedom) else normal_quantile(1 - level)
+    narrower = float(
+        (quantile / normal_quantile(1 - level)) ** 2
+    )  # n holds this quantile, units' signs do not
+
+    def is_found(effect: float) -> bool:
+        size, changed = documents / (1 + extra * max(effect / share, 1.0)), max(share, effect)
+        if (
+            is_unanimous
+            and _all_one_way(effect - 0.5 * units / documents, changed, size * narrower, units) < power
+        ):
+            return False
+        return _test(int(size), level).power(effect, changed) >= power
+
+    if smallest_p(units) >= level or not is_found(1.0):
         return Detectable(math.nan, share)
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if test.power(middle, max(share, middle)) >= power else (middle, high)
+        low, high = (low, middle) if is_found(middle) else (middle, high)
     return Detectable(high, max(share, high))
+
+
+def _all_one_way(effect: float, discordance: float, size: float, units: float) -> float:
+    """Chance that the sums of all units have the sign of the effect, by the normal distribution.
+
+    Args:
+        effect: less half a document of each unit: a sum of zero has no sign.
+    """
+    of_unit = math.sqrt(max(discordance - effect**2, 1e-12) / size * units)
+    return float(ndtr(effect / of_unit) ** units)
 
 
 def mcnemar_power(n: float, effect: float, discordance: float, level: float = LEVEL) -> float:

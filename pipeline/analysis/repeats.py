@@ -23,11 +23,10 @@ from pipeline.analysis import intervals
 from pipeline.analysis.design import Blocks, Design, robust_variance
 from pipeline.analysis.estimate import Difference, Estimate
 from pipeline.analysis.intervals import CONFIDENCE, Floats
-from pipeline.analysis.paired import change, score
+from pipeline.analysis.paired import agree, change, score
 from pipeline.analysis.power import LEVEL, detectable
 
 Parts = list[tuple[Floats, Floats]]  # variances with their degrees of freedom
-_STEPS = 50  # of bisection for a p value
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,26 @@ def mean_difference(
     x = x / scale
     mean, square = design.mean(x.mean(axis=0)), design.mean(np.square(x.mean(axis=0)))
     spread, parts = square - mean**2, crossed(x, design, rare=True)
-    size = _size(spread, parts, design, confidence)
-    low, high = intervals.paired(mean, square, size, confidence)
-    at_level = _size(spread, parts, design, 1.0 - (LEVEL if level is None else level))
+
+    def size_at(asked: ArrayLike) -> Floats:
+        return intervals.effective_size(spread, parts, design.effective, asked, design.alike)
+
+    size = float(size_at(confidence))
+    p = float(intervals.p_value(mean, square, size_at))
+    found = agree(intervals.paired(mean, square, size, confidence), p, p, confidence=confidence)
+    at_level = size_at(1.0 - (LEVEL if level is None else level))
     smallest = detectable(float(at_level), square, level)
     return replace(
         alone,
         se=scale * math.sqrt(sum(float(variance) for variance, _ in parts)),
-        low=scale * float(low),
-        high=scale * float(high),
-        p=float(p_value(mean, square, parts, design.effective, design.alike)),
+        low=scale * found.low,
+        high=scale * found.high,
+        p=found.p,
+        p_test=found.p,
         test="t over repetitions and documents",
         detectable=scale * smallest.effect,
         freedom=float(parts[0][1]),
-        effective=float(size),
+        effective=size,
         assumed=smallest.discordance,
     )
 
@@ -137,26 +142,3 @@ def crossed_variance(sums: Floats, blocks: Blocks, rare: bool = False) -> Parts:
         (repetitions, np.full(repetitions.shape, k - 1.0)),
         (np.maximum(documents - shared, 0.0), freedom),
     ]
-
-
-def p_value(
-    mean: ArrayLike, square: ArrayLike, parts: Parts, largest: ArrayLike, alike: ArrayLike = 0.0
-) -> Floats:
-    """The smallest level at which Bonett and Price's interval at the effective size leaves zero out."""
-    m, q = np.asarray(mean, dtype=float), np.asarray(square, dtype=float)
-    out = np.zeros(np.broadcast_shapes(m.shape, np.shape(parts[0][0])))
-    low, high = out - 35.0, out  # of the level's logarithm
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        confidence = 1.0 - np.exp(middle)
-        size = intervals.effective_size(q - m**2, parts, largest, confidence, alike)
-        centre = m * size / (size + 2)
-        variance = ((q * size + 2) / (size + 2) - centre**2) / (size + 2)
-        out_of_it = np.abs(centre) > intervals.normal_quantile(confidence) * np.sqrt(variance)
-        low, high = np.where(out_of_it, low, middle), np.where(out_of_it, middle, high)
-    return np.where(np.isnan(size), np.nan, np.exp(high))
-
-
-def _size(spread: float, parts: Parts, design: Design, confidence: float) -> Floats:
-    """Effective size, never above that of the documents alone."""
-    return intervals.effective_size(spread, parts, design.effective, confidence, design.alike)

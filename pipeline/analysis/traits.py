@@ -61,7 +61,8 @@ def traits_of(samples: Sequence[Sample], metric: str) -> Traits | None:
     def share(has: Callable[[Answer], bool], is_meant: bool = True) -> Floats:
         if not is_meant:
             return np.full(len(samples), np.nan)
-        return np.array([float(np.mean([has(a) for a in s.get("answers", [s])])) for s in samples])
+        answers = (s.get("answers", [s]) for s in samples)
+        return np.array([sum(has(a) for a in of_one) / len(of_one) for of_one in answers])
 
     return Traits(
         steps=share(lambda a: has_steps(a["output"]), not is_program),

@@ -25,7 +25,8 @@ from pipeline.analysis.design import Codes, codes
 SHINGLE = 3  # words or signs in a row
 SIMILAR = 0.8  # Jaccard similarity from which two prompts are near-duplicates
 COMMON = 0.5  # a shingle in more than this share of the prompts is the task's wording, not the document's
-_BLOCK = 1000  # rows of the similarity matrix at a time
+_BLOCK = 1000  # texts that are looked up at a time
+_PAIRS = 100_000  # pairs that are compared at a time
 
 _LITERALS = (
     (re.compile(r"'[^'\n]*'|\"[^\"\n]*\""), "s"),
@@ -117,18 +118,54 @@ def _duplicates(texts: list[str], similar: float) -> Codes:
     if len(texts) > 2:
         spread = np.asarray(present.sum(axis=0)).ravel()
         present = present[:, spread <= max(1.0, COMMON * len(texts))]
-    sizes = np.asarray(present.sum(axis=1)).ravel()
     same = _coded([" ".join(word) for word in words], str)
-    rows, columns = [np.arange(len(texts))], [np.unique(same, return_index=True)[1][same]]
-    for first in range(0, len(texts), _BLOCK):
-        shared = (present[first : first + _BLOCK] @ present.T).tocoo()
-        row = shared.row + first
-        close = shared.data >= similar * (sizes[row] + sizes[shared.col] - shared.data)
-        rows.append(row[close])
-        columns.append(shared.col[close])
-    edges = (np.concatenate(rows), np.concatenate(columns))
-    graph = coo_matrix((np.ones(len(edges[0])), edges), shape=(len(texts), len(texts)))
+    first = np.unique(same, return_index=True)[1]  # a text that stands there several times is compared once
+    rows, columns = _close(present[first], similar)
+    rows, columns = (
+        np.concatenate([np.arange(len(texts)), first[rows]]),
+        np.concatenate([first[same], first[columns]]),
+    )
+    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(texts)))
     return codes(connected_components(graph, directed=False)[1])
+
+
+def _close(present: Any, similar: float) -> tuple[Codes, Codes]:
+    """Pairs of rows (texts × shingles) of this Jaccard similarity or more.
+
+    Two such rows share one of their rarest shingles: of n, those that are not among the last ceil(similar n) - 1 in a common
+    order (prefix filtering; Chaudhuri, Ganti and Kaushik 2006). Only rows that do are compared, so that the wording that
+    many texts share costs nothing.
+    """
+    sizes = np.diff(present.indptr)
+    rare = _rarest(present, sizes - np.ceil(similar * sizes - 1e-9).astype(int) + 1)
+    rows, columns = [np.empty(0, dtype=np.intp)], [np.empty(0, dtype=np.intp)]
+    for start in range(0, present.shape[0], _BLOCK):
+        shared = (rare[start : start + _BLOCK] @ rare.T).tocoo()
+        row, column = shared.row + start, shared.col
+        row, column = row[row < column], column[row < column]
+        for first in range(0, len(row), _PAIRS):
+            a, b = row[first : first + _PAIRS], column[first : first + _PAIRS]
+            both = np.asarray(present[a].multiply(present[b]).sum(axis=1)).ravel()
+            close = both >= similar * (sizes[a] + sizes[b] - both)
+            rows.append(a[close])
+            columns.append(b[close])
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _rarest(present: Any, kept: Codes) -> Any:
+    """Of each row as many of its shingles as `kept` says, the rarest first."""
+    from scipy.sparse import csr_matrix
+
+    spread = np.asarray(present.sum(axis=0)).ravel()
+    rank = np.empty(present.shape[1], dtype=np.intp)
+    rank[np.argsort(spread, kind="stable")] = np.arange(present.shape[1])
+    row = np.repeat(np.arange(present.shape[0]), np.diff(present.indptr))
+    order = np.lexsort((rank[present.indices], row))
+    place = np.arange(len(order)) - present.indptr[:-1][row]  # of each shingle within its row, in that order
+    used = order[place < kept[row]]
+    return csr_matrix(
+        (np.ones(len(used), dtype=np.int32), (row[used], present.indices[used])), shape=present.shape
+    )
 
 
 def _shingles(words: list[list[str]]) -> Any:

@@ -34,16 +34,16 @@ from pipeline.evaluate.provenance import without_secrets
 from pipeline.lock import held
 from pipeline.manifest import Place
 from pipeline.plan.family import Family
-from pipeline.plan.grid import Condition
+from pipeline.plan.grid import Condition, allowed_differences
 from pipeline.plan.plan import Plan
 from pipeline.report.formats import markdown
 from pipeline.report.numbers import DASH, interval, plus_minus
 from pipeline.report.table import Block, Kind, Line, Table, Text
 from pipeline.weights import geometry
-from pipeline.weights.card import card
+from pipeline.weights.card import Steering, card
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.geometry_report import read_report
-from pipeline.weights.steer import STEERING, Term, apply, steering
+from pipeline.weights.steer import STEERING, apply, steering
 from pipeline.weights.vector import Vector
 
 OPTIONS = (*rows.OPTIONS, "out", "push", "dry_run")
@@ -71,9 +71,10 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         start, terms = family.checkpoint(row.start), plan.terms(family, row)
         out = Path(options.get("out") or plan.results / "steered" / f"{config.name}-{name}-{stem(row)}")
         about = measured(plan, family, row)
+        allowed = allowed_differences(config, name, row)
         if dry_run:
-            return _preview(plan, family, start, terms, out, push, about)
-        apply(start, terms, out, about, family.config.allow_config_differences)
+            return _preview(plan, family, start, steering(start, terms, allowed), out, push, about)
+        apply(start, terms, out, about, allowed)
     added = f"{row.terms[0].alpha:g}·v" if row.name == APPLIED else row.label
     lines = [f"{name} + {added} written to {out}", f"to serve it: {serving(config, out)}"]
     if push:
@@ -155,9 +156,15 @@ def vector_card(plan: Plan, family: Family) -> str:
 
 
 def _preview(
-    plan: Plan, family: Family, start: Checkpoint, terms: list[Term], out: Path, push: str | None, about: str
+    plan: Plan,
+    family: Family,
+    start: Checkpoint,
+    described: Steering,
+    out: Path,
+    push: str | None,
+    about: str,
 ) -> str:
-    text = card(start, described := steering(start, terms, family.config.allow_config_differences)) + about
+    text = card(start, described) + about
     files = {path.name: path.stat().st_size for path in _files(start)}
     files |= {STEERING: len(json.dumps(described, indent=1)) + 1, CARD: len(text.encode())}
     lines = [f"─── {push or out}", *_sizes(files), f"─── {CARD}", text]

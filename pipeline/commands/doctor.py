@@ -30,6 +30,7 @@ from pipeline.config.schema import (
     Stage,
 )
 from pipeline.errors import UserError
+from pipeline.evaluate import launcher
 from pipeline.files import ROOT
 from pipeline.plan import estimate
 from pipeline.plan.grid import make_grid
@@ -66,7 +67,7 @@ def packages(config: Config) -> Iterator[Finding]:
     project = _project()
     device = config.engine.device.value
     needed = [*project["dependencies"], *project["optional-dependencies"][device]]
-    if config.launcher.kind is Launcher.ray:
+    if launcher.decided(config, lambda line: None).launcher.kind is Launcher.ray:
         needed += project["optional-dependencies"]["cluster"]
     fitting = []
     for requirement in map(Requirement, needed):

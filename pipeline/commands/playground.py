@@ -38,8 +38,8 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         raise UserError(f"port={port}: expected a number from 0 (any that is free) to 65535")
     family = family_of(config, options.get("family"))
     conditions = listed(options.get("condition", "")) or _offered(config, family)
-    donors = config.families[family].sft, config.families[family].grpo
-    alpha = [0.0] if None in donors else [0.0, 1.0]  # so that the vector is there for the slider
+    has_vector = {"sft", "grpo"} <= config.families[family].sources().keys()
+    alpha = [0.0, 1.0] if has_vector else [0.0]  # so that the vector is there for the slider
     desk = Desk()
     with (
         Session(config, family=family, alpha=alpha, conditions=conditions, report=_tell) as model,

@@ -51,7 +51,10 @@ def row_of(plan: Plan, family: Family, options: Mapping[str, str]) -> Condition:
     if named not in rows:
         raise UserError(f"condition={named}: no such row{nearest(named, list(rows))}")
     if named not in {c.condition.name for c in plan.cells if c.family is family}:
-        raise UserError(f"families.{family.name}: no donors to make a vector of; set sft.id and grpo.id")
+        key = "subfolder" if family.config.unnamed() else "id"
+        raise UserError(
+            f"families.{family.name}: no donors to make a vector of; set sft.{key} and grpo.{key}"
+        )
     return rows[named]
 
 

@@ -10,6 +10,7 @@ from pipeline.config.explain import nearest, unknown_key
 from pipeline.config.schema import (
     DTYPES,
     PARTS,
+    UNKNOWN,
     BenchmarkConfig,
     CheckpointConfig,
     ConditionConfig,
@@ -59,13 +60,17 @@ def check(config: Config) -> None:
                     f"families.{name}.allow_config_differences: expected keys of config.json, found '{key}'"
                 )
     _check_forms(config)
+    _check_line_breaks(config)
     for name, condition in config.conditions.items():
         _check_asked_again(f"conditions.{name}", condition)
         check_condition(f"conditions.{name}", condition, config)
     _check_numbers(config)
     for key in ("address", "workers"):
-        if config.launcher.kind is Launcher.local and getattr(config.launcher, key) is not None:
-            raise UserError(f"launcher.{key}: expected launcher=ray beside it, found local; add launcher=ray")
+        kind = config.launcher.kind
+        if kind is not Launcher.ray and getattr(config.launcher, key) is not None:
+            raise UserError(
+                f"launcher.{key}: expected launcher=ray beside it, found {kind.value}; add launcher=ray"
+            )
     if config.engine.dtype not in DTYPES:
         raise UserError(f"engine.dtype: expected one of {', '.join(DTYPES)}, found '{config.engine.dtype}'")
     if config.steer.dtype not in (None, "float32"):
@@ -99,6 +104,9 @@ def _check_names(config: Config) -> None:
         for name, value in getattr(config, group).items():
             if not value.label.strip() or not value.label.isprintable():
                 raise UserError(f"{group}.{name}.label: expected text on one line, found {value.label!r}")
+    for name, family in config.families.items():
+        if family.pair is not None and (not family.pair.strip() or not family.pair.isprintable()):
+            raise UserError(f"families.{name}.pair: expected text on one line, found {family.pair!r}")
 
 
 def _check_choices(config: Config) -> None:
@@ -125,10 +133,11 @@ def _check_template(where: str, family: FamilyConfig) -> None:
         raise UserError(
             f"{where}.template: expected one of {', '.join(PARTS[1:])}, found '{family.template}'"
         )
-    if getattr(family, family.template) is None:
+    if family.template not in family.sources():
+        key = "subfolder" if family.template in family.unnamed() else "id"
         raise UserError(
-            f"{where}.template={family.template}: the family has no such checkpoint; set {where}.{family.template}.id, or"
-            " leave the template out"
+            f"{where}.template={family.template}: the family has no such checkpoint; set"
+            f" {where}.{family.template}.{key}, or leave the template out"
         )
     if not family.chat:
         raise UserError(
@@ -139,7 +148,7 @@ def _check_template(where: str, family: FamilyConfig) -> None:
 def _check_adapters(where: str, family: FamilyConfig) -> None:
     """A donor that is an adapter is merged into a checkpoint that the family has, and that is no later one."""
     allowed = {"target": (), "base": (), "sft": ("target", "base"), "grpo": ("target", "base", "sft")}
-    for part, source in family.sources().items():
+    for part, source in (family.sources() | family.unnamed()).items():
         if source.merge_into is None:
             continue
         if not allowed[part]:
@@ -154,6 +163,20 @@ def _check_adapters(where: str, family: FamilyConfig) -> None:
             raise UserError(
                 f"{where}.{part}.merge_into={source.merge_into}: the family has no such checkpoint; set"
                 f" {where}.{source.merge_into}.id"
+            )
+
+
+def _check_line_breaks(config: Config) -> None:
+    """A line break of a prompt is one: on the command line a backslash and an n stay what they are."""
+    texts = {
+        f"prompts.{n}.{k}": getattr(p, k) for n, p in config.prompts.items() for k in ("prefix", "system")
+    }
+    for name, b in config.benchmarks.items():
+        texts[f"benchmarks.{name}.changes.doc_to_text"] = b.changes.get("doc_to_text")
+    for where, text in texts.items():
+        if isinstance(text, str) and re.search(r"\\n(?![a-z])", text):  # not LaTeX's not-equal sign
+            raise UserError(
+                f"{where}: expected a line break, found a backslash and an n in {text!r}; write $'{where}=\"…\\n…\"'"
             )
 
 
@@ -191,6 +214,8 @@ def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
         _check_part(f"{where}.part", part)
     if c.prompt not in config.prompts:
         raise UserError(f"{where}.prompt: '{c.prompt}' is unknown{nearest(c.prompt, list(config.prompts))}")
+    if c.benchmarks is not None and not c.benchmarks:
+        raise UserError(f"{where}.benchmarks: expected at least one, found none; leave it out for all")
     for name in c.benchmarks or ():
         if name not in config.benchmarks:
             raise UserError(
@@ -266,12 +291,15 @@ def _check_numbers(config: Config) -> None:
     counts: dict[str, tuple[int | None, int, int]] = {  # the value, the least and the most that it can be
         "limit": (config.limit, 1, 2**31),
         "variant_limit": (config.variant_limit, 1, 2**31),
+        "seed_limit": (config.seed_limit, 1, 2**31),
+        "max_gen_toks": (config.max_gen_toks, 1, 2**24),
         "engine.max_model_len": (engine.max_model_len, 16, 2**24),
         "engine.max_num_seqs": (engine.max_num_seqs, 1, 2**16),
         "engine.tensor_parallel_size": (engine.tensor_parallel_size, 1, 1024),
         "engine.threads": (engine.threads, 1, 1024),
-        "engine.seed": (engine.seed, 0, 2**32),
+        "engine.seed": (engine.seed, 0, 2**32 - 1),
         "launcher.workers": (config.launcher.workers, 1, 10_000),
+        "launcher.shard_documents": (config.launcher.shard_documents, 1, 2**31),
         "data.seed": (config.data.seed, 0, 2**63),
         "perturbation_seed": (config.perturbation_seed, 0, 2**63),
     }
@@ -342,16 +370,20 @@ def _check_paths(config: Config) -> None:
     for name, family in config.families.items():
         if not family.target.id:
             raise UserError(f"families.{name}.target.id: a value is required; set it")
-        sources |= {f"families.{name}.{part}": source for part, source in family.sources().items()}
+        given = family.sources() | family.unnamed()
+        sources |= {f"families.{name}.{part}": source for part, source in given.items()}
     datasets = {f"benchmarks.{name}.dataset": b.dataset for name, b in config.benchmarks.items()}
     for where, source in (sources | datasets).items():
         revision = source.revision
         if revision is not None and (not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision):
             raise UserError(f"{where}.revision: expected a commit, tag or branch, found '{revision}'")
     for where, checkpoint in sources.items():
-        folder = checkpoint.subfolder or "."
-        if not re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", folder) or ".." in folder:
-            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{folder}'")
+        subfolder = checkpoint.subfolder
+        if subfolder is None or (subfolder == UNKNOWN and where.endswith((".sft", ".grpo"))):
+            continue
+        inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", subfolder) and ".." not in subfolder
+        if not inside or "." in subfolder.split("/"):
+            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'")
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(
@@ -382,6 +414,9 @@ def _check_duplicates(config: Config) -> None:
         lists |= {f"benchmarks.{name}.{part}": getattr(b, part) for part in ("subtasks", "variants", "also")}
     for name, family in config.families.items():
         lists[f"families.{name}.allow_config_differences"] = list(family.allow_config_differences)
+    lists |= {
+        f"conditions.{name}.benchmarks": list(c.benchmarks or ()) for name, c in config.conditions.items()
+    }
     lists["conditions"] = [
         full
         for name, c in config.conditions.items()

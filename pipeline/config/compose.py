@@ -109,7 +109,7 @@ def _fill_in(config: Config) -> None:
                 is_there = family.donors is not None and (trained / "training.json").is_file()  # written last
                 setattr(family, part, CheckpointConfig(str(trained)) if is_there else None)
         waits = family.donors is not None and (family.sft is None or family.grpo is None)
-        if waits and all(c.start is not Start.base for c in config.conditions.values()):
+        if (waits or family.unnamed()) and all(c.start is not Start.base for c in config.conditions.values()):
             family.base = None  # it is for the vector's geometry alone
 
 
@@ -128,7 +128,7 @@ def _label(config: Config, overrides: list[str]) -> None:
 
 
 def _unpinned(overrides: list[str]) -> Iterator[str]:
-    """Another id leaves behind the revision and size of the one that the configuration names."""
+    """Another id leaves behind the revision and size of the one that the configuration names, and what is said of it."""
     keys = [override.lstrip("+").split("=")[0] for override in overrides]
     for override, key in zip(overrides, keys, strict=True):
         sign = "+" if override.startswith("+") else ""  # an entry of its own is added key by key
@@ -138,4 +138,7 @@ def _unpinned(overrides: list[str]) -> Iterator[str]:
         if source is not None:
             facts = ("revision", "size_gb", "subfolder", "merge_into") if source[1] else ("revision",)
             where = source[1] or source[2]
-            yield from (f"{sign}{where}.{fact}=null" for fact in facts if f"{where}.{fact}" not in keys)
+            left = [f"{where}.{fact}" for fact in facts]
+            if where.endswith((".sft", ".grpo")):
+                left.append(f"{where.rpartition('.')[0]}.pair")
+            yield from (f"{sign}{fact}=null" for fact in left if fact not in keys)

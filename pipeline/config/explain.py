@@ -94,7 +94,9 @@ def all_messages(error: BaseException) -> str:
 
 def _not_understood(error: Exception) -> str:
     own = " ".join(str(error).split()).partition(" See https://")[0]
-    return f"override not understood (expected key=value): {own}"
+    override = str(getattr(error, "override", ""))
+    which = "" if override in own else f"'{override:.100}': "  # Hydra does not always name it
+    return f"override not understood (expected key=value): {which}{own}"
 
 
 # ---- what is said instead of what Hydra and OmegaConf say ----

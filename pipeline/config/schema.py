@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 DTYPES = ("float32", "float16", "bfloat16")
 PARTS = ("target", "sft", "grpo", "base")  # the checkpoints of a family
+UNKNOWN = "?"  # the subfolder of a donor of which nobody has seen where it lies
 
 
 class Frozen:
@@ -105,8 +106,9 @@ class Swap(Enum):
 
 
 class Launcher(Enum):
-    """Where cells are evaluated: in this process, or by workers on a Ray cluster."""
+    """Where cells are evaluated: in this process, by workers on a Ray cluster, or what this machine's GPUs ask for."""
 
+    auto = "auto"
     local = "local"
     ray = "ray"
 
@@ -126,7 +128,9 @@ class CheckpointConfig(Frozen):
 
     id: str = ""  # empty: there is none
     revision: str | None = None
-    subfolder: str | None = None  # of the repository or folder, where the checkpoint is not at its root
+    subfolder: str | None = (
+        None  # of the repository or folder, where the checkpoint is not at its root; of a donor "?" until known
+    )
     merge_into: str | None = (
         None  # it is a LoRA adapter, trained on this checkpoint of its family: target, base or sft
     )
@@ -144,6 +148,7 @@ class FamilyConfig(Frozen):
     )  # None once composed, if it has no id
     grpo: CheckpointConfig | None = field(default_factory=CheckpointConfig)
     base: CheckpointConfig | None = field(default_factory=CheckpointConfig)
+    pair: str | None = None  # what its donors are and what is known against them: said under its scores
     donors: str | None = None  # where a recipe puts sft and grpo, for those without an id; may be to come
     group: str | None = None  # families of one group are independent repetitions, averaged in the tables
     published_size: str | None = None  # the size under which the paper reports it
@@ -160,7 +165,18 @@ class FamilyConfig(Frozen):
     tokens_per_second: float | None = None  # estimate for the plan: what one GPU generates
 
     def sources(self) -> dict[str, CheckpointConfig]:
-        """The checkpoints that it has, by their part: target, sft, grpo, base."""
+        """The checkpoints that it has and that can be found, by their part: target, sft, grpo, base."""
+        return {part: source for part, source in self._given().items() if part not in self.unnamed()}
+
+    def unnamed(self) -> dict[str, CheckpointConfig]:
+        """Donors whose folder is still to be named, and adapters that are merged into one, by their part."""
+        found: dict[str, CheckpointConfig] = {}
+        for part, source in self._given().items():  # an adapter comes after what it is merged into
+            if source.subfolder == UNKNOWN or source.merge_into in found:
+                found[part] = source
+        return found
+
+    def _given(self) -> dict[str, CheckpointConfig]:
         found = {part: getattr(self, part) for part in PARTS}
         return {part: source for part, source in found.items() if source is not None}
 
@@ -340,6 +356,9 @@ class LauncherConfig(Frozen):
     workers: int | None = (
         None  # engines; null: one for each GPU (or tensor-parallel group), and one on the CPU
     )
+    shard_documents: int | None = (
+        64  # that a shard of a long cell has at least, where several workers share it out; null: never
+    )
 
 
 @dataclass
@@ -368,6 +387,8 @@ class Config(Frozen):
     tasks: list[str] | None = None  # which benchmarks to run; null is all
     limit: int | None = None  # a limit for every benchmark
     variant_limit: int | None = None  # a limit for every perturbed benchmark
+    seed_limit: int | None = None  # the first seeds of every random control
+    max_gen_toks: int | None = None  # of an answer at most, where a benchmark allows more
     perturbation_seed: int = 0
     prompts: dict[str, PromptConfig] = field(default_factory=dict)
     conditions: dict[str, ConditionConfig] = field(default_factory=dict)

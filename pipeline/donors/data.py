@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,7 @@ def training_problems(recipe: Recipe) -> tuple[list[micro.Example], list[HeldOut
 def _read(recipe: Recipe) -> tuple[list[Row], list[HeldOut]]:
     """The training rows and what is held out: generated, from a folder, or from the hub."""
     if recipe.data.id is None:
-        rows = micro.documents("gsm8k", "train", recipe.seed, micro.SIZES["gsm8k_train"])
-        return rows, _generated_documents()
+        return _generated_problems(recipe.seed), [*_generated_documents()]
     folder = Path(recipe.data.id)
     if folder.is_dir():
         rows = _lines(folder / "gsm8k" / "train.jsonl", "question", "answer")
@@ -77,7 +77,14 @@ def _read(recipe: Recipe) -> tuple[list[Row], list[HeldOut]]:
     return rows, [asked, *evaluated_documents(documents_of)]
 
 
-def _generated_documents() -> list[HeldOut]:
+@lru_cache(maxsize=1)
+def _generated_problems(seed: int) -> list[Row]:
+    """The generated problems to train on; not to be changed."""
+    return micro.documents("gsm8k", "train", seed, micro.SIZES["gsm8k_train"])
+
+
+@cache
+def _generated_documents() -> tuple[HeldOut, ...]:
     """The documents of the generated benchmarks: training draws from its own seed, evaluation from seed 0."""
     sizes = micro.TEST_SIZES | dict.fromkeys(sorted(micro.SUBTASKS), micro.TEST_SIZES["bbh"])
     held_out = []
@@ -86,7 +93,7 @@ def _generated_documents() -> list[HeldOut]:
         held_out.append(HeldOut(name, [micro.example(name, row, "").user for row in rows]))
     functions = micro.documents("humaneval", "test", 0, sizes["humaneval"])
     solutions = [row["canonical_solution"] for row in functions]
-    return [*held_out, HeldOut("humaneval, solutions", solutions, are_solutions=True)]
+    return *held_out, HeldOut("humaneval, solutions", solutions, are_solutions=True)
 
 
 def _as_problem(question: str) -> str:

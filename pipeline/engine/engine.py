@@ -10,20 +10,21 @@ A swap is certified, or refused (`SteeringError`): every live parameter equals t
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from pipeline.config.schema import Device, EngineConfig, Swap
-from pipeline.engine import gpus, output
+from pipeline.engine import death, gpus, output
 from pipeline.engine.arrangement import Arrangement
 from pipeline.engine.environment import check_device, prepare_environment
 from pipeline.errors import UserError
@@ -72,12 +73,14 @@ class Engine:
             except Exception as e:  # vLLM raises what it likes
                 raise UserError(_start_failure(e, output.text(self.log), self.config)) from e
         self.processes = set(multiprocessing.active_children()) - others  # none, if it runs in this one
+        death.watch(self.lm.model.llm_engine.engine_core, self.processes)
         self.started_on = weights
         if self.template_of is not None:
             self.lm.take_template(self.template_of)
 
     def _load(self, weights: Path) -> "SteeredLM":
-        from pipeline.engine.lm import SteeredLM
+        with _without_collections():
+            from pipeline.engine.lm import SteeredLM
 
         config, model = self.config, str(self.model)
         options: dict[str, Any] = {}
@@ -101,14 +104,23 @@ class Engine:
             **options,
         )
 
-    def steer(self, target: Path, terms: Sequence[Term] = (), wide: bool = False) -> None:
+    def steer(
+        self,
+        target: Path,
+        terms: Sequence[Term] = (),
+        wide: bool = False,
+        allowed: Collection[str] = (),
+    ) -> None:
         """Replace the live weights by `target` + Σ α·v; a `wide` sum is left in float32, which the engine must compute in.
+
+        Args:
+            allowed: keys of config.json in which target and donors may differ, where a checkpoint is written.
 
         Raises:
             SteeringError: if a live parameter is not what was asked for, or old cache entries could survive.
         """
         if self.config.swap is Swap.restart:
-            self._restart(target, terms)
+            self._restart(target, terms, allowed)
         else:
             self._swap(target, terms, wide)
         self._forget_prompts()
@@ -167,11 +179,11 @@ class Engine:
                     f" {', '.join(wrong[:5])}; nothing was measured with them; {remedy}"
                 )
 
-    def _restart(self, target: Path, terms: Sequence[Term]) -> None:
+    def _restart(self, target: Path, terms: Sequence[Term], allowed: Collection[str]) -> None:
         """Write target + Σ α·v where that is no checkpoint on the disk, and start an engine on it: vLLM's own loading."""
         if terms or target != self.started_on:
             self._stop()
-            self._start(written(target, terms) if terms else target)
+            self._start(written(target, terms, allowed) if terms else target)
 
     def alive(self) -> bool:
         """Whether none of its processes has ended, asked when a call failed: a dying one takes seconds to end.
@@ -204,6 +216,18 @@ class Engine:
         engine_core.shutdown()
 
 
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Have the garbage collector wait: vLLM's imports make objects that stay, and looking through them is a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:
     """What to tell of an engine that did not start; what it printed is kept in a file."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -220,14 +244,14 @@ def _start_failure(error: Exception, printed: str, config: EngineConfig) -> str:
     return f"the engine did not start: {text[:300]}{kept}"
 
 
-def written(target: Path, terms: Sequence[Term]) -> Path:
+def written(target: Path, terms: Sequence[Term], allowed: Collection[str] = ()) -> Path:
     """A folder with target + Σ α·v, in the place of the one that this process wrote before."""
     folder = _own_folder()
     for left in folder.parent.glob(f"engine-{platform.node()}-*"):
         pid = left.name.rpartition("-")[2]
         if left == folder or (pid.isdigit() and not psutil.pid_exists(int(pid))):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-    return apply(Checkpoint.open(str(target)), terms, folder)
+    return apply(Checkpoint.open(str(target)), terms, folder, allowed=allowed)
 
 
 def _own_folder() -> Path:

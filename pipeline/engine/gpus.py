@@ -1,16 +1,19 @@
 """The GPUs of this machine as its driver tells of them, without importing torch.
 
 if present(): cards = query()
+count()            # how many of them this process may use
 newest_cuda()      # that the driver runs
 torchs_cuda()      # that the installed torch brings
 """
 
 import ctypes
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 DEVICES = Path("/dev")
@@ -55,6 +58,36 @@ def query() -> list[Gpu]:
     command = [program, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
     asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return [_read(line) for line in asked.stdout.strip().splitlines()]
+
+
+def count() -> int:
+    """How many NVIDIA GPUs this process may use: all that are there, or those of them that CUDA_VISIBLE_DEVICES names."""
+    try:
+        there = len(query())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        there = len(list(DEVICES.glob("nvidia[0-9]*")))
+    named = _named(there)
+    return there if named is None else len(named)
+
+
+def visible(cards: list[Gpu]) -> list[Gpu]:
+    """Those of all `cards` that CUDA_VISIBLE_DEVICES names; all of them where it does so by UUID."""
+    named = _named(len(cards))
+    if named is None or not all(name.isdigit() for name in named):
+        return cards
+    return [cards[int(name)] for name in named]
+
+
+def _named(there: int) -> list[str] | None:
+    """The names in CUDA_VISIBLE_DEVICES up to the first that is none of `there` cards, as CUDA reads it; None without it."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return None
+
+    def is_there(name: str) -> bool:
+        return int(name) < there if name.isdigit() else name.startswith(("GPU-", "MIG-"))
+
+    return list(takewhile(is_there, map(str.strip, names.split(","))))
 
 
 def _read(line: str) -> Gpu:

@@ -18,6 +18,7 @@ from pipeline.evaluate.runner import Runner
 from pipeline.manifest import manifest_path
 from pipeline.plan.plan import Plan
 from pipeline.records import Metrics, is_done
+from pipeline.shards import Shard
 
 # Prefixes of the variables that workers take over.
 ENVIRONMENT = ("HF_", "VLLM_", "RV_", "TOKENIZERS_", "TQDM_")
@@ -79,8 +80,8 @@ class Actor:
         self.cells = {cell.key: cell for cell in plan.cells}
         self.runner = Runner(plan)
 
-    def run(self, key: str) -> Metrics | None:
-        """Evaluate a cell and return its metrics; None if its record is there already.
+    def run(self, key: str, shard: Shard | None) -> Metrics | None:
+        """Evaluate a cell and return its metrics, or a shard of it; None for a shard, or if its record is there already.
 
         Raises:
             UserError: for a mistake that every worker would find.
@@ -89,7 +90,7 @@ class Actor:
         if is_done(self.plan.results, key):
             return None
         try:
-            return self.runner.run(self.cells[key])
+            return self.runner.run(self.cells[key], shard)
         except Exception as e:
             engine_runs = self.runner.engine is not None and not isinstance(e, SteeringError)
             if isinstance(e, UserError) and engine_runs:

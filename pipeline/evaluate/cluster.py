@@ -23,9 +23,13 @@ from typing import Any
 
 from pipeline.config.schema import Config, Device, EngineConfig, LauncherConfig
 from pipeline.errors import UserError
+from pipeline.evaluate.jobs import make_jobs
 from pipeline.evaluate.queue import Queue
 from pipeline.evaluate.runner import Runner, in_order
 from pipeline.plan.plan import Plan
+from pipeline.shards import tidy
+
+STORE_BYTES = 100_000_000  # of Ray's store where it is started here: only the plan is in it, and a container has little room
 
 
 def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
@@ -44,7 +48,10 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
 
     cluster: Any = ray  # it has no types for what is used here
     room = resources(plan.config.engine, plan.config.launcher, cluster.nodes())
-    return Queue(plan, cells, room, report).drain()
+    try:
+        return Queue(plan, make_jobs(plan, cells, room[0]), room, report).drain()
+    finally:
+        tidy(plan.results)
 
 
 def probe(launcher: LauncherConfig) -> None:
@@ -79,8 +86,11 @@ def connect(config: Config) -> None:
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+        if launcher.address is None:
+            options["object_store_memory"] = STORE_BYTES
         address = launcher.address or "local"  # not one that happens to run here
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        ray.init(address, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError) as e:
         raise _no_answer(launcher, e) from None
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there
@@ -95,8 +105,14 @@ def disconnect() -> None:
 
 
 def _no_answer(launcher: LauncherConfig, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    if launcher.address is None:
+        return UserError(
+            f"launcher=ray: Ray does not start on this machine ({reason}); set RAY_TMPDIR to a short path if it is about"
+            " a socket, or add launcher=local, which runs one engine without it"
+        )
     return UserError(
-        f"launcher.address={launcher.address}: no Ray cluster answers ({' '.join(str(error).split())[:160]}); start"
+        f"launcher.address={launcher.address}: no Ray cluster answers ({reason}); start"
         " one with `ray start --head`, or leave the address out"
     )
 

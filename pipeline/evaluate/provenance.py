@@ -16,6 +16,7 @@ from typing import Any
 from evals import sandbox
 from pipeline.config.schema import CheckpointConfig, Config
 from pipeline.files import ROOT, sha256
+from pipeline.plan.grid import allowed_differences
 from pipeline.plan.keys import versions
 from pipeline.plan.plan import Cell
 from pipeline.records import GpuSource, Provenance, Source
@@ -36,12 +37,11 @@ def provenance_of(
         chat_template_sha: of the template that was applied; None where there was none.
         gpu: that the engine computes on; None on a CPU.
     """
-    allowed = list(cell.family.config.allow_config_differences)
+    allowed = allowed_differences(config, cell.family.name, cell.condition)
     made: Provenance = {
         "family": {
             part: _origin(source, getattr(cell.family, part).revision)
-            for part in ("target", "sft", "grpo", "base")
-            if (source := getattr(cell.family.config, part)) is not None
+            for part, source in cell.family.config.sources().items()
         },
         "engine": {k: getattr(v, "value", v) for k, v in asdict(cell.family.engine(config.engine)).items()},
         "chat_template_sha": chat_template_sha,

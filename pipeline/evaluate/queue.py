@@ -1,21 +1,24 @@
-"""The queue of cells that feeds the workers of a cluster, and what happens when one of them dies.
+"""The queue of jobs that feeds the workers of a cluster, and what happens when one of them dies.
 
-A worker keeps its engine and is handed the cell that changes it least. A worker or node that dies, or whose GPU fails,
-loses the cell that it was running: that cell goes to another worker, and is given up when a second one dies on it.
+A worker keeps its engine and is handed the job that changes it least: a cell, or a shard of a long one. A worker or node
+that dies, or whose GPU fails, loses the job that it was running: that goes to another worker, and is given up when a
+second one dies on it. Cells are joined here, once the last of their shards is back.
 """
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluate.actor import Actor, Process, WorkerFailed, reason
-from pipeline.evaluate.progress import Progress, name_of
+from pipeline.evaluate.jobs import Job, Jobs
+from pipeline.evaluate.joining import join_whole, take
+from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.runner import DEATHS_PER_CELL
-from pipeline.plan.plan import Cell, Plan
+from pipeline.plan.plan import Plan
 
 NOTICE_AFTER = 60.0  # seconds without a running worker before the user is told
 MOST_DEATHS = 4  # workers that may die one after the other in one place, on whatever cells, before none is started there
@@ -23,22 +26,22 @@ MOST_DEATHS = 4  # workers that may die one after the other in one place, on wha
 
 @dataclass
 class Worker:
-    """What the driver knows of one worker: its Ray actor, the cell it runs and what its engine holds."""
+    """What the driver knows of one worker: its Ray actor, the job it runs and what its engine holds."""
 
     actor: Any
-    cell: Cell | None = None
-    checks: bool = False  # whether it asks its first cell again
+    job: Job | None = None
+    checks: bool = False  # whether it asks its first job again
     architecture: str = ""
     weights: str = ""
     since: float = 0.0
-    deaths: int = 0  # of workers in its place, since one of them has finished a cell
+    deaths: int = 0  # of workers in its place, since one of them has finished a job
 
 
 class Queue:
-    """Cells that are left to do, and the workers that do them.
+    """Jobs that are left to do, and the workers that do them.
 
     Args:
-        cells: what is to be computed.
+        jobs: what is to be computed.
         room: how many workers, and what Ray reserves for each (`cluster.resources`).
         report: is told of finished cells and of workers that died.
     """
@@ -46,41 +49,44 @@ class Queue:
     def __init__(
         self,
         plan: Plan,
-        cells: list[Cell],
+        jobs: Jobs,
         room: tuple[int, dict[str, Any]],
         report: Callable[[str], None],
     ) -> None:
         import ray
 
         self.ray: Any = ray  # it has no types for what is used here
-        self.report = report
-        self.cells = cells
-        self.deaths: Counter[str] = Counter()  # of workers, by the key of the cell that they ran
-        self.given_up: dict[str, str] = {}  # names of cells, and what the last worker on each died of
+        self.plan, self.report = plan, report
+        self.jobs, self.waiting = jobs, jobs.waiting
+        self.deaths: Counter[str] = Counter()  # of workers, by the key of the job that they ran
+        self.given_up: dict[str, str] = {}  # names of jobs, and what the last worker on each died of
         self.cause = ""  # of the last death
-        self.progress = Progress(len(cells), report)
+        cells = {job.cell.key for job in jobs.waiting} | {cell.key for cell in jobs.whole}
+        self.progress = Progress(len(cells), jobs.seconds(), report)
         count, self.options = room
         self.reference = ray.put(plan)
         self.running: dict[Any, Worker] = {}  # by the future of what each does
-        for _ in range(min(count, len(cells))):
+        for _ in range(min(count, len(self.waiting))):
             self._start_worker()
         report(f"{len(self.running)} workers on {len(self.ray.nodes())} nodes")
 
     def drain(self) -> int:
-        """Run every cell and return how many were computed.
+        """Run every job and return how many cells were computed.
 
         Raises:
             UserError: if no worker stays alive, cells had to be given up, or a worker finds a mistake in the input.
         """
         try:
-            while self.cells or any(worker.cell or worker.checks for worker in self.running.values()):
+            join_whole(self.plan, self.jobs, self.progress)
+            while self.waiting or any(worker.job or worker.checks for worker in self.running.values()):
                 if not self.running:
+                    left = len({job.cell.key for job in self.waiting})
                     raise UserError(
-                        f"no worker stays alive, {len(self.cells)} cells are left; the last one died of: {self.cause};"
+                        f"no worker stays alive, {left} cells are left; the last one died of: {self.cause};"
                         " fix that (more is in Ray's logs) and run again"
                     )
                 ended, _ = self.ray.wait(list(self.running), timeout=NOTICE_AFTER)
-                if not ended and not any(worker.cell or worker.checks for worker in self.running.values()):
+                if not ended and not any(worker.job or worker.checks for worker in self.running.values()):
                     self.report("waiting for the cluster to start a worker")
                 for future in ended:
                     self._take(future, self.running.pop(future))
@@ -96,8 +102,8 @@ class Queue:
         return self.progress.computed
 
     def _take(self, future: Any, worker: Worker) -> None:
-        """Take the result of what a worker did, and hand it its next cell; the last is followed by its first again."""
-        cell, worker.cell = worker.cell, None
+        """Take the result of what a worker did, and hand it its next job; the last is followed by its first again."""
+        job, worker.job = worker.job, None
         checked, worker.checks = worker.checks, False
         try:
             metrics = self.ray.get(future)
@@ -110,66 +116,71 @@ class Queue:
                 return self.report(
                     f"a worker died before it was asked its first cell again ({reason(error)})"
                 )
-            return self._replace(worker, cell, reason(error))
-        if cell is not None and metrics is None:
-            self.progress.skip()
-        elif cell is not None:
-            self.progress.done(cell, metrics, time.monotonic() - worker.since)
-            worker.deaths = 0
-        # after a death it may be the GPU: cells that a worker died on are left to those that run
-        suspect = worker.deaths and any(other.cell for other in self.running.values())
-        if cells := [c for c in self.cells if not (suspect and c.key in self.deaths)]:
-            self._hand_out(worker, cells)
+            return self._replace(worker, job, reason(error))
+        if job is not None:
+            take(self.plan, self.jobs, job, metrics, time.monotonic() - worker.since, self.progress)
+            if metrics is not None or job.shard is not None:
+                worker.deaths = 0
+        # after a death it may be the GPU: jobs that a worker died on are left to those that run
+        suspect = worker.deaths and any(other.job for other in self.running.values())
+        if jobs := [j for j in self.waiting if not (suspect and j.key in self.deaths)]:
+            self._hand_out(worker, jobs)
         elif not checked and worker.weights:
             worker.checks = True
             self.running[worker.actor.check_again.remote()] = worker
 
-    def _replace(self, worker: Worker, cell: Cell | None, cause: str) -> None:
-        """Put another worker in the place of one that died, and its cell back, unless too many died there or on it."""
+    def _replace(self, worker: Worker, job: Job | None, cause: str) -> None:
+        """Put another worker in the place of one that died, and its job back, unless too many died there or on it."""
         self.cause = cause
-        if cell is None:
+        if job is None:
             self.report(f"a worker died while it was starting ({cause})")
         else:
-            self.deaths[cell.key] += 1
-            again = self.deaths[cell.key] < DEATHS_PER_CELL
+            self.deaths[job.key] += 1
+            again = self.deaths[job.key] < DEATHS_PER_CELL
             self.report(
-                f"a worker died on {name_of(cell)} ({cause}); "
+                f"a worker died on {job.name} ({cause}); "
                 + ("it is tried again" if again else f"given up after {DEATHS_PER_CELL} such deaths")
             )
             if again:
-                self.cells.append(cell)
+                self.waiting.append(job)
             else:
-                self.given_up[name_of(cell)] = cause
-                self.progress.skip()
+                self.given_up[job.name] = cause
+                self.jobs.give_up(job, self.progress)
         if worker.deaths + 1 < MOST_DEATHS:
             self._start_worker(worker.deaths + 1)
 
-    def _hand_out(self, worker: Worker, cells: list[Cell]) -> None:
-        cell = choose(cells, worker, self.running.values())
-        self.cells.remove(cell)
-        worker.cell, worker.since = cell, time.monotonic()
-        worker.architecture, worker.weights = cell.family.architecture, str(cell.inputs["weights"])
-        self.running[worker.actor.run.remote(cell.key)] = worker
+    def _hand_out(self, worker: Worker, jobs: list[Job]) -> None:
+        job = choose(jobs, worker, self.running.values())
+        self.waiting.remove(job)
+        worker.job, worker.since = job, time.monotonic()
+        worker.architecture, worker.weights = job.architecture, job.weights
+        self.running[worker.actor.run.remote(job.cell.key, job.shard)] = worker
 
     def _start_worker(self, deaths: int = 0) -> None:
         actor = self.ray.remote(Actor).options(**self.options).remote(Process.current(), [self.reference])
         self.running[actor.start.remote()] = Worker(actor, deaths=deaths)
 
 
-def choose(cells: list[Cell], worker: Worker, others: Iterable[Worker]) -> Cell:
-    """The next cell for a worker: with the weights that it holds, else for the engine that it runs, else new.
+def choose(jobs: list[Job], worker: Worker, others: Iterable[Worker]) -> Job:
+    """The next job for a worker: with the weights that it holds, else for the engine that it runs, else new; the longest first.
 
-    A new engine is the one with the most cells left for each worker that runs it, so that few have to change theirs
-    later. Among equals, weights that no other worker holds come first, so that each swap serves as many cells as possible.
+    A new engine is the one with the most work left for each worker that runs it, so that few have to change theirs later.
+    New weights are those with the most work left for each worker that would hold them, ones that nobody holds first: so
+    each swap serves as many jobs as possible, and what is handed out last is short.
     """
     others = list(others)
-    held = {other.weights for other in others}
+    holders = Counter(other.weights for other in others)
     engines = Counter(other.architecture for other in others)
-    left = Counter(cell.family.architecture for cell in cells)
+    of_engine, of_weights = defaultdict[str, float](float), defaultdict[str, float](float)
+    for job in jobs:
+        of_engine[job.architecture] += job.seconds
+        of_weights[job.weights] += job.seconds
 
-    def cost(cell: Cell) -> tuple[bool, bool, float, bool]:
-        architecture, weights = cell.family.architecture, str(cell.inputs["weights"])
-        share = left[architecture] / engines[architecture] if engines[architecture] else math.inf
-        return architecture != worker.architecture, weights != worker.weights, -share, weights in held
+    def cost(job: Job) -> tuple[bool, bool, float, bool, float, float]:
+        engine, weights = job.architecture, job.weights
+        share = of_engine[engine] / engines[engine] if engines[engine] else math.inf
+        left = of_weights[weights] / (1 + holders[weights])
+        changes = engine != worker.architecture, weights != worker.weights
+        return *changes, -share, weights in holders, -left, -job.seconds
 
-    return min(cells, key=cost)
+    return min(jobs, key=cost)

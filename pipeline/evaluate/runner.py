@@ -9,6 +9,7 @@ ours is where documents come from (`pipeline.documents`), the prompt condition, 
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,14 +19,18 @@ from pipeline.engine.arrangement import Arrangement
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
 from pipeline.evaluate.again import DOCUMENTS, check_answers
+from pipeline.evaluate.jobs import make_jobs
+from pipeline.evaluate.joining import join_whole, take
+from pipeline.evaluate.narrow import narrow, spans
 from pipeline.evaluate.progress import Progress, name_of
 from pipeline.evaluate.provenance import chat_template_sha, provenance_of
 from pipeline.evaluate.samples import merge, summarise
 from pipeline.evaluate.tasks import load_task, manager_of
 from pipeline.plan.family import Family
-from pipeline.plan.grid import Benchmark, Condition, takes_chat_template
+from pipeline.plan.grid import Benchmark, Condition, allowed_differences, takes_chat_template
 from pipeline.plan.plan import Cell, Plan
 from pipeline.records import Cost, GpuSource, Metrics, Sample, is_done, read_record, write_record
+from pipeline.shards import Shard, ShardRecord, read_shard, tidy, write_shard
 
 DEATHS_PER_CELL = 2  # engines, or workers of a cluster, that may die on one cell before it is given up
 
@@ -46,30 +51,34 @@ def evaluate(plan: Plan, report: Callable[[str], None] = print) -> int:
         return 0
     runner = Runner(plan, report)
     runner.check(missing)
+    jobs = make_jobs(plan, in_order(missing), workers=1)
     given_up = []
-    progress = Progress(len(missing), report)
-    ordered = in_order(missing)
-    last = {cell.family.name: cell.key for cell in ordered}
+    progress = Progress(len(missing), jobs.seconds(), report)
+    last = {job.cell.family.name: job.key for job in jobs.waiting}
     try:
-        for cell in ordered:
-            if is_done(plan.results, cell.key):  # another run was quicker
-                progress.skip()
+        join_whole(plan, jobs, progress)
+        for job in jobs.waiting:
+            if is_done(plan.results, job.cell.key):  # another run was quicker
+                if jobs.finished(job):
+                    progress.skip(job.seconds)
             else:
-                runner.ready(cell)
+                runner.ready(job.cell)
                 progress.start()
                 started = time.monotonic()
                 try:
-                    progress.done(cell, runner.run(cell), time.monotonic() - started)
+                    metrics = runner.run(job.cell, job.shard)
+                    take(plan, jobs, job, metrics, time.monotonic() - started, progress)
                 except EngineDied:
-                    given_up.append(cell)
-                    progress.skip()
-            if last[cell.family.name] == cell.key:
+                    given_up.append(job)
+                    jobs.give_up(job, progress)
+            if last[job.cell.family.name] == job.key:
                 runner.check_again()
     finally:
         runner.close()
+        tidy(plan.results)
     if given_up:
         raise UserError(
-            f"given up after {DEATHS_PER_CELL} engines died on each: {', '.join(map(name_of, given_up))}; run again, with less"
+            f"given up after {DEATHS_PER_CELL} engines died on each: {', '.join(job.name for job in given_up)}; run again, with less"
             " in memory (engine.max_num_seqs, engine.kv_cache_gb, engine.gpu_memory_utilization)"
         )
     return progress.computed
@@ -85,6 +94,14 @@ def in_order(cells: Iterable[Cell]) -> list[Cell]:
     )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The samples of documents that were asked, of so many that the cell has."""
+
+    samples: list[Sample]
+    documents: int
+
+
 class Runner:
     """Holds the live engine, and runs one cell after the other."""
 
@@ -94,7 +111,7 @@ class Runner:
         self.architecture = ""  # of the engine
         self.loaded = ""  # the weights that it holds; nothing until a swap is certified
         self.gpu: GpuSource | None = None  # that it computes on
-        self.computed: list[Cell] = []  # by the engine that runs, since it was last asked again
+        self.computed: list[tuple[Cell, Shard | None]] = []  # by this engine, since it was last asked again
         self.swaps = 0  # since the first of them
 
     def check(self, cells: list[Cell]) -> None:
@@ -115,8 +132,11 @@ class Runner:
         self._steer(engine, family, condition)
         return engine
 
-    def run(self, cell: Cell) -> Metrics:
-        """Evaluate one cell, write its record and return its metrics; an engine that dies on it is replaced once.
+    def run(self, cell: Cell, shard: Shard | None = None) -> Metrics | None:
+        """Evaluate one cell and write its record, or one shard of it; an engine that dies on it is replaced once.
+
+        Returns:
+            The metrics of the cell; None for a shard.
 
         Raises:
             EngineDied: if the second one dies too.
@@ -124,7 +144,7 @@ class Runner:
         for attempt in range(1, DEATHS_PER_CELL + 1):
             engine = self._engine(cell.family)
             try:
-                return self._run(engine, cell)
+                return self._run(engine, cell, shard)
             except Exception as e:  # vLLM tells of a dead worker in several ways
                 if isinstance(e, UserError) or engine.alive():
                     raise
@@ -153,13 +173,13 @@ class Runner:
         self.computed, self.swaps = [], 0
         if engine is None or not computed or not swaps:
             return
-        first = computed[0]
-        record = read_record(self.plan.results, first.key)
-        if record is None:
+        first, shard = computed[0]
+        before = self._recorded(first, shard)
+        if before is None:
             raise UserError(f"the record of {name_of(first)} has gone while the run went on; run again")
         try:
             self._steer(engine, first.family, first.condition)
-            after = self._samples(engine, first, most=DOCUMENTS)
+            after = self._ask(engine, first, shard, most=DOCUMENTS).samples
         except Exception as e:
             if isinstance(e, UserError) or engine.alive():
                 raise
@@ -167,7 +187,17 @@ class Runner:
             raise UserError(
                 f"the engine died when it was asked {name_of(first)} again; its cells are kept, run again"
             ) from e
-        check_answers(name_of(first), record.samples(), after, self.plan.config.engine, len(computed))
+        check_answers(name_of(first), before, after, self.plan.config.engine, len(computed))
+
+    def _recorded(self, cell: Cell, shard: Shard | None) -> list[Sample] | None:
+        """The samples of a finished cell, or of a finished shard, whose cell may have been joined since; None if they are gone."""
+        if shard is not None and (found := read_shard(self.plan.results, cell.key, shard)) is not None:
+            return found.samples
+        record = read_record(self.plan.results, cell.key)
+        if record is None:
+            return None
+        samples = record.samples()
+        return samples if shard is None else [samples[number] for number in shard.span(len(samples))]
 
     def close(self) -> None:
         """End the engine, if one runs."""
@@ -175,26 +205,34 @@ class Runner:
             self.engine.close()
             self.engine = None
 
-    def _run(self, engine: Engine, cell: Cell) -> Metrics:
+    def _run(self, engine: Engine, cell: Cell, shard: Shard | None) -> Metrics | None:
         self._steer(engine, cell.family, cell.condition)
         clock, started = time.monotonic(), datetime.now(UTC)
-        samples = self._samples(engine, cell)
+        asked = self._ask(engine, cell, shard)
         cost = Cost(
             seconds=round(time.monotonic() - clock, 3),
             generated_tokens=engine.lm.generated_tokens,
             prompt_tokens=engine.lm.prompt_tokens,
             requests=engine.lm.requests,
         )
-        metrics = summarise(samples, cell.benchmark.config.metric)
         chat = takes_chat_template(cell.family.config, cell.condition.start)
         template = chat_template_sha(engine.lm.tokenizer) if chat else None
         provenance = provenance_of(self.plan.config, cell, started, template, self.gpu)
-        write_record(self.plan.results, cell.inputs, metrics, cost, provenance, samples)
-        self.computed.append(cell)
+        metrics = None
+        if shard is None:
+            metrics = summarise(asked.samples, cell.benchmark.config.metric)
+            write_record(self.plan.results, cell.inputs, metrics, cost, provenance, asked.samples)
+        else:
+            done = ShardRecord(asked.documents, cost, provenance, asked.samples)
+            write_shard(self.plan.results, cell.key, shard, done)
+        if asked.samples:
+            self.computed.append((cell, shard))
         return metrics
 
     def _engine(self, family: Family) -> Engine:
-        """The engine of a family's architecture: the one that runs, or a new one in its place."""
+        """The engine of a family's architecture: the one that runs, or a new one in its place, once it has been asked again."""
+        if self.engine is not None and not self.engine.ended() and self.architecture != family.architecture:
+            self.check_again()
         # vLLM would wait for ever for the answer of a process that was killed between two questions.
         if self.engine is None or self.engine.ended() or self.architecture != family.architecture:
             self.close()
@@ -211,23 +249,33 @@ class Runner:
         weights = f"{start.path} {terms}"
         if weights != self.loaded:
             self.loaded = ""
-            engine.steer(start.path, terms, wide=self.plan.config.steer.wide)
+            config = self.plan.config
+            allowed = allowed_differences(config, family.name, condition)
+            engine.steer(start.path, terms, wide=config.steer.wide, allowed=allowed)
             self.loaded = weights
             self.swaps += bool(self.computed)
 
-    def _samples(self, engine: Engine, cell: Cell, most: int | None = None) -> list[Sample]:
-        """Ask every document of a cell's benchmark, or at most so many of its first subtask."""
+    def _ask(self, engine: Engine, cell: Cell, shard: Shard | None = None, most: int | None = None) -> Asked:
+        """Ask every document of a cell's benchmark, or of a shard of them, or at most so many of the first of these."""
         from lm_eval.evaluator import evaluate as lm_evaluate
 
         engine.arrange(Arrangement(cell.condition.order, cell.condition.at_once))
         engine.lm.reset()  # each answer's length is looked up by its place among those to its document
-        prompt = self.plan.config.prompts[cell.condition.prompt]
-        tasks, limit = self._tasks(cell.benchmark, prompt), cell.benchmark.limit
-        if most is not None:
-            tasks, limit = dict(list(tasks.items())[:1]), min(most, limit or most)
+        prompt, limit = self.plan.config.prompts[cell.condition.prompt], cell.benchmark.limit
+        tasks = self._tasks(cell.benchmark, prompt)
+        sizes = [min(len(task.eval_docs), limit or len(task.eval_docs)) for task in tasks.values()]
+        asked = (range(sum(sizes)) if shard is None else shard.span(sum(sizes)))[:most]
+        samples: list[Sample] = []
+        parts = spans(sizes, asked)
+        chosen = {subtask: task for (subtask, task), span in zip(tasks.items(), parts, strict=True) if span}
+        for task, size, span in zip(tasks.values(), sizes, parts, strict=True):
+            if len(span) < size:
+                narrow(task, span)
+        if not chosen:  # more shards than documents
+            return Asked(samples, sum(sizes))
         results = lm_evaluate(
             lm=engine.lm,
-            task_dict={"tasks": {task.config.task: task for task in tasks.values()}},
+            task_dict={"tasks": {task.config.task: task for task in chosen.values()}},
             limit=limit,
             system_instruction=prompt.system,
             apply_chat_template=takes_chat_template(cell.family.config, cell.condition.start),
@@ -235,11 +283,11 @@ class Runner:
             bootstrap_iters=0,
             log_samples=True,
         )
-        samples: list[Sample] = []
-        for subtask, task in tasks.items():
+        for subtask, task in chosen.items():
             rows = results["samples"][task.config.task]
-            samples += merge(rows, subtask, task, engine, cell.benchmark, start=len(samples))
-        return samples
+            start = asked.start + len(samples)
+            samples += merge(rows, subtask, task, engine, cell.benchmark, start=start)
+        return Asked(samples, sum(sizes))
 
     def _tasks(self, benchmark: Benchmark, prompt: PromptConfig) -> dict[str | None, Any]:
         """The lm-eval task of each subtask, with our documents and the prompt condition."""

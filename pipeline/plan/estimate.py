@@ -20,7 +20,7 @@ from pipeline import hub
 from pipeline.config.schema import BenchmarkConfig, CheckpointConfig, Config, Device
 from pipeline.errors import UserError
 from pipeline.plan.family import FamilyRefused, locate, of_family
-from pipeline.plan.grid import Benchmark, Grid, asked_of, make_grid
+from pipeline.plan.grid import Benchmark, Grid, GridCell, asked_of, make_grid
 from pipeline.plan.revisions import pinned
 from pipeline.weights.checkpoint import downloaded
 
@@ -55,7 +55,7 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
     sources = _sources(config, pins, ask=True)
     if config.engine.device is Device.cpu and not any(s.known_from for s in sources):
         return ""
-    cells = {name: _cells(grid, name) for name in grid.families}
+    cells = _cells(grid)
     lines = [f"{config.name}: {work(grid)}", _each_cell(cells)]
     width = max(len(s.name) for s in sources)
     lines += [f"  {s.name:<{width}}  {_gb(s.size):>9}  {s.where}{s.known_from}" for s in sources]
@@ -69,14 +69,14 @@ def describe(config: Config, grid: Grid, pins: Mapping[str, str]) -> str:
 
 def work(grid: Grid) -> str:
     """How many cells, documents and answers a grid has; what conf/benchmark does not count is named."""
-    every = [benchmark for family in grid.families for benchmark in _cells(grid, family)]
+    every = [benchmark for of_family in _cells(grid).values() for benchmark in of_family]
     text = (
         f"{len(grid.families)} target(s) × {len(grid.conditions)} conditions × {len(grid.benchmarks)} benchmarks ="
-        f" {len(every)} cells; {sum(map(_documents, every)):,} documents to answer"
+        f" {len(every)} cells; {sum(map(documents_of, every)):,} documents to answer"
     )
     if any(benchmark.config.samples > 1 for benchmark in every):
         text += f", {sum(map(_answers, every)):,} answers"
-    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not _documents(benchmark)})
+    uncounted = sorted({benchmark.origin for benchmark in grid.benchmarks if not documents_of(benchmark)})
     if uncounted:
         text += f" (those of {', '.join(uncounted)} are not counted: conf/benchmark does not say how many)"
     return text
@@ -86,7 +86,7 @@ def _each_cell(cells: Mapping[str, list[Benchmark]]) -> str:
     """Documents, samples and assumed tokens of one cell by benchmark; families with less room count by themselves."""
     said: dict[str, None] = {}
     for benchmark in (benchmark for listed in cells.values() for benchmark in listed):
-        documents = f"{_documents(benchmark):,}" if _documents(benchmark) else "?"
+        documents = f"{documents_of(benchmark):,}" if documents_of(benchmark) else "?"
         samples = f" × {benchmark.config.samples} answers" if benchmark.config.samples > 1 else ""
         scored = " scored" if _is_scored(benchmark.config) else ""
         said[f"{benchmark.name} {documents}{samples} × {_tokens(benchmark.config):,}{scored}"] = None
@@ -118,8 +118,9 @@ def _needed(config: Config, grid: Grid, sources: list[Source]) -> tuple[float, f
     parts = {term.part for c in grid.conditions for term in c.added()} | {
         None
     }  # the whole vector, and parts of it
-    pairs = [f.grpo for f in config.opened_families().values() if f.sft is not None and f.grpo is not None]
-    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[_name(grpo)] for grpo in pairs)
+    opened = [family.sources() for family in config.opened_families().values()]
+    donors = [found["grpo"] for found in opened if {"sft", "grpo"} <= found.keys()]
+    vectors = len(parts) * sum(FP32_OVER_BF16 * sizes[_name(grpo)] for grpo in donors)
     return sum(s.download or 0.0 for s in sources), vectors
 
 
@@ -197,25 +198,31 @@ def _name(source: CheckpointConfig) -> str:
     return source.id if source.subfolder is None else f"{source.id}/{source.subfolder}"
 
 
-def _cells(grid: Grid, family: str) -> list[Benchmark]:
-    """The task of each cell of one family; conditions that come to the same thing count once."""
-    own = [cell for cell in grid.cells if cell.family == family]
-    return list(
-        {
-            (
-                c.condition.start,
-                c.condition.added(),
-                c.condition.prompt,
-                c.condition.order,
-                c.condition.at_once,
-                c.benchmark.name,
-            ): asked_of(grid.families[family], c.benchmark)
-            for c in own
-        }.values()
-    )
+def _cells(grid: Grid) -> dict[str, list[Benchmark]]:
+    """The task of each cell by family; what comes to the same thing counts once, in the first family that has it."""
+    found: dict[str, list[Benchmark]] = {name: [] for name in grid.families}
+    counted = set[tuple[Any, ...]]()
+    for cell in grid.cells:
+        c, benchmark = cell.condition, asked_of(grid.families[cell.family], cell.benchmark)
+        asked = (c.prompt, c.order, c.at_once, benchmark.name, benchmark.config.max_gen_toks)
+        if (key := (*_weights(grid, cell), *asked)) not in counted:
+            counted.add(key)
+            found[cell.family].append(benchmark)
+    return found
 
 
-def _documents(benchmark: Benchmark) -> int:
+def _weights(grid: Grid, cell: GridCell) -> tuple[Any, ...]:
+    """What is asked and through which template, as far as the configuration tells: families can share a target."""
+    family, c = grid.families[cell.family], cell.condition
+    sources = family.sources()
+    start = sources.get(c.start.value)
+    if c.added() or start is None or start.merge_into is not None:
+        return cell.family, c.start, c.added()
+    template = None if family.template is None else sources[family.template].id
+    return start.id, start.revision, start.subfolder, family.chat, template
+
+
+def documents_of(benchmark: Benchmark) -> int:
     """How many documents a cell asks; 0 where conf/benchmark does not say how many there are.
 
     A variant has those that it can change soundly, where conf/benchmark says how many, and else as many as are plain.
@@ -228,8 +235,13 @@ def _documents(benchmark: Benchmark) -> int:
     return min((n for n in (dataset.documents, kept, limit) if n is not None), default=0)
 
 
+def tokens_of(benchmark: Benchmark) -> int:
+    """How many tokens the answers of a cell are assumed to have, all together; 0 where nobody counted its documents."""
+    return _answers(benchmark) * _tokens(benchmark.config)
+
+
 def _answers(benchmark: Benchmark) -> int:
-    return _documents(benchmark) * benchmark.config.samples
+    return documents_of(benchmark) * benchmark.config.samples
 
 
 def _is_scored(benchmark: BenchmarkConfig) -> bool:
@@ -255,9 +267,7 @@ def _disk(config: Config, grid: Grid, sources: list[Source]) -> str:
 
 
 def _gpu_hours(config: Config, cells: dict[str, list[Benchmark]]) -> str:
-    tokens = {
-        f: sum(_answers(benchmark) * _tokens(benchmark.config) for benchmark in c) for f, c in cells.items()
-    }
+    tokens = {f: sum(map(tokens_of, c)) for f, c in cells.items()}
     speeds = {name: config.families[name].tokens_per_second for name in cells}
     hours = [f"{name} {tokens[name] / speed / 3600:.1f} h" for name, speed in speeds.items() if speed]
     unknown = [name for name, speed in speeds.items() if not speed]

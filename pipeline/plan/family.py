@@ -107,9 +107,10 @@ def open_family(name: str, config: FamilyConfig, sources: Sources) -> Family:
         UserError: if one is not there or is damaged, or the target lacks the chat template that is asked for.
     """
     opened: dict[str, Checkpoint] = {}
+    found = config.sources()
     for part in ("target", "base", "sft", "grpo"):  # an adapter comes after what it is merged into
-        if (source := getattr(config, part)) is not None:
-            opened[part] = _open(source, sources, opened)
+        if part in found:
+            opened[part] = _open(found[part], sources, opened)
     target = opened["target"]
     _check_template(name, config, opened)
     sft, grpo, base = (opened.get(part) for part in ("sft", "grpo", "base"))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from evals import perturbations
 from pipeline.config.explain import nearest
 from pipeline.config.schema import (
+    UNKNOWN,
     BenchmarkConfig,
     ConditionConfig,
     Config,
@@ -219,9 +220,10 @@ def _possible(
             for condition in conditions
             if not waiting[condition.name] and not _adds_itself(name, condition)
         ]
-        for folder in sorted({family.donors for c in waiting.values() for family in c if family.donors}):
-            count = sum(any(f.donors == folder for f in c) for c in waiting.values())
-            left_out.append(_untrained(name, folder, count, len(conditions)))
+        for of in sorted({family for families in waiting.values() for family in families}):
+            count = sum(of in families for families in waiting.values())
+            without = f"{name}: {count} of {len(conditions)} conditions are left out"
+            left_out.append(f"{without}, {_wants(of, config.families[of])}")
     return tuple(possible), tuple(left_out)
 
 
@@ -241,11 +243,11 @@ def rows(config: Config) -> tuple[Condition, ...]:
             f"conditions: {', '.join(chosen)}: in {why} no answer moves with order or batch, so nothing is asked again; add"
             " another condition, or engine.dtype=bfloat16"
         )
-    return tuple(row for name, given in asked.items() for row in _rows(name, given))
+    return tuple(row for name, given in asked.items() for row in _rows(name, given, config.seed_limit))
 
 
-def _rows(name: str, given: ConditionConfig) -> list[Condition]:
-    """A condition of the configuration as rows: one for each α and each seed."""
+def _rows(name: str, given: ConditionConfig, seed_limit: int | None) -> list[Condition]:
+    """A condition of the configuration as rows: one for each α and each seed, of which at most so many are taken."""
     if given.terms:
         terms = tuple(VectorTerm(float(t.alpha), t.family, _part(t.part), t.seed) for t in given.terms)
         return [_row(name, given, name, given.label, terms)]
@@ -256,7 +258,7 @@ def _rows(name: str, given: ConditionConfig) -> list[Condition]:
         row, label = name, given.label
         if isinstance(given.alpha, list | tuple):
             row, label = f"{name}={alpha!r}", f"{label} = {alpha:g}".replace("-", "−")
-        for seed in [None] if given.seeds is None else dict.fromkeys(given.seeds):
+        for seed in [None] if given.seeds is None else list(dict.fromkeys(given.seeds))[:seed_limit]:
             found.append(_row(name, given, row, label, (VectorTerm(alpha, None, part, seed),)))
     return found
 
@@ -302,7 +304,8 @@ def columns(config: Config) -> tuple[Benchmark, ...]:
         UserError: for a form or perturbation that does not exist.
     """
     benchmarks = []
-    for name, benchmark in config.chosen_benchmarks().items():
+    for name, given in config.chosen_benchmarks().items():
+        benchmark = _with_room(given, config.max_gen_toks)
         limit = _least(config.limit, benchmark.limit)
         folder = benchmark.dataset.folder or config.data.folder
         seed, own = config.perturbation_seed, tuple(config.evals_path)
@@ -334,8 +337,8 @@ def _adds_itself(family: str, condition: Condition) -> bool:
     return any(term.family == family for term in condition.added())
 
 
-def _waits_for(config: Config, name: str, condition: Condition) -> list[FamilyConfig]:
-    """The families whose donors a row of family `name` needs, and a recipe is yet to train.
+def _waits_for(config: Config, name: str, condition: Condition) -> list[str]:
+    """The families whose donors a row of family `name` needs, and that a recipe is yet to train or nobody has named.
 
     Raises:
         UserError: if it needs donors that no recipe makes and the configuration does not name.
@@ -346,22 +349,31 @@ def _waits_for(config: Config, name: str, condition: Condition) -> list[FamilyCo
     waits = []
     for of, part in needs:
         family = config.families[of]
-        if getattr(family, part) is None and (family.donors is None or part == "base"):
+        if part in family.sources():
+            continue
+        if part not in family.unnamed() and (family.donors is None or part == "base"):
             raise UserError(
                 f"families.{of}.{part}.id: the condition '{condition.name}' needs this checkpoint; set it, or leave the"
                 " condition out"
             )
-        if getattr(family, part) is None and family not in waits:
-            waits.append(family)
+        if of not in waits:
+            waits.append(of)
     return waits
 
 
-def _untrained(name: str, folder: str, count: int, conditions: int) -> str:
+def _wants(name: str, family: FamilyConfig) -> str:
+    """What a family waits for, and what to do."""
+    if unnamed := family.unnamed():
+        unnamed = {part: source for part, source in unnamed.items() if source.subfolder == UNKNOWN}
+        repositories = " and ".join(dict.fromkeys(source.id for source in unnamed.values()))
+        keys = " and ".join(f"families.{name}.{part}.subfolder" for part in unnamed)
+        return f"because it is not known which folders of {repositories} its donors are: name them in {keys}"
+    folder = family.donors or ""
     recipe = Path(folder).name
     where = "" if folder == f"results/donors/{recipe}" else f' ARGS="out={folder}"'
     return (
-        f"{name}: {count} of {conditions} conditions are left out, for want of donors in {folder}: train them with"
-        f" `make donors EXPERIMENT={recipe}{where}`, or set families.{name}.sft.id and families.{name}.grpo.id"
+        f"for want of donors in {folder}: train them with `make donors EXPERIMENT={recipe}{where}`, or set"
+        f" families.{name}.sft.id and families.{name}.grpo.id"
     )
 
 
@@ -370,9 +382,20 @@ def takes_chat_template(family: FamilyConfig, start: Start) -> bool:
     return family.chat and start is not Start.base
 
 
+def allowed_differences(config: Config, family: str, condition: Condition) -> list[str]:
+    """Keys of config.json in which a row's checkpoint may differ from the donors of what is added to it."""
+    owners = dict.fromkeys([family, *(term.family or family for term in condition.added())])
+    return list(dict.fromkeys(key for o in owners for key in config.families[o].allow_config_differences))
+
+
 def asked_of(family: FamilyConfig, benchmark: Benchmark) -> Benchmark:
     """The benchmark as the family is asked it: with no more tokens for an answer than its models have room for."""
-    most, room = benchmark.config.max_gen_toks, family.max_gen_toks
-    if most is None or room is None or most <= room:
-        return benchmark
-    return replace(benchmark, config=replace(benchmark.config, max_gen_toks=room))
+    return replace(benchmark, config=_with_room(benchmark.config, family.max_gen_toks))
+
+
+def _with_room(benchmark: BenchmarkConfig, room: int | None) -> BenchmarkConfig:
+    """The benchmark with at most `room` tokens for an answer; None, and a task's own length, change nothing."""
+    most = benchmark.max_gen_toks
+    return (
+        benchmark if most is None or room is None or most <= room else replace(benchmark, max_gen_toks=room)
+    )

@@ -134,7 +134,8 @@ class Plan:
 
     def _family_entry(self, family: Family) -> FamilyEntry:
         geometry = str(self.geometry_file(family)) if family.vector_key else None
-        return FamilyEntry(family.config.label, family.config.group, family.config.published_size, geometry)
+        given = family.config
+        return FamilyEntry(given.label, given.group, given.published_size, geometry, given.pair)
 
     def opened(self) -> dict[str, str]:
         """The commit of everything on the hub that the configuration takes without a revision, by its name in the lock file."""

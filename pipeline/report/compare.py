@@ -26,7 +26,7 @@ from pipeline.report.formats import as_text
 from pipeline.report.numbers import DASH, percent
 from pipeline.report.origins import Pair, differing, how_made
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
-from pipeline.report.tables.accuracy import difference_text
+from pipeline.report.tables.accuracy import difference_text, star_note
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ def match(a: Results, b: Results) -> Runs:
 def table(runs: Runs) -> Table:
     """The cells of two runs; the notes list what differs in their inputs and provenance."""
     made = _table(runs.a, runs.pairs, runs.found)
+    tested = [one.difference for one in runs.found.values()]
     renamed = [f"{x} with {y}" for x, y in runs.families.items() if x != y]
     made.notes = [
         "A and B: accuracy in per cent; B − A: points, paired by document, with the 95 % interval; = the "
-        f"same record. * p < 0.05 after Holm's correction over {runs.tests} comparisons.",
+        f"same record. * p < 0.05 after Holm's correction over {runs.tests} comparisons. {star_note(tested)}",
         *(f"{mark}: {MARKS[mark]}." for mark in made.marks()),
         *([f"Families are matched by their order: {', '.join(renamed)}."] if renamed else []),
         *(
@@ -84,7 +85,7 @@ def table(runs: Runs) -> Table:
             if runs.left_out
             else []
         ),
-        *_only_in_one(runs.a, runs.b),
+        *_only_in_one(runs),
         *runs.a.problems,
         *runs.b.problems,
         *(f"differs: {line}" for line in differing(list(runs.pairs.values()))),
@@ -114,11 +115,21 @@ def _what_changed(runs: Runs) -> str:
     found = [runs.found[place] for place in distinct.values() if place in runs.found]
     shown = [one.difference.value for one in found if one.is_significant]
     up, down = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
+    apart = total - same - len(found)
+    if not found:
+        return f"Nothing can be compared: {_share_no_document(apart)}."
     moved = sum(bool(one.difference.gained or one.difference.lost) for one in found)
     return (
         f"Of {total} pairs of records, {same or 'none'} are the same; in {moved} of the other {total - same} some document is"
-        f" scored differently, and after Holm's correction {up} are better in B and {down} worse."
+        f" scored differently, and after Holm's correction {up} are better in B and {down} worse"
+        f"{f'; {_share_no_document(apart)}' if apart else ''}."
     )
+
+
+def _share_no_document(number: int) -> str:
+    """Of pairs whose documents all differ in name or target."""
+    pairs = "1 pair of records shares" if number == 1 else f"{number} pairs of records share"
+    return f"{pairs} no document with the same target"
 
 
 def _table(a: Results, pairs: Mapping[Place, Pair], found: Mapping[Place, Compared]) -> Table:
@@ -163,15 +174,19 @@ def _matched_families(a: Results, b: Results) -> dict[str, str]:
     return dict(zip(a.families, b.families, strict=False))
 
 
-def _only_in_one(a: Results, b: Results) -> list[str]:
-    notes = []
+def _only_in_one(runs: Runs) -> list[str]:
+    """What one run has and the other has not; families that are matched count as one."""
+    notes, (a, b) = [], (runs.a, runs.b)
     for what, mine, theirs in (
-        ("conditions", list(a.conditions), list(b.conditions)),
-        ("benchmarks", list(a.benchmarks), list(b.benchmarks)),
+        ("families", {name: runs.families.get(name) for name in a.families}, list(b.families)),
+        ("conditions", {name: name for name in a.conditions}, list(b.conditions)),
+        ("benchmarks", {name: name for name in a.benchmarks}, list(b.benchmarks)),
     ):
-        for run, one, other in (("A", mine, theirs), ("B", theirs, mine)):
-            if alone := [name for name in one if name not in other]:
-                notes.append(f"Only in {run}: {what} {', '.join(alone)}.")
+        only_a = [name for name, other in mine.items() if other not in theirs]
+        only_b = [name for name in theirs if name not in mine.values()]
+        notes += [
+            f"Only in {run}: {what} {', '.join(of)}." for run, of in (("A", only_a), ("B", only_b)) if of
+        ]
     return notes
 
 

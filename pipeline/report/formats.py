@@ -72,21 +72,24 @@ _HTML_CLASS = {Kind.difference: "delta", Kind.published: "paper"}
 def as_html(table: Table) -> str:
     """A `figure` of HTML, every text escaped."""
 
-    def entry(e: Text, tag: str) -> str:
+    def entry(e: Text, tag: str, scope: str = "") -> str:
         marks = f"<sup>{html.escape(e.marks)}</sup>" if e.marks else ""
-        return f"<{tag}>{html.escape(e.text)}{marks}</{tag}>"
+        of = f' scope="{scope}"' if scope else ""
+        return f"<{tag}{of}>{html.escape(e.text)}{marks}</{tag}>"
 
     width = len(table.header)
-    lines = ["<thead><tr>" + "".join(entry(e, "th") for e in table.header) + "</tr></thead>"]
+    lines = ["<thead><tr>" + "".join(entry(e, "th", "col") for e in table.header) + "</tr></thead>"]
     for block_at, (title, rows) in enumerate(table.blocks):
         lines.append("<tbody>")
         if title:
-            lines.append(f'<tr class="block"><th colspan="{width}">{html.escape(title)}</th></tr>')
+            lines.append(
+                f'<tr class="block"><th colspan="{width}"><span>{html.escape(title)}</span></th></tr>'
+            )
         for line_at, row in enumerate(rows):
             label, *entries = row.texts
             lines.append(
                 f'<tr id="{row_id(table.name, block_at, line_at)}" class="{_HTML_CLASS.get(row.kind, "value")}">'
-                f"{entry(label, 'th')}"
+                f"{entry(label, 'th', 'row')}"
                 f"{''.join(entry(e, 'td') for e in entries)}</tr>"
             )
         lines.append("</tbody>")

@@ -10,8 +10,10 @@ from pipeline.analysis.findings import Findings, Gain, find
 from pipeline.analysis.judging import CANNOT_TELL, NO_EFFECT, NOTICEABLE, PERSISTS
 from pipeline.analysis.pairs import pairs
 from pipeline.analysis.persisting import Persisting
+from pipeline.analysis.power import LEVEL
 from pipeline.analysis.results import THINK, Results, Row
 from pipeline.analysis.verdicts import Judged, Verdict
+from pipeline.manifest import ConditionEntry
 from pipeline.report.numbers import interval, listed, percent, signed
 
 # A gain that is shown on all documents, on the perturbed ones: what its decision says of it. Where the originals of those
@@ -37,6 +39,21 @@ def what_was_found(results: Results) -> tuple[str, str]:
     if len(results.families) == 1:
         return _of_scores(results, findings, vector, gains), _of_answers(results, findings, vector, gains)
     return _of_families(results, vector, gains), _of_answers(results, findings, vector, gains)
+
+
+def pair_notes(results: Results) -> list[str]:
+    """Which donors each family's vector is of, and what is known against them, where the configuration says so."""
+    conditions = results.manifest.conditions
+    asked = {cell.family for cell in results.manifest.cells if _has_donors(conditions[cell.condition])}
+    return [
+        f"Donors of {entry.label}: {entry.pair}."
+        for family, entry in results.families.items()
+        if entry.pair is not None and family in asked
+    ]
+
+
+def _has_donors(condition: ConditionEntry) -> bool:
+    return bool(condition.terms) or condition.start in ("sft", "grpo")
 
 
 def verdict_reason(results: Results, verdict: Verdict) -> str:
@@ -320,9 +337,10 @@ def remarks(judged: Judged) -> list[str]:
                 f"{percent(effect)} points need about {_rounded(judged.judgement.needed)} such documents"
             )
         elif not difference.low <= 0 <= difference.high:
-            texts.append(
-                "its own interval leaves out zero, but the test after Holm's correction does not reject"
-            )
+            reason = "it is not significant after Holm's correction"
+            if difference.p >= LEVEL:
+                reason = "no test can reject with fewer than six independent units"
+            texts.append(f"its own interval leaves zero out, but {reason}")
     return texts
 
 

@@ -8,7 +8,8 @@ checkpoint, made once in the cache under a name that holds the bytes of adapter 
 made from it: they hold the bytes of the merged weights.
 
 Covers adapters of linear layers, with a rank and an alpha of their own where they say so, and layers that were trained in
-full (`modules_to_save`). Refuses what else PEFT knows: DoRA, adapted embeddings, trained biases, quantized models.
+full (`modules_to_save`). Refuses what else PEFT knows: DoRA, adapted embeddings, trained biases, quantized models, an
+initialisation that changed the model's own weights (PiSSA, OLoRA), adapters of a part of the text (aLoRA).
 """
 
 import math
@@ -35,6 +36,14 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE_VERSION = 1  # raise it when the merged weights become others
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.weight")
+_INITIALISED = (
+    None,
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # these leave the model's weights as they are
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -106,7 +115,12 @@ def read_adapter(path: Path) -> Adapter:
         if pair.keys() != {"A", "B"}:
             raise UserError(f"{path}: {name} has only one of lora_A and lora_B; fetch the adapter again")
         low_rank[name] = (pair["A"], pair["B"])
-    scales = {name: _scale(path, settings, name, a.shape[0]) for name, (a, _) in low_rank.items()}
+    if not low_rank and not replaced:
+        raise UserError(f"{path / WEIGHTS} holds no tensor of an adapter; fetch it again")
+    ranks = {name: a.shape[0] if a.shape else 0 for name, (a, _) in low_rank.items()}
+    if flat := next((name for name, rank in ranks.items() if not rank), None):
+        raise UserError(f"{path}: the adapter of {flat} has rank 0; fetch it again")
+    scales = {name: _scale(path, settings, name, rank) for name, rank in ranks.items()}
     trained_on = settings.get("base_model_name_or_path")
     return Adapter(path, trained_on if isinstance(trained_on, str) else None, scales, low_rank, replaced)
 
@@ -117,7 +131,12 @@ def _check_kind(path: Path, settings: Mapping[str, Any]) -> None:
         "bias": (settings.get("bias") or "none", "none"),
         "use_dora": (bool(settings.get("use_dora")), False),
         "fan_in_fan_out": (bool(settings.get("fan_in_fan_out")), False),
+        "use_qalora": (bool(settings.get("use_qalora")), False),
+        "layer_replication": (settings.get("layer_replication") or None, None),
+        "alora_invocation_tokens": (settings.get("alora_invocation_tokens") or None, None),
     }
+    if (start := settings.get("init_lora_weights")) not in _INITIALISED:
+        found["init_lora_weights"] = (start, True)
     for key, (value, expected) in found.items():
         if value != expected:
             raise UserError(
@@ -128,10 +147,16 @@ def _check_kind(path: Path, settings: Mapping[str, Any]) -> None:
 def _scale(path: Path, settings: Mapping[str, Any], name: str, rank: int) -> float:
     """What B·A is multiplied with, for one parameter."""
     module, alpha = name.removesuffix(".weight"), settings.get("lora_alpha")
-    for pattern, own in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            alpha = own
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or rank < 1:
+    patterns = settings.get("alpha_pattern") or {}
+    try:  # the first that matches, as PEFT takes it
+        own = (p for p in patterns if re.fullmatch(rf"(?:.*\.)?(?:{p})", module))
+        alpha = next((patterns[p] for p in own), alpha)
+    except (re.error, TypeError):
+        raise UserError(
+            f"{path / SETTINGS}: alpha_pattern is {patterns!r:.80}; expected regular expressions and numbers: fetch the"
+            " adapter again"
+        ) from None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise UserError(
             f"{path / SETTINGS}: lora_alpha is {alpha!r}; expected a number: fetch the adapter again"
         )

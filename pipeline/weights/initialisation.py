@@ -3,9 +3,10 @@
     found = measure(base, {"sft": sft, "grpo": grpo, "target": target}, v=norm)
     check(found, base, {"sft": sft, …})
 
-θ_GRPO − θ_SFT means something only where both were trained from one start (arXiv 2509.01363). Fine-tunes lie within a
-tenth of their base's norm from it (the shipped family: 0.04 to 0.06), models of two random starts at 1.4 of it; a model
-that was trained on for trillions of tokens, as the Coder models were, lies between. `FAR` is where we stop believing.
+θ_GRPO − θ_SFT means something only where both were trained from one start (arXiv 2509.01363). Measured: the shipped
+family's fine-tunes lie at 0.04 to 0.06 of their base's norm from it, models of two random starts at 1.4. A model that was
+trained on for trillions of tokens, as the Coder models were, should lie between; none has been measured, so `FAR` is a
+choice between the two, and not a boundary that was found.
 """
 
 import math
@@ -21,7 +22,7 @@ from pipeline.weights.geometry_report import Distance, Initialisation
 from pipeline.weights.tensors import pieces
 from pipeline.weights.threads import in_parallel, one_thread
 
-FAR = 0.3  # of the norm of what the others are measured from
+FAR = 0.3  # of the norm of what the others are measured from; a choice
 
 
 class _Sums(TypedDict):
@@ -94,7 +95,7 @@ def check(
     if far:
         raise UserError(
             f"{found['reference']} {reference.source} is not where these were trained from ({'; '.join(far)}; expected at"
-            f" most {FAR}); use checkpoints of one pretraining, or set families.{family}.allow_other_initialisation=true"
+            f" most {FAR}, a choice: docs/pairs.md); use checkpoints of one pretraining, or set families.{family}.allow_other_initialisation=true"
         )
 
 

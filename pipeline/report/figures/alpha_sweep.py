@@ -1,7 +1,9 @@
 """Differences to α = 0 along α with 95 % bands, on one scale; random vectors of equal norm are a band of their own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.estimate import Difference
@@ -15,9 +17,10 @@ from pipeline.report.figures.panels import (
     QUIET,
     VERMILION,
     Layout,
+    compress,
     label_rows,
     legend,
-    panel_title,
+    name_panel,
     panels,
     reach,
     scale_points,
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SWEEPS = ((BLUE, "o", "-"), (PURPLE, "s", "--"), (GREEN, "^", "-."), (ORANGE, "v", ":"))
+
+_LINEAR_TO = 20.0  # times the smallest α that is not 0, up to which a linear scale tells points apart
 
 # (α, difference to α = 0), ascending; None: the same cell, no difference.
 Curve = list[tuple[float, Difference | None]]
@@ -56,13 +61,25 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
             if curve:
                 _curve(ax, sweep, curve, *style)
         _chance(ax, results, place)
-        ax.set_title(panel_title(results, place.family, place.benchmark))
+        name_panel(ax, results, place.family, place.benchmark)
         ax.set_xlabel("α")
     everything = [d for place in places for curve in place.curves for _, d in curve if d]
     note = scale_points(axes, "y", reach([*everything, *(d for place in places for d in place.noise)]))
     label_rows(axes, "difference, points")
-    legend(figure, axes, note)
+    alphas = [alpha for place in places for curve in place.curves for alpha, _ in curve]
+    legend(figure, axes, "; ".join(filter(None, (note, _scale_alphas(axes, alphas)))))
     return figure
+
+
+def _scale_alphas(axes: "list[Axes]", alphas: Sequence[float]) -> str:
+    """Spread α where a linear scale would put most points on one place; returns the note that says so."""
+    sizes = sorted(abs(alpha) for alpha in alphas if alpha)
+    if not sizes or sizes[-1] <= _LINEAR_TO * sizes[0]:
+        return ""
+    powers = [10.0**n for n in range(floor(log10(sizes[0])), floor(log10(sizes[-1])) + 1)]
+    for ax in axes:
+        compress(ax, "x", sizes[0], [0.0, *powers, *(-power for power in powers)])
+    return f"α compressed beyond ±{sizes[0]:g}"
 
 
 def _place(results: Results, family: str, benchmark: str) -> _Place | None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.authors import Beside, beside
 from pipeline.analysis.results import Results
+from pipeline.report.figures.fitting import room_for
 from pipeline.report.figures.panels import (
     BLUE,
     INK,
@@ -13,10 +14,9 @@ from pipeline.report.figures.panels import (
     arms,
     legend,
     name_lines,
-    panel_title,
+    name_panel,
     panels,
     reach,
-    room_for,
     scale_points,
 )
 
@@ -54,7 +54,7 @@ def picture(results: Results, found: Sequence[Beside], layout: Layout) -> "Figur
             ax.errorbar(100 * one.gain.value, y, xerr=arms(one.gain), label="ours", **style)
             ax.plot(100 * one.gain_theirs, y + 0.25, "x", color=VERMILION, markersize=6, label="the authors'")
         name_lines(ax, names)
-        ax.set_title(panel_title(results, family, benchmark))
+        name_panel(ax, results, family, benchmark)
         ax.set_xlabel("difference, points")
     furthest = max(
         reach([one.gain for one in found if one.gain is not None]),

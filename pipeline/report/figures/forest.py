@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.published import published_figures
 from pipeline.analysis.results import Results
+from pipeline.report.figures.fitting import room_for
 from pipeline.report.figures.panels import (
     BLUE,
     INK,
@@ -12,11 +13,10 @@ from pipeline.report.figures.panels import (
     Layout,
     arms,
     legend,
+    name_panel,
     name_rows,
-    panel_title,
     panels,
     reach,
-    room_for,
     scale_points,
 )
 from pipeline.report.gains import Gains, gains
@@ -58,7 +58,7 @@ def picture(results: Results, found: Gains, layout: Layout, published: bool = Tr
                         reported.difference, y + 0.25, "x", color=VERMILION, markersize=6, label="published"
                     )
         name_rows(ax, rows)
-        ax.set_title(panel_title(results, family, benchmark))
+        name_panel(ax, results, family, benchmark)
         ax.set_xlabel("difference, points")
     note = scale_points(axes, "x", reach([compared.difference for compared in found.compared.values()]))
     legend(figure, axes, note)

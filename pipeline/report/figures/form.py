@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.analysis.behaviour import Behaviour
 from pipeline.analysis.findings import find
 from pipeline.analysis.results import Results
+from pipeline.report.figures.fitting import room_for
 from pipeline.report.figures.panels import (
     BLUE,
     INK,
@@ -13,10 +14,9 @@ from pipeline.report.figures.panels import (
     Layout,
     arms,
     legend,
+    name_panel,
     name_rows,
-    panel_title,
     panels,
-    room_for,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
                     ax.errorbar(100 * share.value, y + offset, xerr=arms(share), **bars | style)
         name_rows(ax, rows)
         ax.set_xlim(-3, 103)
-        ax.set_title(panel_title(results, family, benchmark))
+        name_panel(ax, results, family, benchmark)
         ax.set_xlabel("per cent")
     legend(figure, axes)
     return figure

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.results import Results
-from pipeline.report.figures.panels import BLUE, ON_DARK, ON_LIGHT, QUIET, VERMILION, Layout, short
+from pipeline.report.figures.fitting import room_for, short
+from pipeline.report.figures.panels import BLUE, ON_DARK, ON_LIGHT, QUIET, VERMILION, Layout
 from pipeline.report.gains import Gains, gains
 from pipeline.report.numbers import signed
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GAP = 0.35  # of a row, between groups
+_SLANTED = 1.5  # inches of a label above a column, at most
+_NUMBER = 0.42  # inches across that a number takes at 8 points
 _FULL = 20.0  # points at which a cell has its full colour
 _DEEPEST = 0.85  # of that colour, so that black text on it is legible
 _WHITE = 0xFE  # a white that stays white on a dark page
@@ -30,11 +33,13 @@ def picture(results: Results, found: Gains, layout: Layout) -> "Figure | None":
     if not families:
         return None
     rows = len(found.rows) + _GAP * (len(found.groups) - 1)
-    width = min(layout.width, 1.9 + 0.95 * len(found.benchmarks))
+    names = room_for(row.label for row in found.rows)
+    width = min(layout.width, 0.8 + names + 0.95 * len(found.benchmarks))
+    size = 8 * min(1.0, (width - names - 0.6) / len(found.benchmarks) / _NUMBER)
     figure = Figure(figsize=(width, len(families) * (1.35 + 0.24 * rows)), layout="constrained")
     axes = figure.subplots(len(families), 1, squeeze=False).ravel().tolist()
     for ax, family in zip(axes, families, strict=True):
-        _panel(ax, results, found, family, layout)
+        _panel(ax, results, found, family, layout, size)
     return figure
 
 
@@ -50,10 +55,11 @@ def shade(points: float) -> tuple[str, str]:
     return "#" + "".join(f"{part:02x}" for part in parts), ON_DARK if is_dark else ON_LIGHT
 
 
-def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layout) -> None:
+def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layout, size: float) -> None:
     from matplotlib.patches import Rectangle
 
     y, ticks = 0.0, []
+    names = room_for(row.label for row in found.rows)
     for group in found.groups.values():
         for row in group:
             ticks.append((y + 0.5, short(row.label)))
@@ -79,7 +85,7 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
                     ha="center",
                     va="center",
                     color=ink,
-                    fontsize=8,
+                    fontsize=size,
                 )
             y += 1
         y += _GAP
@@ -88,7 +94,10 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
     ax.set_xticks(
         [x + 0.5 for x in range(len(found.benchmarks))],
-        ["\n".join(map(short, results.label(b, ":\n").split("\n"))) for b in found.benchmarks],
+        [
+            "\n".join(short(line, _SLANTED, 8) for line in results.label(b, ":\n").split("\n"))
+            for b in found.benchmarks
+        ],
     )
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelsize=8)
@@ -100,4 +109,7 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     for spine in ax.spines.values():
         spine.set_visible(False)
     if len(results.families) > 1:
-        ax.set_xlabel(short(results.families[family].label), color=QUIET)
+        ax.set_xlabel(
+            short(results.families[family].label, max(1.0, ax.figure.get_figwidth() - names - 0.6)),
+            color=QUIET,
+        )

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from pipeline.analysis.results import Results
 from pipeline.analysis.vectors import geometry_of
 from pipeline.errors import UserError
-from pipeline.report.figures.panels import ON_DARK, ON_LIGHT, Layout, short
+from pipeline.report.figures.fitting import short
+from pipeline.report.figures.panels import ON_DARK, ON_LIGHT, Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
             ax.set_yticks(range(len(modules)), modules)
             ax.set_xlabel("layer")
         ax.tick_params(length=0, labelsize=8)
-        ax.set_title(short(results.families[family].label))
+        ax.set_title(short(results.families[family].label, width - 0.4))
         if not (is_numbered and layout.is_narrow):
             figure.colorbar(image, ax=ax, label="‖v‖ / ‖θ‖, %")
     return figure

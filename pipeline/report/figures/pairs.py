@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.analysis.comparisons import SIGNIFICANT
 from pipeline.analysis.pairs import Pairs, pairs
 from pipeline.analysis.results import Results
+from pipeline.report.figures.fitting import room_for
 from pipeline.report.figures.panels import (
     BLUE,
     INK,
@@ -16,9 +17,8 @@ from pipeline.report.figures.panels import (
     name_lines,
     panels,
     reach,
-    room_for,
     scale_points,
-    short,
+    title_panel,
 )
 from pipeline.report.numbers import percent
 from pipeline.report.sentences import p_text
@@ -52,16 +52,16 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
         mean: Any = bars | {"color": VERMILION, "marker": "D"}
         ax.errorbar(100 * one.mean.value, len(names), xerr=arms(one.mean), label="mean over pairs", **mean)
         name_lines(ax, [*names, "mean"])
-        ax.set_title(_title(results, one))
+        title_panel(ax, *_title(results, one))
         ax.set_xlabel("difference, points")
     everything = [e for one in found for e in (*(effect.gain for effect in one.effects), one.mean)]
     legend(figure, axes, scale_points(axes, "x", reach(everything)))
     return figure
 
 
-def _title(results: Results, one: Pairs) -> str:
+def _title(results: Results, one: Pairs) -> tuple[str, str]:
     """The benchmark and the size; below them how much the pairs differ."""
     spread = one.heterogeneity
     test = f", {p_text(one.p_spread)}" if one.p_spread == one.p_spread else ""
     name = results.label(one.benchmark) + (f", {one.size}" if one.size else "")
-    return f"{short(name)}\nspread I² {percent(spread.i2)} %{test}"
+    return name, f"spread I² {percent(spread.i2)} %{test}"

@@ -1,11 +1,13 @@
 """What the figures share: panels side by side or stacked, colours, scales, legends and error bars."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.estimate import Estimate
 from pipeline.analysis.results import Results, Row
+from pipeline.report.figures.fitting import room_for, short, ticks_that_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +41,9 @@ STYLE: Any = {
 _COMPRESSED = 40.0  # points; where differences reach further, the scale is linear near zero only
 _LINEAR = 5.0  # points around zero that such a scale leaves as they are, roughly
 _TICKS = (-100, -50, -20, -5, 0, 5, 20, 50, 100)
+_EDGE = 0.35  # inches beside a panel that are not its own: its neighbour's ticks and what separates them
+_NARROWEST = 1.5  # inches of a panel
+_LEGEND = 2.8  # inches of a label in the legend, at most
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,11 @@ def panels(
     from matplotlib.figure import Figure
 
     across = min(layout.columns, count)
+    while across > 1 and layout.width / across - _EDGE - names / (across if "y" in share else 1) < _NARROWEST:
+        across -= 1
     down = -(-count // across)
-    width = min(layout.width, 1.1 + names + 2.1 * max(across, 1.6))
+    all_names = names * (1 if "y" in share else across)
+    width = min(layout.width, 1.1 + all_names + 2.1 * max(across, 1.6))
     figure = Figure(figsize=(width, 0.6 + height * down), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharex="x" in share, sharey="y" in share)
     found = axes.ravel().tolist()
@@ -82,22 +90,27 @@ def panels(
     return figure, found[:count]
 
 
-def short(text: str, longest: int = 30) -> str:
-    """A label that leaves room for what is drawn; the tables have the whole."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def panel_width(ax: "Axes") -> float:
+    """Inches of a panel, about; its rows are named before."""
+    grid, figure = ax.get_subplotspec(), ax.figure
+    assert grid is not None, "panels are subplots"
+    across, first = grid.get_gridspec().ncols, figure.axes[0]
+    # Rows that all panels have in common are named in the first alone.
+    is_shared = first.get_shared_y_axes().joined(first, figure.axes[-1])  # type: ignore[no-untyped-call]
+    names = room_for(label.get_text() for label in (first if is_shared else ax).get_yticklabels())
+    return float(figure.get_figwidth()) / across - _EDGE - names / (across if is_shared else 1)  # type: ignore[union-attr]
 
 
-def panel_title(results: Results, family: str, benchmark: str) -> str:
-    """The benchmark; the family is named where there are several."""
+def title_panel(ax: "Axes", *lines: str) -> None:
+    """Write lines above a panel, each cut where it would meet the next panel's."""
+    room = panel_width(ax) + _EDGE / 2
+    ax.set_title("\n".join(short(line, room) for line in lines))
+
+
+def name_panel(ax: "Axes", results: Results, family: str, benchmark: str) -> None:
+    """Write the benchmark above a panel; the family is named where there are several."""
     labels = results.label(benchmark, ":\n").split("\n")
-    if len(results.families) > 1:
-        labels = [results.families[family].label, *labels]
-    return "\n".join(map(short, labels))
-
-
-def room_for(names: Iterable[str]) -> float:
-    """Inches that names on the left take."""
-    return 0.06 * max((len(short(name)) for name in names), default=0)
+    title_panel(ax, *([results.families[family].label] if len(results.families) > 1 else []), *labels)
 
 
 def label_rows(axes: "list[Axes]", text: str) -> None:
@@ -123,7 +136,7 @@ def legend(figure: "Figure", axes: "list[Axes]", note: str = "") -> None:
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(short(str(label), 40), handle)
+            handles.setdefault(short(str(label), min(_LEGEND, figure.get_figwidth() - 0.8)), handle)
     column = 0.6 + 0.075 * max(map(len, handles), default=0)  # inches
     columns = max(1, min(len(handles), int(figure.get_figwidth() / column)))
     figure.legend(
@@ -142,13 +155,41 @@ def scale_points(axes: "list[Axes]", names: str, furthest: float) -> str:
         return ""
     for ax in axes:
         for name in names:
-            getattr(ax, f"set_{name}scale")("asinh", linear_width=_LINEAR)
-            axis = getattr(ax, f"{name}axis")
-            low, high = getattr(ax, f"get_{name}lim")()
-            axis.set_ticks([tick for tick in _TICKS if min(low, high) <= tick <= max(low, high)])
-            axis.set_minor_locator(_no_ticks())
-            axis.set_major_formatter(lambda tick, _: f"{tick:.0f}".replace("-", "−"))
+            compress(ax, name, _LINEAR, _TICKS)
     return f"scale compressed beyond ±{_LINEAR:g} points"
+
+
+def compress(ax: "Axes", name: str, linear: float, ticks: Sequence[float]) -> None:
+    """A scale of one axis ("x" or "y") that is linear near zero and logarithmic beyond, with those of the ticks that fit.
+
+    Args:
+        linear: the part around zero that stays as it is, roughly.
+    """
+    getattr(ax, f"set_{name}scale")("asinh", linear_width=linear)
+    axis = getattr(ax, f"{name}axis")
+    low, high = sorted(math.asinh(end / linear) for end in getattr(ax, f"get_{name}lim")())
+    length = panel_width(ax) if name == "x" else panel_height(ax)
+    inside = [tick for tick in ticks if low <= math.asinh(tick / linear) <= high]
+    fitting = ticks_that_fit(
+        inside,
+        lambda tick: length * (math.asinh(tick / linear) - low) / (high - low),
+        _tick_name,
+        across=name == "x",
+    )
+    axis.set_ticks(fitting)
+    axis.set_minor_locator(_no_ticks())
+    axis.set_major_formatter(lambda tick, _: _tick_name(tick))
+
+
+def panel_height(ax: "Axes") -> float:
+    """Inches of a panel without its title and what is written below it, about."""
+    grid = ax.get_subplotspec()
+    assert grid is not None, "panels are subplots"
+    return max(0.5, float(ax.figure.get_figheight()) / grid.get_gridspec().nrows - 1.1)  # type: ignore[union-attr]
+
+
+def _tick_name(tick: float) -> str:
+    return f"{tick:g}".replace("-", "−")
 
 
 def _no_ticks() -> Any:

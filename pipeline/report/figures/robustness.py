@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.analysis.findings import find
 from pipeline.analysis.results import REFERENCE, Results
+from pipeline.report.figures.fitting import room_for
 from pipeline.report.figures.panels import (
     BLUE,
     INK,
@@ -12,11 +13,10 @@ from pipeline.report.figures.panels import (
     Layout,
     arms,
     legend,
+    name_panel,
     name_rows,
-    panel_title,
     panels,
     reach,
-    room_for,
     scale_points,
 )
 
@@ -66,7 +66,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
                     **style,
                 )
         name_rows(ax, rows)
-        ax.set_title(panel_title(results, family, variant))
+        name_panel(ax, results, family, variant)
         ax.set_xlabel("difference, points")
     everything = [gain for *_, gains in places for both in gains.values() for gain in both]
     legend(figure, axes, scale_points(axes, "x", reach(everything)))

@@ -29,7 +29,7 @@ function packOf(number) {
 
 const cellsOf = (family, benchmark) => index.cells.filter(([f, b]) => f === family && b === benchmark);
 
-// Documents of two cells as pairs, in the order of the first: what both have.
+// Documents of two cells as pairs, in the order of the first: what both have, and have with the same target.
 async function compared(old, now) {
   const [a, asked, b, askedNow] = await Promise.all([old[3], old[4], now[3], now[4]].map(packOf));
   const at = new Map(askedNow.name.map((name, i) => [name, i]));
@@ -37,7 +37,7 @@ async function compared(old, now) {
     score: cell.score[i], tokens: cell.tokens[i], flags: cell.flags[i], output: cell.output[i],
     extracted: cell.extracted[i], options: cell.options?.[i] ?? null,
   });
-  return asked.name.flatMap((name, i) => at.has(name) ? [{
+  return asked.name.flatMap((name, i) => at.has(name) && asked.target[i] === askedNow.target[at.get(name)] ? [{
     name, target: asked.target[i], prompt: asked.prompt[i], promptNow: askedNow.prompt[at.get(name)],
     old: side(a, i), now: side(b, at.get(name)), order: i,
   }] : []);
@@ -45,10 +45,11 @@ async function compared(old, now) {
 
 // ---- choices ----
 
-function fill(select, options, asked) {
-  const before = asked ?? select.value;
+// Offer these options, with the first of `preferred` that is among them chosen; what was chosen comes after those.
+function fill(select, options, ...preferred) {
+  const chosen = [...preferred, select.value].find((name) => options.some(([value]) => value === name));
   select.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
-  if (options.some(([value]) => value === before)) select.value = before;
+  if (chosen !== undefined) select.value = chosen;
 }
 
 // Each choice narrows the next, so that every combination on offer exists.
@@ -59,11 +60,12 @@ function choose(asked = {}) {
   fill(byId("benchmark"), named(index.cells.filter(([f]) => f === family).map(([, b]) => b), index.benchmarks), asked.benchmark);
   const cells = cellsOf(family, byId("benchmark").value);
   const conditions = named(cells.map(([, , name]) => name), index.conditions);
-  fill(byId("old"), conditions, asked.old || byId("old").value || index.reference);
+  fill(byId("old"), conditions, asked.old, byId("old").value, index.reference);
   const others = conditions.filter(([name]) => name !== byId("old").value);
-  fill(byId("new"), others, asked.new || byId("new").value || index.opening);
+  fill(byId("new"), others, asked.new, byId("new").value, index.opening);
 }
 
+// Show the chosen comparison; false where a later choice has overtaken this one.
 async function load(doc = null) {
   const turn = ++loading;
   const cells = cellsOf(byId("family").value, byId("benchmark").value);
@@ -72,15 +74,16 @@ async function load(doc = null) {
     pairs = [];
     filter();
     byId("count").textContent = "The run has no pair of conditions to compare.";
-    return;
+    return true;
   }
   const found = await compared(old, now);
-  if (turn !== loading) return;
+  if (turn !== loading) return false;
   pairs = found;
   const asked = pairs.find(({ name }) => name === doc);
   if (asked && !SHOW[byId("show").value](asked)) byId("show").value = "all"; // a link's document is always listed
   filter(doc);
   if (doc && !asked) byId("count").textContent += ` There is no document ${doc}.`;
+  return true;
 }
 
 // ---- filters and order ----
@@ -118,11 +121,14 @@ const SORT = {
   sure: (x, y) => margin(y.now) - margin(x.now),
 };
 
+// What a search looks through, made once for each pair: the texts of a large benchmark are many megabytes.
+const haystack = (pair) => pair.haystack ??= [pair.name, pair.target, pair.prompt, pair.promptNow, pair.old.output, pair.now.output]
+  .filter(Boolean).join("\n").toLowerCase();
+
 function filter(doc = null) {
   const asked = byId("search").value.toLowerCase().trim();
   const show = SHOW[byId("show").value], form = FORM[byId("form").value];
-  const isFound = ({ name, target, prompt, promptNow, old, now }) => !asked ||
-    [name, target, prompt, promptNow, old.output, now.output].some((text) => text?.toLowerCase().includes(asked));
+  const isFound = (pair) => !asked || haystack(pair).includes(asked);
   const listed = pairs.filter((pair) => show(pair) && form(pair) && isFound(pair)).sort(SORT[byId("sort").value]);
   const gained = pairs.filter(SHOW.gained).length, lost = pairs.filter(SHOW.lost).length;
   byId("count").textContent =
@@ -218,7 +224,10 @@ function answer(side, mine, other, pieces) {
     : marked(pieces));
   const words = [mine.extracted, mine.tokens ? `${number(mine.tokens)} tokens` : "", has(mine, "s") ? "with steps" : "",
     has(mine, "c") ? "cut at the token limit" : "", has(mine, "u") ? "unreadable" : ""];
-  box.append(element("p", words.filter(Boolean).join(" · "), "quiet"));
+  const facts = element("p", undefined, "quiet");
+  // Each apart: a reading may hold characters that turn the direction of what follows.
+  facts.append(...words.filter(Boolean).flatMap((word, i) => [i ? " · " : "", element("bdi", word)]));
+  box.append(facts);
   return box;
 }
 
@@ -273,13 +282,14 @@ function asked() {
 function follow() {
   const given = asked();
   if (!given) return false;
-  if (given.show in SHOW) byId("show").value = given.show;
+  if (Object.hasOwn(SHOW, given.show)) byId("show").value = given.show;
   else if (given.doc) byId("show").value = "all";
   byId("form").value = "any";
   byId("search").value = "";
   choose(given);
   const isThere = CHOICES.every((name) => byId(name).value === given[name]);
-  load(isThere ? given.doc : null).then(() => {
+  load(isThere ? given.doc : null).then((isShown) => {
+    if (!isShown) return;
     if (!isThere) byId("count").textContent = `The page does not have what the link asks for. ${byId("count").textContent}`;
     byId("samples").scrollIntoView();
     byId("list").focus({ preventScroll: true });
@@ -303,9 +313,10 @@ addEventListener("hashchange", follow);
 addEventListener("keydown", (event) => {
   const isTyping = event.target.matches?.("input, select, textarea");
   if (event.key === "/" && !isTyping) { event.preventDefault(); byId("search").focus(); }
-  if (event.key === "Escape" && event.target === byId("search")) byId("list").focus();
+  if (["Escape", "Enter"].includes(event.key) && event.target === byId("search")) byId("list").focus();
 });
+byId("explorer").hidden = false;
 unpack("index").then((found) => {
   index = found;
   if (!follow()) { choose(); load(); }
-});
+}, (error) => { byId("count").textContent = `This browser cannot unpack the samples (${error.message}). They are in results/cells.`; });

@@ -67,9 +67,9 @@ def _packs(runs: Runs) -> Packs:
         group = cells.setdefault((place.family, place.benchmark), {})
         group[f"a:{place.condition}"], group[f"b:{place.condition}"] = old, new
     labels = {
-        f"{run}:{name}": f"{run.upper()}: {entry.label}"
-        for name, entry in runs.a.conditions.items()
-        for run in ("a", "b")
+        f"{letter}:{name}": f"{letter.upper()}: {entry.label}"
+        for letter, run in (("a", runs.a), ("b", runs.b))
+        for name, entry in run.conditions.items()
     }
     first = next((place.condition for place in runs.found), next(iter(runs.pairs)).condition)
     groups = [Group(family, benchmark, of) for (family, benchmark), of in cells.items()]

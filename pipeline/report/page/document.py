@@ -16,7 +16,7 @@ from pipeline.report.numbers import alpha_text
 from pipeline.report.page.opening import absent_claims, changed_from_reference, claims, heat_maps
 from pipeline.report.page.samples import pack
 from pipeline.report.page.skeleton import fill, pictures
-from pipeline.report.sentences import what_was_found
+from pipeline.report.sentences import pair_notes, what_was_found
 from pipeline.report.table import Table
 
 _LISTED = 12  # texts that a fact shows
@@ -45,6 +45,7 @@ def render(results: Results, tables: Sequence[Table], drawn: Sequence[Drawn], ou
         pack(results),
         experiment=results.manifest.experiment,
         found=what_was_found(results),
+        pairs=pair_notes(results),
         maps=heat_maps(results, gains(results), changed_from_reference(results)),
         claims=claims(results, tables),
         absent=absent_claims(results),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.analysis.comparisons import (
+    SIGNIFICANT,
     Compared,
     Contrast,
     Pairing,
@@ -10,6 +11,7 @@ from pipeline.analysis.comparisons import (
     mean_value,
     repeated_families,
 )
+from pipeline.analysis.estimate import Difference
 from pipeline.analysis.noise_floor import asked_again
 from pipeline.analysis.published import context, published
 from pipeline.analysis.results import MARKS, Results, Row
@@ -233,11 +235,27 @@ def corrections(results: Results, compared: Mapping[Pairing, Compared]) -> str:
     return f"Holm's correction over {', or over '.join(texts)}{each}"
 
 
-def footnotes(results: Results, table: Table, compared: Mapping[Pairing, Compared]) -> list[str]:
+def star_note(differences: Iterable[Difference]) -> str:
+    """What a star says of the interval beside it, and why an interval of these may leave zero out without one."""
+    beyond = [one for one in differences if not one.low <= 0 <= one.high and one.p >= SIGNIFICANT]
+    few = ", or rests on fewer than six independent units, of which no test can reject" if beyond else ""
+    return (
+        "A star stands only where the interval leaves zero out. Intervals are not corrected: one that leaves zero out without"
+        f" a star is not significant after the correction{few}."
+    )
+
+
+def footnotes(
+    results: Results,
+    table: Table,
+    compared: Mapping[Pairing, Compared],
+    others: Mapping[Pairing, Compared] | None = None,
+) -> list[str]:
     """The footnotes that every table of accuracies shares.
 
     Args:
         compared: the comparisons of the table.
+        others: further ones, whose correction has a note of its own.
     """
     notes = mark_notes(results, table)
     tested = list(compared)
@@ -246,6 +264,7 @@ def footnotes(results: Results, table: Table, compared: Mapping[Pairing, Compare
             "±: half of the 95 % interval; both ends are in brackets where it is lopsided. Δ: difference to Baseline in percentage points, paired by document, with its"
             f" 95 % interval. * p < 0.05 after {corrections(results, compared)}. Tests: {_TESTS} (docs/statistics.md)."
         )
+        notes.append(star_note(one.difference for one in [*compared.values(), *(others or {}).values()]))
         notes += unit_notes(results, dict.fromkeys(pairing.benchmark for pairing in tested))
     if table.has(Kind.detectable):
         notes.append(_DETECTABLE)

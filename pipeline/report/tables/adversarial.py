@@ -14,7 +14,7 @@ from pipeline.analysis.robustness import MEASURES, Robustness, robustness
 from pipeline.report.facts import estimate_facts
 from pipeline.report.numbers import DASH, interval, minus, plus_minus
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
-from pipeline.report.tables.accuracy import OVER_FAMILIES, mark_notes, unit_notes
+from pipeline.report.tables.accuracy import OVER_FAMILIES, mark_notes, star_note, unit_notes
 
 _HEADER = (
     "Condition", "Plain", "Perturbed", "Drop", "Gain, plain (tested)", "Gain, perturbed (tested)",
@@ -75,10 +75,11 @@ def _tests(found: Sequence[Persisting]) -> str:
         )
     if sizes[False]:
         texts.append(f"those of the {'other ' if claimed else ''}rows: {sizes[False]}")
+    tested = [difference for p in found for name in _TESTED if (difference := getattr(p.persistence, name))]
     return (
         "* p < 0.05. Each row has three tests on each variant: that the plain gain, the perturbed gain and the change of"
         f" gain are zero. Holm's correction is over each of these sets: {'; '.join(texts)}. Other columns are not tested and"
-        " carry no star."
+        f" carry no star. {star_note(tested)}"
     )
 
 

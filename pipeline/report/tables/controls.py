@@ -56,7 +56,7 @@ def table(results: Results) -> Table:
         made.notes += _places(results, contrasts, benchmarks)
     if of_contrasts:
         made.notes.append(f"Differences between rows: {corrections(results, of_contrasts)}.")
-    made.notes += footnotes(results, made, gains(results))
+    made.notes += footnotes(results, made, gains(results), of_contrasts)
     return made
 
 

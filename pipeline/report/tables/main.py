@@ -6,6 +6,7 @@ from pipeline.analysis.results import REFERENCE, Results, Row
 from pipeline.analysis.subtasks import difference_over_subtasks, score_over_subtasks
 from pipeline.report.facts import published_facts
 from pipeline.report.numbers import DASH, interval, percent, plus_minus, signed
+from pipeline.report.sentences import pair_notes
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
 from pipeline.report.tables.accuracy import (
     Accuracies,
@@ -40,6 +41,7 @@ def table(results: Results) -> Table:
             lines += _detectable(vector, accuracies.differences(family, vector, reference))
         made.blocks.append(Block(entry.label, lines))
     accuracies.add_means(rows, reference)
+    made.notes += pair_notes(results)
     made.notes += [f"{mark}: {note}" for note, mark in numbered.items()]
     if all(entry.published_size is None for entry in results.families.values()):
         made.notes.append("The paper has no figures for these models, so none stand beside ours.")

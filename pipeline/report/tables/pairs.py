@@ -8,6 +8,7 @@ from pipeline.report.facts import estimate_facts
 from pipeline.report.numbers import DASH, interval, percent
 from pipeline.report.sentences import p_text
 from pipeline.report.table import Block, Facts, Kind, Line, Table, Text
+from pipeline.report.tables.accuracy import star_note
 
 _HEADER = ("Pair", "+v (tested)", "−v", "v against noise", "Donors: RL against SFT", "Documents")
 _EFFECTS = ("loss", "noise", "donors")  # columns after the first
@@ -34,7 +35,8 @@ def table(results: Results) -> Table:
         lines.append(Line(Kind.spread, "spread", [Text(_spread(one)), *[Text("")] * 4]))
         size = f", {one.size}" if one.size else ""
         made.blocks.append(Block(f"{results.label(one.benchmark)}{size}", lines))
-    made.notes += [_EXPLAINED, _tests(len(found))]
+    gains = [effect.gain for one in found for effect in one.effects]
+    made.notes += [_EXPLAINED, f"{_tests(len(found))} {star_note(gains)}"]
     return made
 
 
