@@ -3,65 +3,69 @@
     with pytest.MonkeyPatch.context() as patch:
         keep(patch)
 
-Hydra reads every file anew for each configuration, which is most of the time. Here a file is parsed once, and a list of
-files (what the defaults and the choices of groups come to) is merged once. Values that are overridden, types and checks are
-applied to a copy, as Hydra does it. A file that has changed is read again.
+Hydra reads and merges every file anew for each configuration, which is most of the time. Here each choice of groups is
+read and merged once. Values that are overridden, types and checks are applied to a copy, as Hydra does it. If a file of the
+search path has changed, or another is there, all is done again.
 """
 
 import copy
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
+from hydra._internal.defaults_list import Overrides
 
-State = tuple[int, int] | None
-
-
-Plugins.instance()  # it registers what reads files
-FILES: Any = SourcesRegistry.instance().resolve("file")
-READ, MERGE = FILES.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+LIST = config_loader_impl.create_defaults_list
+MERGE = ConfigLoaderImpl._compose_config_from_defaults_list
 
 
 def keep(patch: pytest.MonkeyPatch) -> None:
     """Have Hydra keep what it reads and merges, until `patch` is undone."""
-    files: dict[tuple[str, State], Any] = {}
-    merged: dict[tuple[Any, ...], Any] = {}
+    lists: dict[Any, Any] = {}
+    merged: dict[Any, Any] = {}
 
-    def load_config(source: Any, config_path: str) -> Any:
-        path = Path(source.path, source._normalize_file_name(config_path))
-        key = (os.path.realpath(path), state(path))
-        if key not in files:
-            files[key] = READ(source, config_path)
-        return copy.deepcopy(files[key])
+    def listed(repo: Any, config_name: str | None, overrides_list: list[Any], **options: Any) -> Any:
+        values = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
+        groups = [o.input_line for o in overrides_list if not any(o is value for value in values)]
+        key = (config_name, *groups, *options.items(), files(repo))
+        if key not in lists:
+            lists[key] = LIST(repo, config_name, overrides_list, **options)
+        return replace(lists[key], config_overrides=values)
 
-    def compose(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
-        folders = [source.path for source in repo.get_sources() if source.scheme() == "file"]
-        names = [default.config_path for default in defaults if default.config_path is not None]
-        states = [(folder, name, state(Path(folder, f"{name}.yaml"))) for folder in folders for name in names]
-        parts = [tuple(vars(default).values()) for default in defaults]
-        key = (tuple(parts), tuple(states))
+    def merge(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
+        key = (*(tuple(vars(default).values()) for default in defaults), files(repo))
         if key not in merged:
             merged[key] = MERGE(loader, defaults, repo)
         return copy.deepcopy(merged[key])
 
-    patch.setattr(FILES, "load_config", load_config)
-    patch.setattr(ConfigLoaderImpl, MERGE.__name__, compose)
+    patch.setattr(config_loader_impl, LIST.__name__, listed)
+    patch.setattr(ConfigLoaderImpl, MERGE.__name__, merge)
 
 
 def leave_out(patch: pytest.MonkeyPatch) -> None:
     """Have Hydra do all its work again, until `patch` is undone."""
-    patch.setattr(FILES, "load_config", READ)
+    patch.setattr(config_loader_impl, LIST.__name__, LIST)
     patch.setattr(ConfigLoaderImpl, MERGE.__name__, MERGE)
 
 
-def state(path: Path) -> State:
-    """What changes with a file's content; None where there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
+def files(repo: Any) -> tuple[tuple[str, int, int], ...]:
+    """Every file of the search path with what changes with its content."""
+    folders = [source.path for source in repo.get_sources() if source.scheme() == "file"]
+    return tuple(found for folder in folders for found in states(folder))
+
+
+def states(folder: str) -> Iterator[tuple[str, int, int]]:
+    """Path, time of change and size of the files under a folder."""
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir():
+                yield from states(entry.path)
+            elif entry.name.endswith((".yaml", ".yml")) and entry.is_file():
+                found = entry.stat()
+                yield entry.path, found.st_mtime_ns, found.st_size

@@ -33,6 +33,8 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             "WORKERS",
         ):  # of the `make test` that this may run in
             environment.delenv(name, raising=False)
+        # a machine may forbid it, and then each of the hundred processes compiles the project anew
+        environment.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

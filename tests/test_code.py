@@ -410,7 +410,7 @@ class Scripted(LM):
 
 @functools.cache
 def manager() -> TaskManager:
-    return TaskManager(include_path=str(ROOT / "evals/tasks"))
+    return TaskManager(include_path=str(ROOT / "evals/tasks"), include_defaults=False)
 
 
 def evaluate(task: str, splits: dict[str, list[dict[str, Any]]], model: Scripted) -> dict[str, Any]:

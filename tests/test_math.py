@@ -15,7 +15,7 @@ from pipeline.commands import prompt as prompts
 from pipeline.config.compose import compose
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
-from pipeline.evaluate.tasks import load_task, task_manager
+from pipeline.evaluate.tasks import load_task, manager_of
 from pipeline.files import ROOT
 from pipeline.plan import keys
 from pipeline.plan.grid import columns
@@ -220,7 +220,8 @@ ANSWERS = ["It is $\\boxed{2}$.", "$x = 4$", "6", "I cannot say."]
 @pytest.mark.parametrize("name", FILES)
 def test_both_measures_stand_side_by_side_on_the_same_answers(name: str, config: Config) -> None:
     task = next(task for task in columns(config) if task.name == name)
-    loaded = load_task(task_manager(), find_sources(config).benchmark(task), None, config.prompts["plain"])
+    benchmark = find_sources(config).benchmark(task)
+    loaded = load_task(manager_of([benchmark]), benchmark, None, config.prompts["plain"])
     loaded.build_all_requests(rank=0, world_size=1)
     for request, answer in zip(loaded.instances, ANSWERS, strict=True):
         request.resps = [answer]

@@ -12,7 +12,7 @@ from pipeline.config.schema import PromptConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.answers import joined
 from pipeline.evaluate.samples import summarise
-from pipeline.evaluate.tasks import check_task, load_task, task_manager
+from pipeline.evaluate.tasks import check_task, load_task, manager_of
 from pipeline.manifest import read_manifest
 from pipeline.plan.estimate import describe
 from pipeline.plan.grid import columns, make_grid
@@ -155,7 +155,7 @@ def loaded(tmp_path: Path, *overrides: str) -> Any:
         ["experiment=micro", "data.generator=null", f"data.folder={tmp_path}", "tasks=[gsm8k]", *overrides]
     )
     task = find_sources(config).benchmark(columns(config)[0])
-    made = load_task(task_manager(), task, None, PromptConfig())
+    made = load_task(manager_of([task]), task, None, PromptConfig())
     check_task(made, task)
     return made
 

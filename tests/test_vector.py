@@ -790,6 +790,11 @@ def test_a_steered_checkpoint_does_not_replace_itself(tmp_path):
         apply(opened(out), [term], tmp_path / "new" / ".." / "out")
     with pytest.raises(UserError, match="holds the target"):
         apply(opened(tmp_path / "target"), [term], tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for inside in (tmp_path / "target" / "new", Path(term.vector) / "new" / "er"):
+        with pytest.raises(UserError, match="lies in the target"):
+            apply(opened(tmp_path / "target"), [term], inside)
+    assert sorted(tmp_path.rglob("*")) == before
     assert (out / "steering.json").is_file() and (tmp_path / "target" / "config.json").is_file()
 
 

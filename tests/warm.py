@@ -35,18 +35,7 @@ LIGHT = (
     "transformers",
 )
 MOST = 3  # servers at a time: each holds what it has imported
-READ_AT_IMPORT = (
-    "HF_",
-    "TRANSFORMERS_",
-    "VLLM_",
-    "OMP_",
-    "TORCH",
-    "PYTHON",
-    "TQDM_",
-    "WANDB_",
-    "XDG_",
-    "PATH",
-)
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "VLLM_", "OMP_", "TORCH", "TQDM_", "WANDB_")
 
 
 def run(
@@ -139,7 +128,7 @@ def become(arguments: list[str], env: dict[str, str], cwd: str, streams: list[st
     os.environ.update(env)
     os.chdir(cwd)
     kind, what, *rest = arguments
-    sys.path[0] = cwd if kind == "-m" else ""
+    sys.path[:1] = [cwd if kind == "-m" else "", *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = ["-c" if kind == "-c" else what, *rest]
     random.seed()
     atexit.unregister(close)

@@ -125,7 +125,14 @@ def task_manager(names: frozenset[str] = frozenset(), own: tuple[str, ...] = ())
         folders = [path for path in Path(tasks.__file__).parent.iterdir() if path.is_dir()]
         named = [str(path) for path in folders if any(name.startswith(path.name) for name in names)]
         manager = tasks.TaskManager(include_path=[*named, str(TASKS), *own], include_defaults=False)
-        return manager if names <= set(manager.all_subtasks) else task_manager(own=own)
+        return manager if names <= set(manager.all_subtasks) else _all_tasks(own)
+    return _all_tasks(own)
+
+
+@lru_cache
+def _all_tasks(own: tuple[str, ...]) -> "TaskManager":
+    from lm_eval import tasks
+
     return tasks.TaskManager(include_path=[str(TASKS), *own])
 
 

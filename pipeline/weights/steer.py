@@ -176,13 +176,16 @@ def apply(
 
     Raises:
         UserError: if something does not fit, with a line for each problem, before any byte is written; if `out` exists
-            and is not an earlier result of this function, or holds what is read here; if a sum is not finite.
+            and is not an earlier result of this function, or holds or lies in what is read here; if a sum is not
+            finite.
     """
     out = resolved(out)
     read = {info.file.resolve().parent for info in target.tensors.values()} | {target.path.resolve()}
     read |= {Path(term.vector).resolve() for term in terms}
     if any(source == out or out in source.parents for source in read):
         raise UserError(f"{out} holds the target or a vector that is read here; choose another folder")
+    if any(source in out.parents for source in read):
+        raise UserError(f"{out} lies in the target or a vector that is read here; choose another folder")
     described = steering(target, terms, allowed)
     active = _active(terms)
     with one_thread(), replacing(out, _check_steered) as new:
