@@ -39,8 +39,8 @@ def run(arguments: list[str], report: Callable[[str], None]) -> None:
     recipe = compose_recipe([a for a in arguments if not _is_option(a)])
     processes = _processes(options.get("processes"))
     if _is_true("dry_run", options.get("dry_run", "false")):
-        for line in estimate(recipe, processes):
-            report(line)
+        for told in estimate(recipe, processes):
+            report(told)
         return
     out = Path(options["out"]) if "out" in options else FOLDER / recipe.name
     reuse = Path(options["reuse"]) if "reuse" in options else None
