@@ -47,10 +47,10 @@ def run(arguments: list[str], report: Callable[[str], None]) -> None:
     try:
         made = make_donors(recipe, out, report, reuse, processes)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        line = _explained(error) or (str(error) if isinstance(error, StageFailedError) else None)
-        if line is None:
+        reason = _explained(error) or (str(error) if isinstance(error, StageFailedError) else None)
+        if reason is None:
             raise
-        raise UserError(line) from error
+        raise UserError(reason) from error
     report(f"donors of {recipe.name} are in {out}: {', '.join(made)}")
     report(_next_step(recipe.name, out))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from evals import micro
+from pipeline.donors.batches import is_crowded
 from pipeline.donors.processes import Job, train_together
 from pipeline.donors.recipe import Recipe, compared, flat
 from pipeline.donors.sharding import save_gathered
@@ -101,7 +102,7 @@ def run_stage(
 
     if not is_done(folder):
         _claim_checkpoints(folder, processes)
-        if processes == 1:
+        if processes == 1 and not is_crowded():
             train_stage(folder, recipe, build, start, examples)
         else:
             given = None if start is None else (start.path, start.source, start.revision)
