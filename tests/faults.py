@@ -75,10 +75,8 @@ class DyingExtension(SteeringExtension):
     The file named by the variable DIED_ONCE remembers that.
     """
 
-    def steer(
-        self, target: str, terms: list[tuple[str, float, int | None]], threads: int | None = None
-    ) -> list[str]:
-        wrong, died = super().steer(target, terms, threads), Path(os.environ["DIED_ONCE"])
+    def steer(self, target: str, terms: list[tuple[str, float, int | None]], *rest: Any) -> list[str]:
+        wrong, died = super().steer(target, terms, *rest), Path(os.environ["DIED_ONCE"])
         alphas = [alpha for _, alpha, _ in terms]
         if -1.0 in alphas:
             os._exit(1)

@@ -88,6 +88,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["ask"], "expected one of prompt=…, task=… and --chat, found none"),
         (["ask", "prompt=a", "task=gsm8k"], "found prompt, task"),
         (["ask", "prompt=a", "document=1"], "add task=NAME"),
+        (["ask", "prompt= "], "prompt: expected a text, found none"),
         (["ask", "prompt=a", "alpha=[0,x]"], "alpha=x: expected a number"),
         (["ask", "prompt=a", "alpha=nan"], "expected a finite number, or a list of them, found nan"),
         (["ask", "prompt=a", "alpha=1e39"], "expected a finite number, or a list of them, found 1e+39"),

@@ -498,7 +498,8 @@ def test_donors_go_where_they_are_told_or_by_the_name_of_their_recipe(
 
     monkeypatch.setattr(verb, "make_donors", make)
     assert command_line.main(["donors", "recipe=micro", *arguments]) == 0
-    ((recipe, folder, _, other),) = asked
+    ((recipe, folder, _, other, processes),) = asked
+    assert processes is None
     assert (folder, other) == (Path(out), None if reuse is None else Path(reuse))
     assert recipe.grpo.steps == 100
 

@@ -164,7 +164,7 @@ def test_points_of_a_sweep_over_six_orders_of_magnitude_are_told_apart(
     figure.draw_without_rendering()
     curve = next(line for line in figure.axes[0].lines if line.get_label() == "target + α·v")
     alphas = np.asarray(curve.get_xdata())
-    assert list(alphas) == [-1000, 0, 0.001, 0.01, 0.1, 1, 1000]
+    assert list(alphas) == [-1000, -1, 0, 0.001, 0.01, 0.1, 1, 1000]
     drawn = figure.axes[0].transData.transform(np.column_stack([alphas, np.zeros_like(alphas)]))[:, 0]
     assert np.diff(drawn).min() > 4, "pixels"
     assert "α compressed beyond ±0.001" in figure.legends[0].get_title().get_text()

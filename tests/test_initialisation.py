@@ -16,11 +16,13 @@ from pipeline.config.compose import compose
 from pipeline.config.schema import EngineConfig, Swap
 from pipeline.engine.engine import Engine
 from pipeline.errors import UserError
+from pipeline.evaluate.checks import check_weights
 from pipeline.evaluate.runner import Runner
 from pipeline.plan.estimate import describe
 from pipeline.plan.grid import make_grid
 from pipeline.plan.plan import Plan
 from pipeline.report.render import render
+from pipeline.weights.architecture import EMBEDDING
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
 from pipeline.weights.geometry_report import GeometryReport, read_report
@@ -313,3 +315,19 @@ def test_what_is_allowed_to_differ_is_allowed_where_a_checkpoint_is_written_for_
     written = load_file(engine.started_on / "model.safetensors")
     for name, tensor in steered_tensors(str(place / "target"), [term]):
         assert torch.equal(written[name], tensor), name
+
+
+@pytest.mark.parametrize("swap", ["in_place", "restart"])
+def test_a_donor_of_other_shapes_is_not_asked_by_an_engine_that_is_started_on_it(
+    swap: str, place: Path
+) -> None:
+    state = load_file(place / "grpo" / "model.safetensors")
+    shutil.rmtree(place / "grpo")
+    tiny.write(place / "grpo", state | {EMBEDDING: state[EMBEDDING][:92].clone()}, rows=92)
+    plan = planned(place, "conditions=[baseline,grpo]", f"engine.swap={swap}", "engine.max_model_len=128")
+    with (
+        nullcontext()
+        if swap == "in_place"
+        else pytest.raises(UserError, match=r"\[92, 64\], .* \[96, 64\]; leave")
+    ):
+        check_weights(plan.rows(), plan.config.engine)

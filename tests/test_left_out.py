@@ -161,6 +161,8 @@ def test_every_known_pair_is_planned_and_one_whose_folders_are_not_known_waits_f
     listed = plan(*only, env=online)
     assert listed.returncode == 2 and listed.stderr.count("\n") == 1, listed.stderr
     assert "name one of its folders in subfolder: runs-grpo, runs-sft" in listed.stderr
+    at_root = plan("families=[gsm8k_1p5b]", "families.gsm8k_1p5b.sft.subfolder=runs", env=online)
+    assert at_root.returncode == 2 and "at the root of its repository: leave subfolder out" in at_root.stderr
     named = [f"families.verl_1p5b.{part}.subfolder=runs-{part}" for part in ("sft", "grpo")]
     whole = plan(*named, env=environment(root / "cache", HF_HUB_OFFLINE="1"))
     assert whole.returncode == 0, whole.stderr

@@ -79,3 +79,44 @@ def asked(
         except OSError:
             time.sleep(0.5)
     raise AssertionError("the server has ended")
+
+
+LM_EVAL = """task: hugo
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {documents}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [], max_gen_toks: 64, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+filter_list: [{{name: last, filter: [{{function: regex, regex_pattern: "#### ([0-9]+)"}}, {{function: take_first}}]}}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.engine
+def test_the_lm_eval_command_of_this_environment_asks_a_steered_model_through_vllm(tmp_path: Path) -> None:
+    model = shlex.split(told(tmp_path))[-1]
+    documents = tmp_path / "test.jsonl"
+    documents.write_text(json.dumps({"question": HUGO, "answer": "63"}) + "\n")
+    (tmp_path / "hugo.yaml").write_text(LM_EVAL.format(documents=documents))
+    program = str(Path(sys.executable).parent / "lm_eval")
+    options = f"pretrained={model},max_model_len=512,dtype=float32,enforce_eager=True"
+    command = [
+        program,
+        "--model",
+        "vllm",
+        "--model_args",
+        options,
+        "--tasks",
+        "hugo",
+        "--apply_chat_template",
+    ]
+    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HOME": str(tmp_path / "hub")}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(written.read_text())["results"]["hugo"]["exact_match,last"] == 1.0

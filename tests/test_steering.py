@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.swap import PLAIN
+from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.steer import Term, apply
 from pipeline.weights.vector import extract
@@ -64,6 +66,8 @@ class Case:
         steps["random"] = plain | {"terms": [[vector, 1.0, 5]]}
         steps["grpo"] = {"target": str(folders["grpo"]), "terms": []}
         steps["back"] = plain
+        for name, folder in _of_other_shapes(root, folders, settings).items():
+            steps[name] = {"target": str(folder), "terms": []}
         for fault in REFUSALS:
             steps[fault] = {"target": str(folders["grpo"]), "fault": fault}
             steps[f"after {fault}"] = plain
@@ -72,6 +76,27 @@ class Case:
             terms = [Term(*term) for term in steps[name]["terms"]]
             fresh[name] = apply(target, terms, root / name)
         return cls(tied, folders["target"], steps, fresh)
+
+
+def _of_other_shapes(root: Path, folders: dict[str, Path], settings: dict[str, Any]) -> dict[str, Path]:
+    """The GRPO donor with other rows of padding, or another head, and in the target's shapes what it should come to."""
+    target, grpo = (load_file(folders[name] / "model.safetensors") for name in ("target", "grpo"))
+    large = [name for name in (EMBEDDING, HEAD) if name in grpo]
+    fewer = grpo | {name: grpo[name][:96].clone() for name in large}
+    more = grpo | {name: torch.cat([grpo[name], torch.ones(32, 64)]) for name in large}
+    filled = grpo | {name: torch.cat([grpo[name][:96], target[name][96:]]) for name in large}
+    tied, copied = settings["tied"], grpo | {HEAD: grpo[EMBEDDING].clone()}
+    other = copied if tied else {name: tensor for name, tensor in grpo.items() if name != HEAD}
+    made = {
+        "fewer rows": (fewer, {"rows": 96}),
+        "fewer rows, filled": (filled, {}),
+        "more rows": (more, {"rows": 160}),
+        "the other head": (other, {"tied": not tied}),
+        "the other head, filled": (grpo if tied else copied, {}),
+    }
+    return {
+        name: tiny.write(root / name, state, **settings | changes) for name, (state, changes) in made.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +144,20 @@ def test_a_swapped_engine_equals_a_fresh_one(answers: dict[str, Any], weights: s
     assert [a["tokens"] for a in live] == [a["tokens"] for a in fresh]
     for a, b in zip(live, fresh, strict=True):
         assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("donor", "same"),
+    [
+        ("fewer rows", "fewer rows, filled"),
+        ("more rows", "grpo"),
+        ("the other head", "the other head, filled"),
+    ],
+)
+def test_a_donor_of_other_shapes_is_asked_in_the_target_s(
+    answers: dict[str, Any], donor: str, same: str
+) -> None:
+    assert answers["live"][donor] == answers["live"][same]
 
 
 def test_the_swaps_change_the_answers(answers: dict[str, Any]) -> None:

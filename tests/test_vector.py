@@ -494,8 +494,41 @@ def test_another_context_length_is_noted(tmp_path):
 
 
 def test_another_vocabulary_is_refused(tmp_path):
-    (line,) = refused(tmp_path, tokens=88)
-    assert "token-to-id maps" in line and "90 tokens" in line and "88 tokens" in line
+    (line,) = refused(tmp_path, tokens=20)
+    assert "token-to-id maps" in line and "90 tokens" in line and "20 tokens" in line
+
+
+def test_a_token_of_another_id_is_refused(tmp_path):
+    family(tmp_path)
+    file = tmp_path / "grpo" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"7":', '"seven":'))
+    with pytest.raises(UserError, match="token-to-id maps"):
+        check_compatible(*(opened(tmp_path / role) for role in ("target", "sft", "grpo")))
+
+
+@pytest.mark.parametrize("tokens", [88, 93])
+def test_of_donors_with_a_few_tokens_more_or_less_what_both_have_is_added(tmp_path, tokens):
+    states = family(tmp_path)
+    tiny.write_tokenizer(tmp_path / "grpo", tokens)
+    notes = check_compatible(*(opened(tmp_path / role) for role in ("target", "sft", "grpo")))
+    shared = min(tokens, tiny.TOKENS)
+    assert any(f"{abs(tokens - tiny.TOKENS)} tokens behind the {shared} of" in note for note in notes)
+    vector = extracted(tmp_path)
+    assert Vector.open(vector).shapes[EMBEDDING][0] == shared
+    result, target = applied(tmp_path, Term(vector, 0.7))[EMBEDDING], states["target"][EMBEDDING]
+    v = states["grpo"][EMBEDDING].float() - states["sft"][EMBEDDING].float()
+    assert torch.equal(result[:shared], (target.float() + 0.7 * v).to(BF16)[:shared])
+    assert torch.equal(result[shared:], target[shared:])
+
+
+def test_a_donor_that_lacks_tokens_of_the_target_is_not_asked_itself(tmp_path):
+    family(tmp_path)
+    tiny.write_tokenizer(tmp_path / "grpo", 88)
+    target, grpo = opened(tmp_path / "target"), opened(tmp_path / "grpo")
+    with pytest.raises(UserError, match="asked in tokens that it does not know"):
+        check_compatible(target, grpo, grpo)
+    tiny.write_tokenizer(tmp_path / "grpo", 93)
+    assert check_compatible(target, more := opened(tmp_path / "grpo"), more)
 
 
 def with_merges(path: Path, merges=("a b", "b c"), **rules) -> None:
@@ -665,7 +698,7 @@ def test_a_vector_that_is_not_finite_is_refused(tmp_path):
 
 
 def test_each_problem_has_its_line(tmp_path):
-    lines = refused(tmp_path, rope_theta=1e6, rms_norm_eps=1e-5, tokens=88)
+    lines = refused(tmp_path, rope_theta=1e6, rms_norm_eps=1e-5, tokens=20)
     assert len(lines) == 3
 
 
@@ -790,6 +823,11 @@ def test_a_steered_checkpoint_does_not_replace_itself(tmp_path):
         apply(opened(out), [term], tmp_path / "new" / ".." / "out")
     with pytest.raises(UserError, match="holds the target"):
         apply(opened(tmp_path / "target"), [term], tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for inside in (tmp_path / "target" / "new", Path(term.vector) / "new" / "er"):
+        with pytest.raises(UserError, match="lies in the target"):
+            apply(opened(tmp_path / "target"), [term], inside)
+    assert sorted(tmp_path.rglob("*")) == before
     assert (out / "steering.json").is_file() and (tmp_path / "target" / "config.json").is_file()
 
 

@@ -116,6 +116,26 @@ def test_no_outcome_jumps_from_good_to_bad_at_the_level(figure: float | None) ->
     assert crossed or figure == 0.123
 
 
+@pytest.mark.parametrize("figure", [None, 0.0, 0.049, -0.118, 1.0])
+@pytest.mark.parametrize(
+    ("gained", "lost", "n"), [(0, 0, 1), (1, 0, 1), (0, 2, 2), (0, 0, 100), (7, 0, 7), (0, 7, 9)]
+)
+def test_every_border_has_an_outcome(gained: int, lost: int, n: int, figure: float | None) -> None:
+    ours = difference(gained, lost, n)
+    for sign, size in ((1, None), (-1, None), (1, 1319)):
+        for p_holm in (ours.p, 1.0):
+            found = judge(ours, p_holm, sign, figure, size)
+            assert (found.outcome in judging.SHOWN) == (p_holm < 0.05)
+            assert found.outcome != judging.NO_EFFECT or n == 100
+            assert found.needed is None or found.needed > n
+
+
+def test_a_published_zero_is_no_figure_to_fall_below() -> None:
+    assert judge(difference(0, 0, 100), 1.0, 1, 0.0, 1319).outcome == judging.NO_EFFECT
+    assert judge(difference(0, 0, 10), 1.0, 1, 0.0, 1319).outcome == judging.CANNOT_TELL
+    assert judge(difference(30, 0, 100), 1e-6, 1, 0.0, 1319).outcome == judging.LARGER
+
+
 def test_the_figure_has_an_error_of_its_own() -> None:
     ours = difference(120, 40, 6511)  # +1.2 points, known well
     alone, with_few = (judge(ours, ours.p, 1, 0.043, size) for size in (6511, 164))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pipeline.analysis import intervals, persistence
 from pipeline.analysis.estimate import Difference
 from pipeline.analysis.power import LEVEL, documents_needed
+from pipeline.analysis.signflip import smallest_p
 
 AGREES, SMALLER, LARGER = ("agrees", "smaller than published", "larger than published")
 FOUND, NO_EFFECT, OPPOSITE, CANNOT_TELL = ("found here too", "no effect found", "opposite", "cannot tell")
@@ -70,12 +71,13 @@ def judge(
         level: of the test after Holm's correction, for the documents that are needed.
     """
     is_shown = p_holm < LEVEL
-    may_be_none = ours.low <= 0 <= ours.high and p_holm >= UNDECIDED
+    could_be_found = smallest_p(ours.units) < level  # else that nothing is found says nothing
+    may_be_none = ours.low <= 0 <= ours.high and p_holm >= UNDECIDED and could_be_found
+    is_small = (ours.high if sign > 0 else -ours.low) < NOTICEABLE
     if figure is None:
-        far = ours.high if sign > 0 else -ours.low
         if is_shown:
             return Judgement(FOUND if ours.value * sign > 0 else OPPOSITE)
-        if may_be_none and far < NOTICEABLE:
+        if may_be_none and is_small:
             return Judgement(NO_EFFECT)
         return Judgement(CANNOT_TELL, needed=_needed(ours, NOTICEABLE, level))
     reported = published_interval(figure, size or ours.n, ours)
@@ -85,9 +87,9 @@ def judge(
     is_below, is_above = (gap.high < 0, gap.low > 0) if sign > 0 else (gap.low > 0, gap.high < 0)
     if is_shown:
         return Judgement(SMALLER if is_below else LARGER if is_above else AGREES, reported, gap)
-    if may_be_none and is_below:
+    if may_be_none and (is_below if figure else is_small):  # below a published zero lies no smaller effect
         return Judgement(NO_EFFECT, reported, gap)
-    return Judgement(CANNOT_TELL, reported, gap, _needed(ours, abs(figure), level))
+    return Judgement(CANNOT_TELL, reported, gap, _needed(ours, abs(figure) or NOTICEABLE, level))
 
 
 def published_interval(figure: float, size: int, ours: Difference) -> Ends:

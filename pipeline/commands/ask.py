@@ -51,6 +51,8 @@ def show(config: Config, options: Mapping[str, str]) -> str:
         raise UserError(
             f"ask: expected one of prompt=…, task=… and --chat, found {', '.join(asked) or 'none'}"
         )
+    if asked == ["prompt"] and not options["prompt"].strip():
+        raise UserError("prompt: expected a text, found none; write 'prompt=…' in quotes")
     if "document" in options and asked != ["task"]:
         raise UserError("document: a document is one of a benchmark; add task=NAME")
     decoding, number = decoding_of(options), parsed("document", options.get("document", "0"), int)

@@ -238,7 +238,7 @@ def check_condition(where: str, c: ConditionConfig, config: Config) -> None:
 
 
 def _check_part(where: str, part: PartConfig) -> None:
-    if part.layers is not None and (len(part.layers) != 2 or min(part.layers) < 0):
+    if part.layers is not None and not (len(part.layers) == 2 and 0 <= part.layers[0] <= part.layers[1]):
         raise UserError(
             f"{where}.layers={part.layers}: expected the first and the last layer, such as [0,13]"
         )
@@ -361,8 +361,10 @@ def _check_paths(config: Config) -> None:
     for where, folder in (("results", config.results), ("tables", config.tables)):
         if not folder:
             raise UserError(f"{where}: expected a folder, found nothing; unset it for the default")
-        if Path(folder).exists() and not Path(folder).is_dir():
-            raise UserError(f"{where}={folder}: expected a folder, found a file; name another")
+        there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        if not there.is_dir():
+            found = "a file" if there == Path(folder) else f"the file {there} in its way"
+            raise UserError(f"{where}={folder}: expected a folder, found {found}; name another")
     for folder in config.evals_path:
         if not Path(folder).is_dir():
             raise UserError(f"evals_path: no folder {folder}; make it, or leave it out")
@@ -383,7 +385,9 @@ def _check_paths(config: Config) -> None:
             continue
         inside = re.fullmatch(r"[\w.@=+-]+(/[\w.@=+-]+)*", subfolder) and ".." not in subfolder
         if not inside or "." in subfolder.split("/"):
-            raise UserError(f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'")
+            raise UserError(
+                f"{where}.subfolder: expected a folder inside {checkpoint.id}, found '{subfolder}'"
+            )
     for where, dataset in datasets.items():
         if not dataset.id and not dataset.files:
             raise UserError(

@@ -167,7 +167,9 @@ def _expected_list(found: re.Match[str], m: Mistake) -> str:
 
 def _expected_section(found: re.Match[str], m: Mistake) -> str:
     name, value = found.groups()
-    schema = next(cls for cls in _schemas(m.schema) if cls.__name__ == name)
+    schema = next((cls for cls in _schemas(m.schema) if cls.__name__ == name), None)
+    if schema is None:
+        return f"{m.key or 'configuration'}: expected {KINDS.get(name, name)}, found {value.strip()}"
     keys = ", ".join(f.name for f in dataclasses.fields(schema))
     written = m.override(re.escape(value.strip()))
     file = re.search(r"In '([^']+)': ", m.text)
@@ -187,6 +189,7 @@ def _value(found: re.Match[str], m: Mistake) -> str:
     return f"{m.key or 'configuration'}: {found[1].strip()}"
 
 
+KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
 ADDABLE = ("families", "benchmarks", "conditions", "prompts")
 """Dictionaries of entries, which a user adds to."""
 
@@ -210,6 +213,10 @@ RULES: list[tuple[str, Callable[[re.Match[str], Mistake], str]]] = [
         lambda found, _: f"hydra.searchpath: expected a list; write hydra.searchpath=[{found[1]}]",
     ),
     (r"missing mandatory value: (\S+)", _required),
+    (
+        r"field '([^']+)' is not Optional",
+        lambda found, _: f"{found[1]}: expected a value, found null; set one, or leave it out",
+    ),
     (r"(\w+) is not a ListConfig, list or tuple", _expected_list),
     (r"Error merging override [^=\n]+=([^\n]*)\s+Cannot merge DictConfig with ListConfig", _expected_list),
     (r"is not a subclass of (\w+)\. value: ([^\n]*)", _expected_section),

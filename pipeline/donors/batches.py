@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator
 from pipeline.donors.recipe import Recipe
 from pipeline.errors import UserError
 
+UNSHARED = ("adafactor",)  # transformers' own adds plain tensors to split ones, which torch refuses
+
 
 def check_processes(recipe: Recipe, processes: int | None, stages: Collection[str]) -> int:
     """How many processes train: so many as asked for, else one for each visible GPU, and one without a GPU.
@@ -23,11 +25,16 @@ def check_processes(recipe: Recipe, processes: int | None, stages: Collection[st
 
 
 def check_batches(recipe: Recipe, processes: int, stages: Collection[str]) -> None:
-    """Do nothing if every process can take as much of each batch.
+    """Do nothing if every process can take as much of each batch, and of the optimizer.
 
     Raises:
-        UserError: if the batch of a stage cannot be shared so.
+        UserError: if the batch of a stage cannot be shared so, or the optimizer has no states that can be split.
     """
+    if processes > 1 and recipe.optimizer in UNSHARED:
+        raise UserError(
+            f"processes={processes}: optimizer={recipe.optimizer} cannot be split between processes; set"
+            " optimizer=adamw_torch, or processes=1"
+        )
     for stage, key, batch, share in _batches(recipe):
         if stage in stages and batch % (share * processes):
             setting = key if share == 1 else f"{stage}.microbatch"
@@ -35,6 +42,13 @@ def check_batches(recipe: Recipe, processes: int, stages: Collection[str]) -> No
                 f"processes={processes}: {key} = {batch} cannot be shared by {processes} processes that take {share} at a"
                 f" time; choose another {setting}, or another number of processes"
             )
+
+
+def is_crowded() -> bool:
+    """Whether more than one GPU is visible: a trainer that is not told which is its own would copy the model to all."""
+    import torch
+
+    return torch.cuda.device_count() > 1
 
 
 def card() -> float | None:

@@ -39,18 +39,18 @@ def run(arguments: list[str], report: Callable[[str], None]) -> None:
     recipe = compose_recipe([a for a in arguments if not _is_option(a)])
     processes = _processes(options.get("processes"))
     if _is_true("dry_run", options.get("dry_run", "false")):
-        for line in estimate(recipe, processes):
-            report(line)
+        for told in estimate(recipe, processes):
+            report(told)
         return
     out = Path(options["out"]) if "out" in options else FOLDER / recipe.name
     reuse = Path(options["reuse"]) if "reuse" in options else None
     try:
         made = make_donors(recipe, out, report, reuse, processes)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        line = _explained(error) or (str(error) if isinstance(error, StageFailedError) else None)
-        if line is None:
+        reason = _explained(error) or (str(error) if isinstance(error, StageFailedError) else None)
+        if reason is None:
             raise
-        raise UserError(line) from error
+        raise UserError(reason) from error
     report(f"donors of {recipe.name} are in {out}: {', '.join(made)}")
     report(_next_step(recipe.name, out))
 

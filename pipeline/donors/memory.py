@@ -118,7 +118,9 @@ def described(recipe: Recipe, config: Mapping[str, Any], processes: int, card: f
     lines = [f"memory of {cards}, estimated · {need}" for need in found]
     if processes > 1:
         host = processes * Shape.of(config).parameters * BYTES[recipe.precision]
-        lines.append(f"memory of the host, estimated · {host / 1e9:.1f} GB while every process loads the model")
+        lines.append(
+            f"memory of the host, estimated · {host / 1e9:.1f} GB while every process loads the model"
+        )
     most = max(need.total for need in found)
     if card is None:
         return [

@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 
 PARENT = "RV_TRAINING_OF"  # the process that a rank ends with
 USER_ERROR = 2  # the exit status of a rank whose last line is for the user
-GRACE = 20.0  # seconds that the others have to fail by themselves with a better reason, and to end when asked
+GRACE = 20.0  # seconds that a process has to end when it is asked to
 LONGEST = 300  # characters of a reason
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from evals import micro
+from pipeline.donors.batches import is_crowded
 from pipeline.donors.processes import Job, train_together
 from pipeline.donors.recipe import Recipe, compared, flat
 from pipeline.donors.sharding import save_gathered
@@ -101,7 +102,7 @@ def run_stage(
 
     if not is_done(folder):
         _claim_checkpoints(folder, processes)
-        if processes == 1:
+        if processes == 1 and not is_crowded():
             train_stage(folder, recipe, build, start, examples)
         else:
             given = None if start is None else (start.path, start.source, start.revision)
@@ -132,7 +133,7 @@ def train_stage(
         trainer.save_model(str(folder))
     else:
         save_gathered(trainer, folder)
-    if trainer.is_world_process_zero():
+    if processes == 1 or trainer.is_world_process_zero():
         _record(trainer, folder, recipe, start, examples, processes, checkpoint, started)
     if recipe.wandb:
         import wandb
@@ -233,6 +234,9 @@ def _claim_checkpoints(folder: Path, processes: int) -> None:
                 f"{folder}: its checkpoints are those of processes={theirs}, found processes={processes}; go on with"
                 f" processes={theirs}, or remove the folder"
             )
+    if processes == 1:
+        note.unlink(missing_ok=True)
+        return
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, processes)
 

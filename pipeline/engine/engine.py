@@ -163,7 +163,8 @@ class Engine:
         threads = self.config.threads or max(1, min(16, len(CORES) // self.config.tensor_parallel_size))
         remedy = "set engine.swap=restart to start an engine for each weights instead"
         try:
-            asked = (str(target), plain, threads, *([True] if wide else []))
+            like = None if target == self.model else str(self.model)
+            asked = (str(target), plain, threads, wide, like)
             differences = self.lm.model.collective_rpc("steer", args=asked)
         except Exception as e:
             if isinstance(e, UserError) or not self.alive():

@@ -63,6 +63,7 @@ class SteeringExtension:
         terms: list[tuple[str, float, int | None]],
         threads: int | None = None,
         wide: bool = False,
+        like: str | None = None,
     ) -> list[str]:
         """Make the live weights `target` + Σ α·v, as `pipeline.weights.steer.steered_tensors` computes them.
 
@@ -71,6 +72,7 @@ class SteeringExtension:
             terms: (vector file, α, seed of the random control or None) for each vector.
             threads: that read, add and sum; None is one for each core.
             wide: leave the sums in float32.
+            like: folder of the checkpoint in whose shapes the live model was made, where `target` may have others.
 
         Returns:
             Names of live parameters that are not what was asked for: none, if all is well.
@@ -78,7 +80,7 @@ class SteeringExtension:
         from pipeline.weights.steer import Term, steered_tensors
 
         with thread_pool(threads) as pool:
-            made = steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY, wide)
+            made = steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY, wide, like)
             return self.load(made, pool)
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.config.schema import EngineConfig, PromptConfig
+from pipeline.config.schema import EngineConfig, PromptConfig, Swap
 from pipeline.errors import UserError
 from pipeline.evaluate.tasks import check_task, load_task, load_tokenizer, manager_of, most_new_tokens
 from pipeline.plan.family import Family, of_family
 from pipeline.plan.grid import Condition
 from pipeline.plan.plan import Cell, Plan
-from pipeline.weights.architecture import EMBEDDING
+from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.compatibility import check_compatible
 
@@ -70,10 +70,24 @@ def check_weights(rows: Iterable[tuple[Family, Condition]], engine: EngineConfig
         checkpoint = family.checkpoint(start)
         with of_family(family.name):
             check_compatible(family.target, checkpoint, checkpoint, family.config.allow_config_differences)
+            if engine.swap is Swap.restart:
+                _check_shapes(family.target, checkpoint)
     for family in {family.name: family for family in starts.values()}.values():
         with of_family(family.name):
             _check_model(family.target, family.engine(engine))
             _check_tokenizer(family)
+
+
+def _check_shapes(target: Checkpoint, checkpoint: Checkpoint) -> None:
+    """An engine that is started on a checkpoint takes it as it is: with the rows and the head of the target."""
+    for name, info in target.tensors.items():
+        found = checkpoint.tensors.get(name)
+        shape = None if found is None else found.shape
+        if shape != info.shape and not (name == HEAD and target.tied):
+            raise UserError(
+                f"{checkpoint.source}: {name} is of the shape {list(shape or ())}, {target.source} has {list(info.shape)}; leave"
+                " engine.swap=restart out, and it is asked in the target's shapes"
+            )
 
 
 def _check_model(model: Checkpoint, engine: EngineConfig) -> None:

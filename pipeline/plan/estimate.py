@@ -190,6 +190,8 @@ def _refuse_place(name: str, files: list[str]) -> None:
     remedy = (
         f"name one of its folders in subfolder: {', '.join(folders)}" if folders else "check the spelling"
     )
+    if "." in folders:
+        remedy = "there is a checkpoint at the root of its repository: leave subfolder out"
     raise UserError(f"{name} has no config.json; {remedy}")
 
 

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,17 +22,15 @@ def write(table: Table, out: Path) -> list[Path]:
     return paths
 
 
+# What Markdown would take for markup, a link or a character's name.
+_MARKUP = re.compile(r"[\\|*_`]|\](?=\()|&(?=#?\w+;)")
+
+
 def markdown(table: Table) -> str:
     """GitHub's Markdown, padded so that it also reads as plain text."""
 
     def entry(e: Text) -> str:
-        text = (
-            e.text.replace("\\", "\\\\")
-            .replace("|", "\\|")
-            .replace("*", "\\*")
-            .replace("<", "&lt;")
-            .replace("_", "\\_")
-        )
+        text = _MARKUP.sub(lambda found: f"\\{found[0]}", e.text).replace("<", "&lt;")
         return f"{text}<sup>{e.marks}</sup>" if e.marks else text
 
     rows = [[entry(e) for e in table.header]]

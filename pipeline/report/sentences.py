@@ -331,7 +331,7 @@ def remarks(judged: Judged) -> list[str]:
         texts.append(f"a true one of {percent(difference.detectable)} points would be found with 80 % power")
     if judged.outcome == CANNOT_TELL:
         figure = judged.figure.difference if judged.figure else None
-        effect = NOTICEABLE if figure is None else abs(figure) / 100
+        effect = abs(figure) / 100 if figure else NOTICEABLE
         if judged.judgement.needed:
             texts.append(
                 f"{percent(effect)} points need about {_rounded(judged.judgement.needed)} such documents"

@@ -7,8 +7,8 @@ when architecture, every configuration value that changes the computation, tenso
 token-to-id map and the rules that cut text into tokens are the same (the conditions of arXiv 2509.01363).
 Keys of config.json that are bookkeeping of a tool are not compared; others may be allowed to differ, by name.
 Tolerated, and recorded as notes: what is allowed to differ, another chat template, other roles of special tokens (Qwen2.5's base and
-Instruct models differ there), another context length, a tied against an untied head where that is exact, and
-rows of padding in the vocabulary.
+Instruct models differ there), another context length, a tied against an untied head where that is exact, rows of
+padding in the vocabulary, and a few tokens that one of the two has behind those that both have.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.weights.architecture import EMBEDDING, HEAD, contradictions
 from pipeline.weights.checkpoint import Checkpoint
 from pipeline.weights.description import Identity
+from pipeline.weights.tokenizer import Tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -32,6 +33,7 @@ _NOT_COMPUTATION = {
     *("_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "_flash_attn_2_enabled"),
     *("tokenizer_class", "task_specific_params", "finetuning_task", "gradient_checkpointing", "torchscript"),
 }
+FEW_TOKENS = 64  # that one model may have behind those of the other: padding, marks of a format
 _SLIDING = {"sliding_window", "max_window_layers", "layer_types"}  # mean nothing unless use_sliding_window
 
 
@@ -42,17 +44,25 @@ class Model:
     Attributes:
         name: how messages call it.
         rules: what cuts text into tokens, as `Tokenizer.rules`; empty for a vector, which does not record it.
+        tokenizer: None for a vector.
     """
 
     name: str
     identity: Identity
     shapes: Shapes
     rules: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def tokens(self) -> int:
+        """One more than the largest id."""
+        return self.identity["tokens"]
 
     @classmethod
     def of(cls, name: str, checkpoint: Checkpoint, shapes: Shapes) -> "Model":
         """A checkpoint's own, with these of its shapes."""
-        return cls(f"{name} {checkpoint.source}", identity(checkpoint), shapes, checkpoint.tokenizer.rules)
+        tokenizer = checkpoint.tokenizer
+        return cls(f"{name} {checkpoint.source}", identity(checkpoint), shapes, tokenizer.rules, tokenizer)
 
 
 @dataclass(frozen=True)
@@ -77,15 +87,25 @@ class Differences:
             raise UserError("\n".join(dict.fromkeys(self.problems)))
 
 
-def identity(checkpoint: Checkpoint) -> Identity:
-    """What is compared, beside the shapes, as JSON data: it is stored in a vector's metadata."""
+def identity(checkpoint: Checkpoint, vocabulary: Checkpoint | None = None) -> Identity:
+    """What is compared, beside the shapes, as JSON data: it is stored in a vector's metadata.
+
+    Args:
+        vocabulary: whose tokens they are, where another donor has fewer.
+    """
+    tokens = vocabulary or checkpoint
     return {
         "config": {key: value for key, value in checkpoint.config.items() if key not in _NOT_COMPUTATION},
-        "tokens": max(checkpoint.token_ids.values(), default=-1) + 1,
-        "token_ids": checkpoint.tokenizer.token_ids_hash,
+        "tokens": tokens_of(tokens),
+        "token_ids": tokens.tokenizer.token_ids_hash,
         "special_tokens": checkpoint.tokenizer.special_tokens,
         "chat_template": checkpoint.chat_template_hash,
     }
+
+
+def tokens_of(checkpoint: Checkpoint) -> int:
+    """One more than the largest id of its vocabulary."""
+    return max(checkpoint.token_ids.values(), default=-1) + 1
 
 
 def shapes(checkpoint: Checkpoint, donors_head: bool = False) -> dict[str, tuple[int, ...]]:
@@ -110,7 +130,13 @@ def check_compatible(
     found = compare_checkpoints(sft, grpo, allowed) if sft is grpo else compare_donors(sft, grpo, allowed)
     found.problems.extend(content_problems(target))
     donor_shapes = shapes(grpo, donors_head=True) | shapes(sft, donors_head=True)
-    compare(Model.of("target", target, shapes(target)), Model.of("GRPO donor", grpo, donor_shapes), found)
+    left, right = Model.of("target", target, shapes(target)), Model.of("GRPO donor", grpo, donor_shapes)
+    compare(left, right, found)
+    if sft is grpo and right.tokens < left.tokens:
+        found.problems.append(
+            f"{grpo.source} has {right.tokens} tokens and {left.name} {left.tokens}: it would be asked in tokens that it does"
+            " not know; use a model with the target's vocabulary"
+        )
     found.refuse()
     return found.notes
 
@@ -222,6 +248,12 @@ def _compare_tokenizers(left: Model, right: Model, found: Differences) -> None:
         for role, token in mine["special_tokens"].items():
             if (others := other["special_tokens"].get(role)) != token:
                 found.notes.append(f"{role} is {token!r} in {left.name} and {others!r} in {right.name}")
+    elif _share_tokens(left, right):
+        fewer, more = sorted((left, right), key=lambda model: model.tokens)
+        found.notes.append(
+            f"{more.name} has {more.tokens - fewer.tokens} tokens behind the {fewer.tokens} of {fewer.name}: what is the same in"
+            " both is used"
+        )
     else:
         found.problems.append(
             f"the token-to-id maps of {left.name} ({mine['tokens']} tokens) and {right.name} ({other['tokens']} tokens) "
@@ -237,9 +269,18 @@ def _compare_tokenizers(left: Model, right: Model, found: Differences) -> None:
         found.notes.append(f"the chat templates of {left.name} and {right.name} differ")
 
 
+def _share_tokens(left: Model, right: Model) -> bool:
+    """Whether the maps are the same but for a few tokens that one has behind those of the other."""
+    fewer, more = sorted((left, right), key=lambda model: model.tokens)
+    if fewer.identity["token_ids"] == more.identity["token_ids"]:
+        return True
+    if more.tokenizer is None or not 0 < more.tokens - fewer.tokens <= FEW_TOKENS:
+        return False
+    return more.tokenizer.hash_of_first(fewer.tokens) == fewer.identity["token_ids"]
+
+
 def _compare_shapes(left: Model, right: Model, found: Differences) -> None:
-    tokens = left.identity["tokens"]
-    same_ids = left.identity["token_ids"] == right.identity["token_ids"]
+    tokens, same_ids = min(left.tokens, right.tokens), _share_tokens(left, right)
     for name in sorted(set(left.shapes) & set(right.shapes)):
         ours, theirs = left.shapes[name], right.shapes[name]
         if ours == theirs:

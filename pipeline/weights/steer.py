@@ -77,6 +77,7 @@ def steered_tensors(
     pool: Executor | None = None,
     memory: Memory | None = None,
     wide: bool = False,
+    like: str | None = None,
 ) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
@@ -87,6 +88,7 @@ def steered_tensors(
         pool: threads that read and add; None is one thread.
         memory: what the tensors are made in; None is memory of their own.
         wide: leave the sums in float32, where they are not rounded to the target's dtype.
+        like: a checkpoint of which rows of padding and head are taken, for a model that was made in its shapes.
 
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
@@ -103,7 +105,34 @@ def steered_tensors(
     with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
         for vector in {str(v.path): v for term, v in active if term.random_seed is not None}.values():
             find_squares(vector, vector.shapes, threads)
-        yield from _ahead(sums, threads, memory or Memory())
+        made = _ahead(sums, threads, memory or Memory())
+        yield from made if like is None else _in_the_shapes_of(Checkpoint.open(like), made)
+
+
+def _in_the_shapes_of(
+    model: Checkpoint, made: Iterable[tuple[str, "torch.Tensor"]]
+) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Tensors with the rows and the head of `model`; which belong to tokens of both has been asked by `check_compatible`."""
+    embedding, has_head = None, False
+    for name, tensor in made:
+        if name == HEAD and model.tied:
+            continue  # it is the embedding
+        if name in (EMBEDDING, HEAD):
+            tensor = _with_rows_of(model, name, tensor)
+            embedding, has_head = (tensor, has_head) if name == EMBEDDING else (embedding, True)
+        yield name, tensor
+    if not model.tied and not has_head and embedding is not None:
+        yield HEAD, embedding
+
+
+def _with_rows_of(model: Checkpoint, name: str, tensor: "torch.Tensor") -> "torch.Tensor":
+    """As many rows as `model` has: further ones are left out, and those that are lacking are its own."""
+    rows = model.resolve(name).shape[0]
+    if len(tensor) >= rows:
+        return tensor[:rows]
+    whole = model.read(model.stored(name)).to(tensor.dtype)
+    whole[: len(tensor)] = tensor
+    return whole
 
 
 @dataclass
@@ -176,13 +205,16 @@ def apply(
 
     Raises:
         UserError: if something does not fit, with a line for each problem, before any byte is written; if `out` exists
-            and is not an earlier result of this function, or holds what is read here; if a sum is not finite.
+            and is not an earlier result of this function, or holds or lies in what is read here; if a sum is not
+            finite.
     """
     out = resolved(out)
     read = {info.file.resolve().parent for info in target.tensors.values()} | {target.path.resolve()}
     read |= {Path(term.vector).resolve() for term in terms}
     if any(source == out or out in source.parents for source in read):
         raise UserError(f"{out} holds the target or a vector that is read here; choose another folder")
+    if any(source in out.parents for source in read):
+        raise UserError(f"{out} lies in the target or a vector that is read here; choose another folder")
     described = steering(target, terms, allowed)
     active = _active(terms)
     with one_thread(), replacing(out, _check_steered) as new:

@@ -57,6 +57,10 @@ class Tokenizer:
         """sha256 of the token-to-id map."""
         return ascii_digest(self.token_ids)
 
+    def hash_of_first(self, tokens: int) -> str:
+        """sha256 of the token-to-id map of the ids below `tokens`, to compare with one that has no others."""
+        return ascii_digest({token: index for token, index in self.token_ids.items() if index < tokens})
+
     @functools.cached_property
     def special_tokens(self) -> dict[str, str | None]:
         """Which token has which role (beginning, end, padding, unknown), by content."""

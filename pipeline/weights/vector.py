@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.files import SCRATCH, replacing, resolved
 from pipeline.weights import compatibility
+from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.checkpoint import Checkpoint, layer_order
 from pipeline.weights.description import (
     SCHEMA,
@@ -144,9 +145,14 @@ def extract(
         name: min(grpo.resolve(name).shape, sft.resolve(name).shape)
         for name in sorted(ours | theirs, key=layer_order)
     }
+    counts = [compatibility.tokens_of(donor) for donor in (grpo, sft)]
+    fewest = grpo if counts[0] <= counts[1] else sft
+    if counts[0] != counts[1]:
+        for name in {EMBEDDING, HEAD} & shapes.keys():  # rows that one donor has no token for mean nothing
+            shapes[name] = (min(shapes[name][0], *counts), *shapes[name][1:])
     origin: Origin = {
         "donors": {"grpo": provenance(grpo), "sft": provenance(sft)},
-        "identity": compatibility.identity(grpo),
+        "identity": compatibility.identity(grpo, vocabulary=fewest),
         "notes": found.notes,
         "parts": [],
     }

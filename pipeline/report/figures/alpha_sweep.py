@@ -67,7 +67,7 @@ def draw(results: Results, layout: Layout) -> "Figure | None":
     note = scale_points(axes, "y", reach([*everything, *(d for place in places for d in place.noise)]))
     label_rows(axes, "difference, points")
     alphas = [alpha for place in places for curve in place.curves for alpha, _ in curve]
-    legend(figure, axes, "; ".join(filter(None, (note, _scale_alphas(axes, alphas)))))
+    legend(figure, axes, "\n".join(filter(None, (note, _scale_alphas(axes, alphas)))))
     return figure
 
 

@@ -20,7 +20,7 @@ def width_of(text: str, size: float = _TYPE) -> float:
 
     # DejaVu Sans, which comes with matplotlib, at the size that it is measured best.
     font = FontProperties(family="DejaVu Sans", size=100)
-    width, _, _ = TextToPath().get_text_width_height_descent(text, font, ismath=False)  # type: ignore[no-untyped-call]
+    width, _, _ = TextToPath().get_text_width_height_descent(text, font, ismath=False)
     return float(width) / 100 * size / 72 * _HINTED
 
 

@@ -110,6 +110,6 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
         spine.set_visible(False)
     if len(results.families) > 1:
         ax.set_xlabel(
-            short(results.families[family].label, max(1.0, ax.figure.get_figwidth() - names - 0.6)),
+            short(results.families[family].label, max(1.0, layout.width - names - 0.6)),
             color=QUIET,
         )

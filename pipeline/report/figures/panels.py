@@ -96,7 +96,7 @@ def panel_width(ax: "Axes") -> float:
     assert grid is not None, "panels are subplots"
     across, first = grid.get_gridspec().ncols, figure.axes[0]
     # Rows that all panels have in common are named in the first alone.
-    is_shared = first.get_shared_y_axes().joined(first, figure.axes[-1])  # type: ignore[no-untyped-call]
+    is_shared = first.get_shared_y_axes().joined(first, figure.axes[-1])
     names = room_for(label.get_text() for label in (first if is_shared else ax).get_yticklabels())
     return float(figure.get_figwidth()) / across - _EDGE - names / (across if is_shared else 1)  # type: ignore[union-attr]
 
