@@ -12,10 +12,12 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from evals import micro
 from pipeline.donors import command as verb
 from pipeline.donors import memory, stages
 from pipeline.donors.batches import check_batches
 from pipeline.donors.compose import compose_recipe
+from pipeline.donors.processes import Job
 from pipeline.donors.train import make_donors
 from pipeline.errors import UserError
 from pipeline.weights.architecture import read_config
@@ -55,6 +57,16 @@ def ranks_at(step: Path, run: subprocess.Popen[bytes]) -> list[psutil.Process]:
     found = [p for p in psutil.Process(run.pid).children() if "pipeline.donors.rank" in p.cmdline()]
     assert len(found) == 2
     return found
+
+
+def test_a_process_reads_the_job_that_it_was_given() -> None:
+    asked = [
+        micro.Example("arithmetic", None, 'What is 1 + 1?\n"\u00e4"', "Answer: ", "2"),
+        micro.Example("code", "Be brief.", "f", "", "g"),
+    ]
+    for beginning in (None, (Path("models/micro/target"), "me/target", None), (Path("x"), "me/x", "main")):
+        job = Job(recipe_of(SHARED), Path("out/sft"), beginning, asked, 2)
+        assert Job.from_json(job.to_json()) == job
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:

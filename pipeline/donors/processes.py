@@ -8,7 +8,6 @@ saved until then stays, and the next run goes on from it.
 """
 
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from pydantic import TypeAdapter
 
 from evals import micro
 from pipeline.donors.recipe import Recipe
@@ -46,6 +47,13 @@ class Job:
     start: tuple[Path, str, str | None] | None
     examples: list[micro.Example]
     processes: int
+
+    def to_json(self) -> bytes:
+        return TypeAdapter(Job).dump_json(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Job":
+        return TypeAdapter(cls).validate_json(text)
 
 
 def train_together(job: Job) -> None:
@@ -80,7 +88,7 @@ def _start(job: Job, rank: int, port: int, log: IO[bytes]) -> "subprocess.Popen[
         PARENT: str(os.getpid()),
     }
     with tempfile.TemporaryFile() as given:
-        pickle.dump(job, given)
+        given.write(job.to_json())
         given.seek(0)
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.donors.rank"],

@@ -1,8 +1,7 @@
-"""One of the processes that train a stage together: `python -m pipeline.donors.rank`, its job pickled on standard input."""
+"""One of the processes that train a stage together: `python -m pipeline.donors.rank`, its job as JSON on standard input."""
 
 import contextlib
 import os
-import pickle
 import select
 import sys
 import threading
@@ -13,7 +12,7 @@ from pipeline.errors import UserError
 
 def main() -> int:
     _end_with(int(os.environ[PARENT]))
-    job: Job = pickle.load(sys.stdin.buffer)  # noqa: S301 our own process made it
+    job = Job.from_json(sys.stdin.buffer.read())
     import torch.distributed
 
     from pipeline.donors.sharding import shard_on_cpus
