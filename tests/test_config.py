@@ -334,3 +334,11 @@ def test_a_row_that_an_override_makes_another_says_so_in_its_label(overrides: li
     config = compose(["experiment=micro", "conditions=parts", *overrides])
     assert config.conditions["mlp"].label == label
     assert config.conditions["alpha_mlp"].label == "MLP, α"
+
+
+def test_a_mistake_under_a_debugger_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OmegaConf then raises errors from themselves."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    with pytest.raises(UserError) as refused:
+        compose(["+conditions.sft.order=gsm8k"])
+    assert "\n" not in str(refused.value) and "gsm8k" in str(refused.value)

@@ -498,8 +498,9 @@ def test_donors_go_where_they_are_told_or_by_the_name_of_their_recipe(
 
     monkeypatch.setattr(verb, "make_donors", make)
     assert command_line.main(["donors", "recipe=micro", *arguments]) == 0
-    ((recipe, folder, _, other),) = asked
-    assert (folder, other) == (Path(out), None if reuse is None else Path(reuse))
+    ((recipe, folder, _, other, processes),) = asked
+    assert processes is None
+    assert (folder, other, processes) == (Path(out), None if reuse is None else Path(reuse), None)
     assert recipe.grpo.steps == 100
 
 
@@ -604,11 +605,11 @@ def test_a_stage_records_what_it_started_from_and_one_without_a_step_is_none(
     monkeypatch.setenv("RV_CACHE", str(tmp_path / "cache"))
     start = Checkpoint.open(str(SHIPPED / "base"))
     with pytest.raises(UserError, match="training took no step"):
-        stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(0), start, [])
+        stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(0), start, [], 1)
     assert not (tmp_path / "sft").exists()
-    stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), start, [])
+    stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), start, [], 1)
     assert record(tmp_path, "sft")["start"] == {"revision": None, "fingerprint": start.fingerprint}
-    stages.run_stage(tmp_path / "base", a_recipe(), lambda *_: Trainer(1), None, [])
+    stages.run_stage(tmp_path / "base", a_recipe(), lambda *_: Trainer(1), None, [], 1)
     assert record(tmp_path, "base")["start"] is None
 
 
@@ -624,9 +625,9 @@ def test_a_kill_while_the_checkpoints_are_removed_leaves_a_finished_stage(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(stages.shutil, "rmtree", killed)
-        stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), None, [])
+        stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), None, [], 1)
     assert checkpoints.is_dir()
-    stages.run_stage(tmp_path / "sft", a_recipe(), None, None, [])  # nothing to build a trainer with
+    stages.run_stage(tmp_path / "sft", a_recipe(), None, None, [], 1)  # nothing to build a trainer with
     assert not checkpoints.exists()
 
 
@@ -639,7 +640,7 @@ def test_a_stage_goes_on_from_the_last_checkpoint_whose_state_is_whole(
         checkpoint.mkdir(parents=True)
         if state is not None:
             (checkpoint / "trainer_state.json").write_text(state)
-    stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), None, [])
+    stages.run_stage(tmp_path / "sft", a_recipe(), lambda *_: Trainer(1), None, [], 1)
     assert record(tmp_path, "sft")["resumed_from_step"] == 10
 
 
@@ -658,7 +659,7 @@ def test_each_stage_is_a_run_of_its_own_in_wandb(tmp_path: Path, monkeypatch: py
             WandbCallback().on_train_begin(arguments, TrainerState(), TrainerControl(), torch.nn.Linear(1, 1))
 
     for stage in ("sft", "grpo"):
-        stages.run_stage(tmp_path / stage, a_recipe({"wandb": True}), lambda *_: Logging(1), None, [])
+        stages.run_stage(tmp_path / stage, a_recipe({"wandb": True}), lambda *_: Logging(1), None, [], 1)
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
@@ -732,7 +733,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that were trained, each by the stand-in above, in their order."""
     names: list[str] = []
 
-    def build(recipe: Recipe, folder: Path, start: Checkpoint | None, examples: list[Any]) -> Trainer:
+    def build(
+        recipe: Recipe, folder: Path, start: Checkpoint | None, examples: list[Any], processes: int
+    ) -> Trainer:
         names.append(folder.name)
         reads = stages.READS[folder.name]
         came_from = start and start.fingerprint

@@ -85,11 +85,11 @@ def explain(error: Exception, mistake: Mistake) -> str:
 def all_messages(error: BaseException) -> str:
     """Its message and those of its causes, which often say more."""
     chain: BaseException | None = error
-    messages = []
-    while chain is not None:
-        messages.append(str(chain))
-        chain = chain.__cause__ or chain.__context__
-    return "\n".join(messages)
+    seen: list[BaseException] = []
+    while chain is not None and not any(chain is earlier for earlier in seen):
+        seen.append(chain)
+        chain = chain.__cause__ or chain.__context__  # OmegaConf's can be its own cause, under a debugger
+    return "\n".join(map(str, seen))
 
 
 def _not_understood(error: Exception) -> str:

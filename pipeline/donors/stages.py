@@ -133,7 +133,7 @@ def train_stage(
         trainer.save_model(str(folder))
     else:
         save_gathered(trainer, folder)
-    if trainer.is_world_process_zero():
+    if processes == 1 or trainer.is_world_process_zero():
         _record(trainer, folder, recipe, start, examples, processes, checkpoint, started)
     if recipe.wandb:
         import wandb
@@ -234,6 +234,9 @@ def _claim_checkpoints(folder: Path, processes: int) -> None:
                 f"{folder}: its checkpoints are those of processes={theirs}, found processes={processes}; go on with"
                 f" processes={theirs}, or remove the folder"
             )
+    if processes == 1:
+        note.unlink(missing_ok=True)
+        return
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, processes)
 
