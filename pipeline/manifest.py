@@ -201,9 +201,9 @@ def _check(manifest: Manifest) -> None:
     for name in (manifest.experiment, *(name for names in grid for name in names)):
         if not re.fullmatch(r"[A-Za-z0-9][\w.@=+-]*", name, re.ASCII):
             raise ValueError(f"{name!r:.60} is no name")
-    for labelled in (entry for entries in grid for entry in entries.values()):
-        if not labelled.label.isprintable():
-            raise ValueError(f"{labelled.label!r:.60} is no label")
+    for text in (text for entries in grid for entry in entries.values() for text in vars(entry).values()):
+        if isinstance(text, str) and not text.isprintable():
+            raise ValueError(f"{text!r:.60} is no label")
     for cell in manifest.cells:
         if any(name not in names for name, names in zip(cell.place, grid, strict=True)):
             raise ValueError(f"cell {'/'.join(cell.place)} is not of its grid")

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pipeline import interrupt
@@ -34,6 +34,7 @@ from pipeline.files import (
 )
 
 SCHEMA = 1
+Number = Annotated[FiniteFloat, Field(ge=-1e60, le=1e60)]  # whose powers, in a variance, are finite too
 SAMPLES = "samples.jsonl"
 
 
@@ -62,19 +63,19 @@ class Metrics(TypedDict):
     """Means over the documents of a cell; scores and shares are 0 to 1."""
 
     metric: str  # "metric,filter" as lm-eval names it
-    score: FiniteFloat
-    stderr: FiniteFloat | None  # None for a single document
+    score: Number
+    stderr: Number | None  # None for a single document
     n: int  # documents
-    values: dict[str, FiniteFloat]  # the score under each metric that was kept
-    share_not_extracted: FiniteFloat
-    share_truncated: FiniteFloat
-    mean_tokens: FiniteFloat
+    values: dict[str, Number]  # the score under each metric that was kept
+    share_not_extracted: Number
+    share_truncated: Number
+    mean_tokens: Number
 
 
 class Cost(TypedDict):
     """What a cell took, without the engine's start and the swap of weights."""
 
-    seconds: FiniteFloat
+    seconds: Number
     generated_tokens: int
     prompt_tokens: int
     requests: int
@@ -117,7 +118,7 @@ class ShardSource(TypedDict):
     documents: int
     host: str
     started: Annotated[str, AfterValidator(_moment)]
-    seconds: FiniteFloat
+    seconds: Number
     git: str | None
 
 
@@ -144,9 +145,9 @@ class Answer(TypedDict):
 
     output: str  # of scored options, the likeliest
     extracted: dict[str, str]  # filter → answer
-    scores: dict[str, FiniteFloat]  # "metric,filter" → score
-    score: FiniteFloat  # under the benchmark's metric
-    tokens: FiniteFloat
+    scores: dict[str, Number]  # "metric,filter" → score
+    score: Number  # under the benchmark's metric
+    tokens: Number
     finish: str  # stop, length, or scored
 
 

@@ -140,6 +140,7 @@ def test_no_number_of_the_configuration_may_be_negative() -> None:
         (["limit=99999999999999999999"], "limit: "),
         ([f"name={'n' * 300}"], "name: expected up to 100 letters"),
         (["families.micro.label='a\nb'"], "families.micro.label: expected text on one line"),
+        (["families.micro.group='a\nb'"], "families.micro.group: expected text on one line"),
         (["tables=README.md"], "tables=README.md: expected a folder, found a file"),
         (["results=README.md/new/x"], "README.md/new/x: expected a folder, found the file "),
         (["stages=[extrct]"], "Invalid value 'extrct'"),

@@ -105,8 +105,9 @@ def _check_names(config: Config) -> None:
             if not value.label.strip() or not value.label.isprintable():
                 raise UserError(f"{group}.{name}.label: expected text on one line, found {value.label!r}")
     for name, family in config.families.items():
-        if family.pair is not None and (not family.pair.strip() or not family.pair.isprintable()):
-            raise UserError(f"families.{name}.pair: expected text on one line, found {family.pair!r}")
+        for key, text in (("pair", family.pair), ("group", family.group)):
+            if text is not None and not (text.strip() and text.isprintable()):
+                raise UserError(f"families.{name}.{key}: expected text on one line, found {text!r}")
 
 
 def _check_choices(config: Config) -> None:
