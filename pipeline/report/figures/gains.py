@@ -40,6 +40,8 @@ def picture(results: Results, found: Gains, layout: Layout) -> "Figure | None":
     axes = figure.subplots(len(families), 1, squeeze=False).ravel().tolist()
     for ax, family in zip(axes, families, strict=True):
         _panel(ax, results, found, family, layout, size)
+        if len(results.families) > 1:
+            ax.set_xlabel(short(results.families[family].label, max(1.0, width - names - 0.6)), color=QUIET)
     return figure
 
 
@@ -59,7 +61,6 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     from matplotlib.patches import Rectangle
 
     y, ticks = 0.0, []
-    names = room_for(row.label for row in found.rows)
     for group in found.groups.values():
         for row in group:
             ticks.append((y + 0.5, short(row.label)))
@@ -108,8 +109,3 @@ def _panel(ax: "Axes", results: Results, found: Gains, family: str, layout: Layo
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    if len(results.families) > 1:
-        ax.set_xlabel(
-            short(results.families[family].label, max(1.0, layout.width - names - 0.6)),
-            color=QUIET,
-        )
