@@ -157,7 +157,7 @@ def test_every_part_and_every_further_vector_changes_the_key(tmp_path: Path) -> 
         ({"part": {"layers": [1]}}, "expected the first and the last layer"),
         ({"part": {"modules": ["moe"]}}, "'moe' keeps no tensor of .* mlp"),
         ({"part": {"modules": ["self_attn", "mpl"]}}, "'mpl' keeps no tensor"),
-        ({"part": {"layers": [2, 1]}}, "keeps no tensor"),
+        ({"part": {"layers": [2, 1]}}, "expected the first and the last layer"),
         ({"part": {"layers": [0, 90]}}, "expected layers of 0 to .*, found 90"),
         ({"part": {"trim": 1.5}}, "expected the share of entries to keep"),
         ({"alpha": None, "terms": [{"alpha": float("nan"), "family": "other"}]}, "expected a finite number"),
