@@ -54,8 +54,9 @@ def effective_size(
     z, units = normal_quantile(confidence), np.asarray(alike, dtype=float)
     known = [np.asarray(v) * (student_quantile(df, confidence) / z) ** 2 for v, df in parts]
     quantile = student_quantile(np.where(units > 1, units - 1.0, 1.0), confidence)
-    most = np.where(units > 1, np.asarray(spread) / np.maximum(units, 1.0) * (quantile / z) ** 2, np.inf)
-    known[-1] = np.minimum(known[-1], most)
+    with np.errstate(over="ignore", invalid="ignore"):  # at a level of 1e-200 the quantile has no square
+        most = np.asarray(spread) / np.maximum(units, 1.0) * (quantile / z) ** 2
+    known[-1] = np.minimum(known[-1], np.where((units > 1) & ~np.isnan(most), most, np.inf))
     inflated = np.asarray(sum(known), dtype=float)
     some = inflated > _ROUNDING
     size = np.where(some, np.minimum(np.asarray(spread) / np.where(some, inflated, 1.0), largest), largest)

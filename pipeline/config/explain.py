@@ -95,7 +95,8 @@ def all_messages(error: BaseException) -> str:
 def _not_understood(error: Exception) -> str:
     own = " ".join(str(error).split()).partition(" See https://")[0]
     override = str(getattr(error, "override", ""))
-    which = "" if override in own else f"'{override:.100}': "  # Hydra does not always name it
+    shown = override if override.isprintable() else ascii(override)[1:-1]
+    which = "" if override in own else f"'{shown:.100}': "  # Hydra does not always name it
     return f"override not understood (expected key=value): {which}{own}"
 
 
