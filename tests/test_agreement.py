@@ -86,6 +86,11 @@ def made_up(folder: Path, seed: int) -> Results:
     return read_results(made, folder)
 
 
+@pytest.fixture(scope="module")
+def built(runs: list[Results]) -> dict[int, list[Table]]:
+    return {id(results): build(results) for results in runs}
+
+
 def by_place(table: Table) -> dict[tuple[object, ...], Facts]:
     """Lines of a table's CSV; of the controls the reference is named where it is not Baseline."""
     return {
@@ -131,9 +136,11 @@ def test_what_persists_is_the_same_in_the_verdict_the_table_and_the_heat_map(res
             assert 100 * found.difference.value == pytest.approx(row["gain_value"])
 
 
-def test_a_star_stands_only_beside_an_interval_without_zero(results: Results) -> None:
+def test_a_star_stands_only_beside_an_interval_without_zero(
+    results: Results, built: dict[int, list[Table]]
+) -> None:
     stars = 0
-    for table in build(results):
+    for table in built[id(results)]:
         for line in table.lines():
             for entry in line.entries:
                 for value, low, high, star in _WITH_ENDS.findall(entry.text.replace("−", "-")):
@@ -176,8 +183,10 @@ def test_what_is_called_shown_leaves_zero_out(results: Results) -> None:
         assert not one.differ or one.heterogeneity.i2_low > 0
 
 
-def test_an_interval_without_zero_and_without_a_star_has_its_reason_in_the_notes(results: Results) -> None:
-    tables = {table.name: " ".join(table.notes) for table in build(results)}
+def test_an_interval_without_zero_and_without_a_star_has_its_reason_in_the_notes(
+    results: Results, built: dict[int, list[Table]]
+) -> None:
+    tables = {table.name: " ".join(table.notes) for table in built[id(results)]}
     of = {"main": all_gains(results), "controls": contrasts(results)}
     for name, compared in of.items():
         for one in compared.values():

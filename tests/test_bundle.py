@@ -84,8 +84,9 @@ def test_a_run_without_a_network_reads_the_bundle(
         assert bundle.cut(folder, part_bytes) > 1
         assert max(path.stat().st_size for path in folder.glob("bundle.tar.*")) <= part_bytes
     plan = ["-m", "pipeline", "plan", *PLAN, "data.folder=null"]
-    before = without_network(project, *plan)
-    assert "is unknown" in before.stdout, before.stderr
+    if not part_bytes:  # of the same project: once is enough
+        before = without_network(project, *plan)
+        assert "is unknown" in before.stdout, before.stderr
     opened = without_network(project, "-m", "pipeline.bundle", str(folder))
     assert opened.returncode == 0, opened.stderr
     ran = without_network(project, *plan)
