@@ -152,9 +152,9 @@ bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides i
 .bench/mergekit:
 	$(BIN)/pip install -q --no-deps --target $@ mergekit==0.1.5 immutables==0.21 sentencepiece==0.2.3
 
-# Tests run in two processes, whole files in each; an engine takes up to 2 GB.
-WORKERS ?= 2
-test: lint ## lint, types and tests; WORKERS=4 for more processes than two, ARGS="-k name" for a part
+# Tests run in three processes, whole files in each: on two cores one works while another waits. An engine takes up to 2 GB.
+WORKERS ?= 3
+test: lint ## lint, types and tests; WORKERS=5 for more processes than three, ARGS="-k name" for a part
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not kill" $(ARGS)
 
 test-slow: .venv/.done ## the slow tier of the tests

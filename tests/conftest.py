@@ -10,14 +10,25 @@ from tests import compositions
 
 
 def pytest_configure() -> None:
-    """Ctrl-C counts, here and in what is started here: `make test &` of a script has it ignored."""
+    """Ctrl-C counts, here and in what is started here: `make test &` of a script has it ignored.
+
+    What the files of tests import stays: there is nothing to collect before the first test.
+    """
+    gc.disable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start engines come first: they take longest, and with two processes none is left over at the end."""
+    """Files that start engines come first: they take longest, and none is left over at the end."""
     engines = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in engines)
+
+
+def pytest_collection_finish() -> None:
+    """Collect less often than Python does: with all that is imported each time costs more than it frees."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
