@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-HOST_BLOCK = 1 << 15  # words at a time: they stay in a core's cache
+from pipeline.weights import kernels
+
+HOST_BLOCK = 1 << 15  # words that are copied at a time
 DEVICE_BLOCK = 1 << 26
 
 
@@ -55,20 +57,17 @@ def _words(matrix: torch.Tensor) -> torch.Tensor:
 def _host_sums(matrix: torch.Tensor, count: int, factors: NDArray[np.int64]) -> NDArray[np.int64]:
     """On one core, and past Python's lock: several threads can sum at a time."""
     rows, step = len(matrix), max(1, HOST_BLOCK // count)
+    sums = np.empty(rows, np.uint64)
     is_words = (
         matrix.is_contiguous()
         and not matrix.data_ptr() % 8
         and matrix.shape[1] * matrix.element_size() == 8 * count
     )
-    whole = _words(matrix).numpy().view(np.uint64) if is_words else None
-    sums, mixed = np.empty(rows, np.int64), np.empty((min(step, rows), count), np.uint64)
-    for start in range(0, rows, step):
-        end = min(start + step, rows)
-        block = _words(matrix[start:end]).numpy().view(np.uint64) if whole is None else whole[start:end]
-        part = np.right_shift(block, np.uint64(32), out=mixed[: end - start])
-        part ^= block
-        np.einsum("ij,j->i", part.view(np.int64), factors, out=sums[start:end])
-    return sums
+    for start in range(0, rows, rows if is_words else step):  # a block that is copied stays in a core's cache
+        end = rows if is_words else min(start + step, rows)
+        words = _words(matrix[start:end]).numpy().view(np.uint64)
+        kernels.word_sums(words, factors.view(np.uint64), sums[start:end])
+    return sums.view(np.int64)
 
 
 def device_sums(words: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

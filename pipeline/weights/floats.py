@@ -1,14 +1,11 @@
 """Floating-point entries as the bits that files hold, without torch, which takes longer to import than to sum with.
 
     values = widened(bits, "BF16")           # fp32
-    narrow(values, "BF16", out=bits)         # rounded to nearest, ties to even, as torch does
-
-Where torch is there anyway, its conversions (pipeline/weights/tensors.py) take half as long and give the same bits, but
-for those of NaN, which is refused wherever something is added.
+    add(bits, "BF16", values, 0.7)           # rounded once, to nearest, of a tie the even one, as torch does
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +15,6 @@ Bits = NDArray[Any]
 
 BITS: dict[str, type[np.unsignedinteger[Any]]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
 EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all ones: NaN or infinite
-BLOCK = 1 << 16  # entries that are rounded at a time: they stay in a core's cache
-
-
-class Conversions(NamedTuple):
-    """To fp32 and back, for entries of a dtype by its name in safetensors."""
-
-    widened: Callable[[Bits, str], NDArray[np.float32]]
-    narrow: Callable[[NDArray[np.float32], str, Bits], None]
 
 
 def widened(bits: Bits, dtype: str) -> NDArray[np.float32]:
@@ -39,36 +28,52 @@ def widened(bits: Bits, dtype: str) -> NDArray[np.float32]:
     return wide.view(np.float32)
 
 
-def narrow(values: NDArray[np.float32], dtype: str, out: Bits) -> None:
-    """Round to nearest, ties to even, into `out`; may change `values`. NaN stays NaN."""
-    if dtype == "F32":
-        out[:] = values.view(np.uint32)
-    elif dtype == "F16":
-        with np.errstate(over="ignore"):  # infinite, which the caller looks for
-            out.view(np.float16)[:] = values
+def add(
+    bits: Bits,
+    dtype: str,
+    values: NDArray[np.float32],
+    factor: float = 1,
+    positions: NDArray[np.int32] | None = None,
+) -> None:
+    """Add factor · value to entries in place: in fp32, product and sum rounded apart, and once to the dtype.
+
+    What is not finite afterwards is for the caller to find; NaN stays NaN.
+
+    Args:
+        bits: the entries.
+        values: what is added, one for each position.
+        positions: of the entries that are added to; None is the first ones, in order.
+    """
+    from pipeline.weights import kernels
+
+    if dtype == "F16":
+        wide = widened(bits, dtype)
+        add(wide.view(np.uint32), "F32", values, factor, positions)
+        with np.errstate(over="ignore"):
+            bits.view(np.float16)[:] = wide
+    elif positions is None:
+        kernels.add_all(bits, values, np.float32(factor))
     else:
-        for start in range(0, len(values), BLOCK):
-            _round_to_bf16(values[start : start + BLOCK], out[start : start + BLOCK])
-
-
-def _round_to_bf16(values: NDArray[np.float32], out: Bits) -> None:
-    if np.isnan(values.max()):  # rounding up the largest of them would give −0
-        values[np.isnan(values)] = np.nan
-    wide = values.view(np.uint32)
-    carry = wide >> 16
-    carry &= 1  # of a tie, the even one
-    carry += 0x7FFF
-    wide += carry
-    wide >>= 16
-    out[:] = wide
-
-
-NUMPY = Conversions(widened, narrow)
+        kernels.add_at(bits, positions, values, np.float32(factor))
 
 
 def all_finite(bits: Bits, dtype: str) -> bool:
-    """Whether no entry is NaN or infinite: several times faster than isfinite for bf16."""
-    if not bits.size:
-        return True
-    sign = {2: 0x7FFF, 4: 0x7FFFFFFF}[bits.itemsize]
-    return int(np.bitwise_and(bits, bits.dtype.type(sign)).max()) < EXPONENTS[dtype]
+    """Whether no entry is NaN or infinite: many times faster than isfinite."""
+    from pipeline.weights import kernels
+
+    bits, lanes = bits.reshape(-1), 8 // bits.itemsize
+    whole = len(bits) // lanes * lanes
+    last = np.zeros(lanes, bits.dtype)
+    last[: len(bits) - whole] = bits[whole:]
+    exponents, lowest, sign = _masks(dtype, lanes)
+    return not any(
+        kernels.any_full_exponent(part.view(np.uint64), exponents, lowest, sign) for part in (bits[:whole], last)
+    )
+
+
+@lru_cache
+def _masks(dtype: str, lanes: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """For every entry of a 64-bit word: the bits of its exponent, the lowest of them, and the bit above them."""
+    each = sum(1 << (64 // lanes * lane) for lane in range(lanes))
+    exponent, sign = EXPONENTS[dtype], 1 << (64 // lanes - 1)
+    return np.uint64(exponent * each), np.uint64((sign - exponent) * each), np.uint64(sign * each)

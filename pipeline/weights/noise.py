@@ -15,7 +15,6 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from functools import lru_cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +24,8 @@ from pipeline.weights.packed import Changes
 from pipeline.weights.safetensors import PIECE, TensorInfo
 from pipeline.weights.vector import Vector
 
-if TYPE_CHECKING:  # it takes a second to import: only noise pays
-    import torch
-
 NOISE_VERSION = 2  # in the key of every cell with noise: raise it when the same seed would give other numbers
 ONE = 1 << 16  # what stands for a standard deviation of 1
-GAMMA = 0x9E3779B97F4A7C15  # of SplitMix64
 BLAS = 8192  # entries whose dot product BLAS takes on one thread
 
 
@@ -64,52 +59,30 @@ class Noise:
         ones the share would vary by 0.1 %.
         """
         count = min(PIECE, self.numel - index * PIECE)
-        drawn = normal_numbers(int(ascii_digest(["noise", self.seed, self.name, index])[:16], 16), count)
-        scale = math.sqrt(self.square * count / self.numel / _square(drawn))
+        key = int(ascii_digest(["noise", self.seed, self.name, index])[:16], 16)
+        drawn, square = normal_numbers(key, count)
+        scale = math.sqrt(self.square * count / self.numel / square)
         return Changes(None, np.multiply(drawn, np.float32(scale), out=drawn))
 
 
-def normal_numbers(key: int, count: int) -> NDArray[np.float32]:
-    """So many normal numbers times `ONE`, rounded to whole numbers, from the stream of `key` (0 to 2⁶⁴ − 1)."""
-    import torch
+def normal_numbers(key: int, count: int) -> tuple[NDArray[np.float32], int]:
+    """So many normal numbers times `ONE`, rounded to whole numbers, from the stream of `key` (0 to 2⁶⁴ − 1).
 
-    from pipeline.weights.tensors import UNSHARED
+    Returns:
+        The numbers, and the sum of their squares.
+    """
+    from pipeline.weights import kernels
 
-    chosen = _random_words(key, -(-count // 4)).view(np.uint16)[:count].astype(np.int32)
-    index, drawn, values = torch.from_numpy(chosen), torch.empty(count), _normal_values()
-    step = count if torch.get_num_threads() == 1 else UNSHARED
-    for start in range(0, count, step):
-        torch.index_select(values, 0, index[start : start + step], out=drawn[start : start + step])
-    return drawn.numpy()
-
-
-def _random_words(key: int, count: int) -> NDArray[np.uint64]:
-    """The first numbers of SplitMix64 from the state `key` (Steele, Lea, Flood 2014)."""
-    z = _steps(count) + np.uint64(key)
-    shifted = z >> np.uint64(30)
-    z ^= shifted
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(z, np.uint64(27), out=shifted)
-    z ^= shifted
-    z *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(z, np.uint64(31), out=shifted)
-    z ^= shifted
-    return z
-
-
-@lru_cache(maxsize=4)
-def _steps(count: int) -> NDArray[np.uint64]:
-    return np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    drawn = np.empty(count, np.float32)
+    return drawn, kernels.draw(np.uint64(key), _normal_values(), drawn)
 
 
 @lru_cache(maxsize=1)
-def _normal_values() -> "torch.Tensor":
+def _normal_values() -> NDArray[np.int32]:
     """The normal distribution as 2¹⁶ equally likely values: the middle of each equal share, times `ONE`, rounded."""
-    import torch
-
     normal, shares = NormalDist(), 1 << 16
     upper = [round(ONE * normal.inv_cdf((i + 0.5) / shares)) for i in range(shares // 2, shares)]
-    return torch.tensor([-value for value in reversed(upper)] + upper, dtype=torch.float32)
+    return np.array([-value for value in reversed(upper)] + upper, np.int32)
 
 
 _squares: dict[TensorInfo, float] = {}  # of the tensors of vectors, kept for the next swap

@@ -31,7 +31,7 @@ DENSE = 0xFFFFFFFF  # in place of the count: the piece is stored as it is
 class Changes(NamedTuple):
     """What a piece adds: fp32 values, and the positions of their entries; None where all entries have one, in order."""
 
-    positions: NDArray[np.intp] | None
+    positions: NDArray[np.int32] | None
     values: NDArray[np.float32]
 
     def dense(self, count: int) -> NDArray[np.float32]:
@@ -140,9 +140,9 @@ class Packed:
             return Changes(None, raw.view(np.float32))
         bits = raw[: layout.upper].view(np.uint16).astype(np.uint32)
         bits <<= 16
-        positions = _set_bits(raw[layout.lower : layout.changed], count)
-        longer = _set_bits(raw[layout.changed : layout.needed], changed)
-        if len(positions) != changed or len(longer) != needed:
+        positions = _positions(raw[layout.lower : layout.changed], count, changed)
+        longer = _positions(raw[layout.changed : layout.needed], changed, needed)
+        if positions is None or longer is None:
             raise self._damaged()
         if needed:
             bits[longer] |= raw[layout.upper : layout.lower].view(np.uint16)
@@ -161,10 +161,16 @@ class Packed:
         return UserError(f"{self.info.file}: its entries cannot be unpacked; extract it again")
 
 
-def _set_bits(mask: NDArray[np.uint8], count: int) -> NDArray[np.intp]:
-    """The positions of the bits that are set among the first `count`."""
-    # As positions: numpy takes several times longer to index with a mask, or to search one that is not boolean.
-    return np.flatnonzero(np.unpackbits(mask, count=count).view(bool))
+def _positions(mask: NDArray[np.uint8], count: int, expected: int) -> NDArray[np.int32] | None:
+    """The positions of the bits that are set among the first `count`; None if they are not so many as expected."""
+    from pipeline.weights import kernels
+
+    positions = np.empty(expected, np.int32)
+    if not expected and not mask.any():
+        return positions
+    words = np.zeros(-(-len(mask) // 8), np.uint64)
+    words.view(np.uint8)[: len(mask)] = mask
+    return positions if kernels.bit_positions(words, count, positions) == expected else None
 
 
 def unpacked(info: TensorInfo, numel: int) -> Iterator[NDArray[np.float32]]:

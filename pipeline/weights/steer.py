@@ -29,7 +29,7 @@ from pipeline.weights.architecture import EMBEDDING, HEAD
 from pipeline.weights.card import Steering, card
 from pipeline.weights.checkpoint import Checkpoint, layer_order
 from pipeline.weights.compatibility import Differences, Model
-from pipeline.weights.floats import BITS, NUMPY, Bits, Conversions
+from pipeline.weights.floats import BITS, Bits
 from pipeline.weights.memory import Memory
 from pipeline.weights.noise import Noise, find_squares
 from pipeline.weights.safetensors import PIECE, TensorInfo, write_at
@@ -93,13 +93,11 @@ def steered_tensors(
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
     """
-    from pipeline.weights.tensors import TORCH
-
     checkpoint = Checkpoint.open(target)
     active = _active(terms)
     _check_names(checkpoint, [vector for _, vector in active])
     sums = (
-        _sum(checkpoint.tensors[name], name, active, wide, TORCH)
+        _sum(checkpoint.tensors[name], name, active, wide)
         for name in sorted(checkpoint.tensors, key=layer_order)
     )
     with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
@@ -308,7 +306,6 @@ def _sum(
     name: str,
     active: list[tuple[Term, Vector]],
     wide: bool = False,
-    conversions: Conversions = NUMPY,
 ) -> TensorSum:
     """The target's tensor with the terms added; a head of its own takes the embedding's where a vector has none."""
     terms: list[tuple[float, Deltas]] = []
@@ -316,4 +313,4 @@ def _sum(
         own = EMBEDDING if name == HEAD and HEAD not in vector.shapes else name
         seed = term.random_seed
         terms.append((term.alpha, vector.stored(own) if seed is None else Noise(vector, own, seed)))
-    return TensorSum(info, name, terms, wide, conversions)
+    return TensorSum(info, name, terms, wide)

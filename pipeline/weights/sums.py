@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.weights.floats import BITS, NUMPY, Bits, Conversions, all_finite
+from pipeline.weights.floats import BITS, Bits, add, all_finite, widened
 from pipeline.weights.packed import Changes, Packed
 from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged, read_bits
 
@@ -68,7 +68,6 @@ class TensorSum:
         name: for messages.
         terms: (α, what it multiplies).
         wide: leave the sum in float32, where it is not rounded to the target's dtype.
-        conversions: torch's where torch is there anyway; the sum is the same.
 
     Attributes:
         dtype: of the sum, as safetensors names it.
@@ -80,12 +79,10 @@ class TensorSum:
         name: str,
         terms: Sequence[tuple[float, Deltas]],
         wide: bool = False,
-        conversions: Conversions = NUMPY,
     ) -> None:
         self.info, self.name, self.terms = info, name, terms
         self.dtype = "F32" if wide else info.dtype
         self.pieces = -(-info.numel // PIECE)
-        self.widened, self.narrow = conversions
         self.stack = ExitStack()
 
     def open(self) -> None:
@@ -124,47 +121,45 @@ class TensorSum:
         read = out if self.dtype == self.info.dtype else np.empty(len(out), BITS[self.info.dtype])
         read_bits(self.descriptor, self.info, first, read)
         if read is not out:
-            out[:] = self.widened(read, self.info.dtype).view(np.uint32)
+            out[:] = widened(read, self.info.dtype).view(np.uint32)
         if not any(first < deltas.numel for _, deltas in self.terms):
             return
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-            self._add_terms(index, out)
+        self._add_terms(index, out)
         if not all_finite(out, self.dtype):
             raise UserError(
                 f"{self.name} is NaN or infinite in {self.dtype} after the sum; use a smaller α or finite inputs"
             )
 
     def _add_terms(self, index: int, out: Bits) -> None:
-        """Add the terms to a piece of the target."""
-        first, found = index * PIECE, []
-        for alpha, deltas in self.terms:
-            if first < deltas.numel:
-                changes = deltas.piece(index)
-                # Product and sum apart: a fused multiply-add would round differently.
-                np.multiply(changes.values, np.float32(alpha), out=changes.values)
-                found.append((changes, min(PIECE, deltas.numel - first)))
-        if len(found) == 1 and found[0][0].positions is not None:
-            self._add_at(out, found[0][0].positions, found[0][0].values)
-        elif found:
-            self._add_all(out, [changes.dense(count) for changes, count in found])
+        """Add the terms to a piece of the target; what is not finite then is refused by the caller."""
+        first = index * PIECE
+        found = [
+            (alpha, deltas.piece(index), min(PIECE, deltas.numel - first))
+            for alpha, deltas in self.terms
+            if first < deltas.numel
+        ]
+        if len(found) == 1:
+            ((alpha, changes, _),) = found
+        else:
+            changes, alpha = Changes(None, _total([(a, c.dense(count)) for a, c, count in found])), 1.0
+        _add(out, self.dtype, changes, alpha)
 
-    def _add_at(self, out: Bits, positions: NDArray[np.intp], products: NDArray[np.float32]) -> None:
-        """Add to some entries; positions ascend, and those past the end of `out` are left out."""
-        if len(positions) and positions[-1] >= len(out):
-            kept = int(np.searchsorted(positions, len(out)))
-            positions, products = positions[:kept], products[:kept]
-        entries = out[positions]
-        products += self.widened(entries, self.dtype)
-        self.narrow(products, self.dtype, entries)
-        out[positions] = entries
 
-    def _add_all(self, out: Bits, products: Sequence[NDArray[np.float32]]) -> None:
-        """Add α·δ of all terms, summed in their order, to the first entries: as many as the longest has."""
-        length = min(len(out), max(map(len, products)))
-        total, *more = (product[:length] for product in products)
-        if len(total) < length:
-            total = np.pad(total, (0, length - len(total)))
-        for product in more:
-            total[: len(product)] += product
-        total += self.widened(out[:length], self.dtype)
-        self.narrow(total, self.dtype, out[:length])
+def _add(out: Bits, dtype: str, changes: Changes, alpha: float) -> None:
+    """Add α·δ to the entries that there are: a vector can have more rows than the target."""
+    positions, values = changes
+    kept = len(out) if positions is None else int(np.searchsorted(positions, len(out)))
+    add(out, dtype, values[:kept], alpha, None if positions is None else positions[:kept])
+
+
+def _total(products: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:
+    """Σ α·δ in the order of the terms, as long as the longest."""
+    total = np.zeros(max(len(values) for _, values in products), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for number, (alpha, values) in enumerate(products):
+            product = np.multiply(values, np.float32(alpha), out=values)
+            if number == 0:
+                total[: len(product)] = product  # as it is: −0 + 0 would lose its sign
+            else:
+                total[: len(product)] += product
+    return total

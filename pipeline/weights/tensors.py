@@ -1,4 +1,4 @@
-"""What safetensors files hold as torch tensors, and torch's conversions for what has only bits.
+"""What safetensors files hold as torch tensors.
 
 for piece in pieces(checkpoint.tensors["model.norm.weight"]):
     ...
@@ -9,14 +9,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.weights import safetensors
-from pipeline.weights.floats import Bits, Conversions
+from pipeline.weights.floats import Bits
 from pipeline.weights.safetensors import TensorInfo
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-UNSHARED = 30 << 10  # entries that torch converts on one thread: it shares out more than 2¹⁵ among all it has
 
 _SIGNED = {2: np.int16, 4: np.int32}  # torch knows few operations on unsigned integers
 
@@ -52,25 +50,3 @@ def gather(parts: Iterable[torch.Tensor], shape: tuple[int, ...], dtype: torch.d
         first += len(piece)
     return whole.view(shape)
 
-
-def widened(bits: Bits, dtype: str) -> NDArray[np.float32]:
-    """As `floats.widened`, by torch."""
-    wide = torch.empty(len(bits))
-    _convert(from_bits(bits, dtype), wide)
-    values: NDArray[np.float32] = wide.numpy()
-    return values
-
-
-def narrow(values: NDArray[np.float32], dtype: str, out: Bits) -> None:
-    """As `floats.narrow`, by torch."""
-    _convert(torch.from_numpy(values), from_bits(out, dtype))
-
-
-def _convert(source: torch.Tensor, out: torch.Tensor) -> None:
-    """Copy to another dtype, on this thread alone."""
-    step = len(source) if torch.get_num_threads() == 1 else UNSHARED
-    for start in range(0, len(source), max(1, step)):
-        out[start : start + step] = source[start : start + step]
-
-
-TORCH = Conversions(widened, narrow)
