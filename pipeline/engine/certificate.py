@@ -90,7 +90,10 @@ class Certificate:
                 live = name.replace(f".{piece}.", f".{fused}.")
         self._expect(live, part, tensor)
         if self.tied and name == EMBEDDING and HEAD.rpartition(".")[0] in self.modules:
-            self._expect(HEAD, 0, tensor)
+            if self._holds_the_same(EMBEDDING, HEAD):
+                self.expected[HEAD] = self.expected[EMBEDDING]
+            else:
+                self._expect(HEAD, 0, tensor)
 
     def _expect(self, live: str, part: int, tensor: torch.Tensor) -> None:
         rows, columns = self._share(live.rpartition(".")[0], part, tensor.shape)
@@ -108,7 +111,7 @@ class Certificate:
         wrong = {name for name, _ in self.model.named_parameters()} - expected.keys()
         wrong |= {f"{name} (moved)" for name in places if places[name] != self.places.get(name)}
         wrong |= {name for name in buffers if buffers[name] != self.buffers.get(name)}
-        plain = {name: self._plain(name) for name in expected if name not in self.packed}
+        plain = self._plain([name for name in expected if name not in self.packed])
         for name, checksums in expected.items():
             sums = self._probed(name) if name in self.packed else plain[name]
             found = sums.result() if isinstance(sums, Future) else sums
@@ -130,14 +133,35 @@ class Certificate:
             for name, buffer in self.model.named_buffers()
         }
 
-    def _plain(self, name: str) -> "Future[torch.Tensor] | None":
-        """Row checksums of a parameter that the kernels use as it is; None if the model has none of that name."""
+    def _plain(self, names: Iterable[str]) -> "dict[str, Future[torch.Tensor] | None]":
+        """Row checksums of parameters that the kernels use as they are; None where the model has none of that name.
+
+        Two names of the same memory, such as a tied head's, share them.
+        """
+        sums: dict[Place, Future[torch.Tensor]] = {}
+        found: dict[str, Future[torch.Tensor] | None] = {}
+        for name in names:
+            value = self._live(name)
+            if value is None:
+                found[name] = None
+                continue
+            place = Place.of(value)
+            if place not in sums:
+                matrix = value.data if value.dim() > 1 else value.data[:, None]
+                sums[place] = self.pool.submit(_checksums, matrix, self.dtype, False)
+            found[name] = sums[place]
+        return found
+
+    def _live(self, name: str) -> torch.Tensor | None:
         path, _, kind = name.rpartition(".")
-        value = getattr(self.modules.get(path), kind, None)
-        if value is None:
-            return None
-        matrix = value.data if value.dim() > 1 else value.data[:, None]
-        return self.pool.submit(_checksums, matrix, self.dtype, False)
+        value: torch.Tensor | None = getattr(self.modules.get(path), kind, None)
+        return value
+
+    def _holds_the_same(self, *names: str) -> bool:
+        """Whether these are one parameter in one place, which the kernels use as it is."""
+        values = [self._live(name) for name in names]
+        places = {Place.of(value) for value in values if value is not None}
+        return len(places) == 1 and None not in values and not self.packed & set(names)
 
     def _probed(self, name: str) -> torch.Tensor:
         """Row checksums of a packed matrix, column by column through the layer's own kernel."""

@@ -1,7 +1,7 @@
 """Floating-point entries as the bits that files hold, without torch, which takes longer to import than to sum with.
 
-    values = widened(bits, "BF16")           # fp32
-    add(bits, "BF16", values, 0.7)           # rounded once, to nearest, of a tie the even one, as torch does
+values = widened(bits, "BF16")           # fp32
+add(bits, "BF16", values, 0.7)           # rounded once, to nearest, of a tie the even one, as torch does
 """
 
 from functools import lru_cache
@@ -23,8 +23,10 @@ def widened(bits: Bits, dtype: str) -> NDArray[np.float32]:
         return bits.view(np.float32).copy()
     if dtype == "F16":
         return bits.view(np.float16).astype(np.float32)
-    wide = bits.astype(np.uint32)
-    wide <<= 16
+    from pipeline.weights import kernels
+
+    wide = np.empty(len(bits), np.uint32)
+    kernels.widen(bits, wide)
     return wide.view(np.float32)
 
 
@@ -67,7 +69,8 @@ def all_finite(bits: Bits, dtype: str) -> bool:
     last[: len(bits) - whole] = bits[whole:]
     exponents, lowest, sign = _masks(dtype, lanes)
     return not any(
-        kernels.any_full_exponent(part.view(np.uint64), exponents, lowest, sign) for part in (bits[:whole], last)
+        kernels.any_full_exponent(part.view(np.uint64), exponents, lowest, sign)
+        for part in (bits[:whole], last)
     )
 
 

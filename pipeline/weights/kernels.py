@@ -26,8 +26,11 @@ from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+SPARE = 4  # positions that are written past the last one
 _ONE, _GAMMA = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)
-_ODD, _PAIRS, _FOURS = (np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F))
+_ODD, _PAIRS, _FOURS = (
+    np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F)
+)
 _BLOCK = 1 << 10  # random words at a time: they stay in a core's first cache
 
 
@@ -74,7 +77,7 @@ def kernel(function: Function) -> Function:
 
 @intrinsic
 def _trailing_zeros(context: Any, word: Any) -> Any:
-    """The number of zeros below the lowest bit that is set."""
+    """The number of zeros below the lowest bit that is set; of a word without one, its length."""
     return word(word), lambda _, builder, __, args: builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
 
@@ -109,6 +112,13 @@ def _rounded(bits: Any) -> Any:
     nearest = np.uint16(np.uint32(bits + carry) >> np.uint32(16))
     is_nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     return np.uint16(0x7FC0) if is_nan else nearest
+
+
+@kernel
+def widen(bits: NDArray[np.uint16], out: NDArray[np.uint32]) -> None:
+    """bf16 as fp32."""
+    for i in range(len(bits)):
+        out[i] = np.uint32(bits[i]) << np.uint32(16)
 
 
 @kernel
@@ -158,10 +168,13 @@ def any_full_exponent(words: NDArray[np.uint64], mask: np.uint64, lowest: np.uin
 def bit_positions(words: NDArray[np.uint64], count: int, positions: NDArray[np.int32]) -> int:
     """Find the bits that are set among the first `count` of a mask in numpy's order (`np.packbits`).
 
+    Args:
+        positions: takes them; it has room for `SPARE` more than are expected.
+
     Returns:
-        How many there are, or −1 if there are more than `positions`, which takes them, has.
+        How many there are; −1 if they are more than expected.
     """
-    found = 0
+    found, expected = np.uint64(0), np.uint64(len(positions) - SPARE)
     for i in range(len(words)):
         word = words[i]
         # the first entry of a byte is its highest bit: put it lowest
@@ -170,13 +183,16 @@ def bit_positions(words: NDArray[np.uint64], count: int, positions: NDArray[np.i
         word = ((word >> np.uint64(4)) & _FOURS) | ((word & _FOURS) << np.uint64(4))
         if count - 64 * i < 64:
             word &= (_ONE << np.uint64(count - 64 * i)) - _ONE
-        if found + np.int64(_set_bits(word)) > len(positions):
+        after = found + _set_bits(word)
+        if after > expected:
             return -1
-        while word != np.uint64(0):
-            positions[np.uint64(found)] = 64 * i + np.int64(_trailing_zeros(word))
-            found += 1
-            word &= word - _ONE
-    return found
+        while found < after:
+            for j in range(SPARE):  # without a branch: the next ones go over those that are not set
+                positions[found + np.uint64(j)] = np.int32(64 * i + np.int64(_trailing_zeros(word)))
+                word &= word - _ONE
+            found += np.uint64(SPARE)
+        found = after
+    return np.int64(found)
 
 
 @kernel

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.weights.floats import widened
 from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged
 
 DENSE = 0xFFFFFFFF  # in place of the count: the piece is stored as it is
@@ -138,8 +139,7 @@ class Packed:
         os.preadv(self.descriptor, [raw.data], start + 8)
         if changed == DENSE:
             return Changes(None, raw.view(np.float32))
-        bits = raw[: layout.upper].view(np.uint16).astype(np.uint32)
-        bits <<= 16
+        bits = widened(raw[: layout.upper].view(np.uint16), "BF16").view(np.uint32)
         positions = _positions(raw[layout.lower : layout.changed], count, changed)
         longer = _positions(raw[layout.changed : layout.needed], changed, needed)
         if positions is None or longer is None:
@@ -165,12 +165,10 @@ def _positions(mask: NDArray[np.uint8], count: int, expected: int) -> NDArray[np
     """The positions of the bits that are set among the first `count`; None if they are not so many as expected."""
     from pipeline.weights import kernels
 
-    positions = np.empty(expected, np.int32)
-    if not expected and not mask.any():
-        return positions
     words = np.zeros(-(-len(mask) // 8), np.uint64)
     words.view(np.uint8)[: len(mask)] = mask
-    return positions if kernels.bit_positions(words, count, positions) == expected else None
+    positions = np.empty(expected + kernels.SPARE, np.int32)
+    return positions[:expected] if kernels.bit_positions(words, count, positions) == expected else None
 
 
 def unpacked(info: TensorInfo, numel: int) -> Iterator[NDArray[np.float32]]:

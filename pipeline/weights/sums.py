@@ -148,8 +148,12 @@ class TensorSum:
 def _add(out: Bits, dtype: str, changes: Changes, alpha: float) -> None:
     """Add α·δ to the entries that there are: a vector can have more rows than the target."""
     positions, values = changes
-    kept = len(out) if positions is None else int(np.searchsorted(positions, len(out)))
-    add(out, dtype, values[:kept], alpha, None if positions is None else positions[:kept])
+    if positions is None:
+        add(out, dtype, values[: len(out)], alpha)
+        return
+    if len(positions) and positions[-1] >= len(out):
+        positions = positions[: int(np.searchsorted(positions, len(out)))]
+    add(out, dtype, values[: len(positions)], alpha, positions)
 
 
 def _total(products: Sequence[tuple[float, NDArray[np.float32]]]) -> NDArray[np.float32]:

@@ -49,4 +49,3 @@ def gather(parts: Iterable[torch.Tensor], shape: tuple[int, ...], dtype: torch.d
         whole[first : first + len(piece)] = piece
         first += len(piece)
     return whole.view(shape)
-
