@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from pipeline.weights.floats import BITS, Bits, all_finite, widened
-from pipeline.weights.packed import Changes
+from pipeline.weights.floats import BITS, Bits, all_finite, subtracted, widened
+from pipeline.weights.packed import Changes, set_bits
 from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged, read_bits
 
 FEW = 0.5  # share of entries that differ, below which the others are left out
@@ -32,18 +32,27 @@ class Difference:
 
     def piece(self, index: int) -> Changes:
         plus, minus = self._read(0, self.plus, index), self._read(1, self.minus, index)
-        positions = None
-        if self.plus.dtype == self.minus.dtype and all_finite(minus, self.minus.dtype):
-            # what has the same bits and is finite differs by 0
-            differs = plus != minus
-            if np.count_nonzero(differs) < FEW * len(differs):
-                positions = np.flatnonzero(differs)
-                plus, minus = plus[positions], minus[positions]
-        values = widened(plus, self.plus.dtype)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
-            values -= widened(minus, self.minus.dtype)
-        self.changed = self.changed or bool(values.any())
-        return Changes(positions, values)
+        found = self._of_bits(plus, minus)
+        if found is None:
+            values = widened(plus, self.plus.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+                values -= widened(minus, self.minus.dtype)
+            found = Changes(None, values)
+        self.changed = self.changed or bool(found.values.any())
+        return found
+
+    def _of_bits(self, plus: Bits, minus: Bits) -> Changes | None:
+        """The entries that do not have the same bits, if they are few; what has and is finite differs by 0."""
+        dtype = self.minus.dtype
+        if self.plus.dtype != dtype or not all_finite(minus, dtype):
+            return None
+        differs = plus != minus
+        count = int(np.count_nonzero(differs))
+        if count >= FEW * len(differs):
+            return None
+        mask = np.packbits(differs)
+        positions = set_bits(mask, len(differs), count)
+        return Changes(positions, subtracted(plus, minus, dtype, positions), mask)
 
     def _read(self, which: int, info: TensorInfo, index: int) -> Bits:
         first = index * PIECE

@@ -30,6 +30,17 @@ def widened(bits: Bits, dtype: str) -> NDArray[np.float32]:
     return wide.view(np.float32)
 
 
+def subtracted(plus: Bits, minus: Bits, dtype: str, positions: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The differences of the entries at these positions, in fp32."""
+    from pipeline.weights import kernels
+
+    values = np.empty(len(positions), np.float32)
+    if dtype == "F16":
+        plus, minus = (widened(bits, dtype).view(np.uint32) for bits in (plus, minus))
+    kernels.subtract_at(plus, minus, positions, values)
+    return values
+
+
 def add(
     bits: Bits,
     dtype: str,

@@ -150,6 +150,43 @@ def add_at(
 
 
 @kernel
+def subtract_at(
+    plus: NDArray[Any], minus: NDArray[Any], positions: NDArray[np.int32], out: NDArray[np.float32]
+) -> None:
+    """The differences of the entries at these positions, in fp32."""
+    shift = np.uint32(32 - 8 * plus.itemsize)
+    for k in range(len(positions)):
+        i = np.uint64(positions[k])
+        more, less = np.uint32(np.uint32(plus[i]) << shift), np.uint32(np.uint32(minus[i]) << shift)
+        out[k] = _as_float(more) - _as_float(less)
+
+
+@kernel
+def halve(
+    bits: NDArray[np.uint32], upper: NDArray[np.uint16], lower: NDArray[np.uint16], longer: NDArray[np.uint8]
+) -> int:
+    """Take entries apart.
+
+    Args:
+        upper: takes their upper halves.
+        lower: takes their lower halves that are not zero; it has room for one more.
+        longer: takes, for each of them, whether its lower half is not zero.
+
+    Returns:
+        How many lower halves there are.
+    """
+    found = np.uint64(0)
+    for k in range(len(bits)):
+        entry = bits[k]
+        is_long = np.uint8(np.uint16(entry) != np.uint16(0))
+        upper[k] = np.uint16(entry >> np.uint32(16))
+        lower[found] = np.uint16(entry)
+        longer[k] = is_long
+        found += np.uint64(is_long)
+    return np.int64(found)
+
+
+@kernel
 def any_full_exponent(words: NDArray[np.uint64], mask: np.uint64, lowest: np.uint64, sign: np.uint64) -> bool:
     """Whether an entry of any word has an exponent of all ones.
 

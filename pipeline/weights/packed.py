@@ -30,10 +30,14 @@ DENSE = 0xFFFFFFFF  # in place of the count: the piece is stored as it is
 
 
 class Changes(NamedTuple):
-    """What a piece adds: fp32 values, and the positions of their entries; None where all entries have one, in order."""
+    """What a piece adds: fp32 values, and the positions of their entries; None where all entries have one, in order.
+
+    `mask` has the bits of these positions set, where whoever made the piece had it.
+    """
 
     positions: NDArray[np.int32] | None
     values: NDArray[np.float32]
+    mask: NDArray[np.uint8] | None = None
 
     def dense(self, count: int) -> NDArray[np.float32]:
         """All `count` entries of the piece."""
@@ -43,6 +47,20 @@ class Changes(NamedTuple):
         entries[self.positions] = self.values
         return entries
 
+    def filled(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """The values of which not all bits are zero, and the mask of their positions in a piece of `count` entries."""
+        bits = self.values.view(np.uint32)
+        entries = int(np.count_nonzero(bits))
+        if entries == len(bits) and self.mask is not None:
+            return self.values, self.mask
+        where = np.packbits(bits != 0)
+        values = self.values.take(set_bits(where, len(bits), entries))
+        if self.positions is None:
+            return values, where
+        changed = np.zeros(count, bool)
+        changed[self.positions] = bits != 0
+        return values, np.packbits(changed)
+
 
 def packed_limit(numel: int) -> int:
     """The most bytes that so many entries can take when they are packed."""
@@ -51,33 +69,17 @@ def packed_limit(numel: int) -> int:
 
 def pack(piece: Changes, count: int) -> bytes:
     """A piece of `count` entries as bytes, a multiple of 8."""
-    values, changed = _changed(piece, count)
-    lower = values.astype(np.uint16)
-    needed = lower != 0
-    body = b"".join(
-        (
-            (values >> 16).astype(np.uint16).tobytes(),
-            lower[needed].tobytes(),
-            np.packbits(changed).tobytes(),
-            np.packbits(needed).tobytes(),
-        )
-    )
-    body += bytes(-len(body) % 8)
-    if len(body) >= 4 * count:
+    from pipeline.weights import kernels
+
+    values, changed = piece.filled(count)
+    most = len(values)
+    upper, lower, longer = np.empty(most, np.uint16), np.empty(most + 1, np.uint16), np.empty(most, np.uint8)
+    needed = kernels.halve(values.view(np.uint32), upper, lower, longer)
+    size = _layout(most, needed, count).size
+    if size >= 4 * count:
         return np.array([DENSE, 0], np.uint32).tobytes() + piece.dense(count).tobytes()
-    return np.array([len(values), np.count_nonzero(needed)], np.uint32).tobytes() + body
-
-
-def _changed(piece: Changes, count: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-    """The bits of the entries that are not all zero bits, and which of the piece they are."""
-    bits = piece.values.view(np.uint32)
-    filled = bits != 0
-    where = np.flatnonzero(filled)  # faster than the mask itself
-    if piece.positions is None:
-        return bits[where], filled
-    changed = np.zeros(count, bool)
-    changed[piece.positions if len(where) == len(bits) else piece.positions[where]] = True
-    return (bits if len(where) == len(bits) else bits[where]), changed
+    parts = (np.array([most, needed], np.uint32), upper, lower[:needed], changed, np.packbits(longer))
+    return b"".join(part.tobytes() for part in parts).ljust(8 + size, b"\0")
 
 
 class _Layout(NamedTuple):
@@ -140,10 +142,11 @@ class Packed:
         if changed == DENSE:
             return Changes(None, raw.view(np.float32))
         bits = widened(raw[: layout.upper].view(np.uint16), "BF16").view(np.uint32)
-        positions = _positions(raw[layout.lower : layout.changed], count, changed)
-        longer = _positions(raw[layout.changed : layout.needed], changed, needed)
-        if positions is None or longer is None:
-            raise self._damaged()
+        try:
+            positions = set_bits(raw[layout.lower : layout.changed], count, changed)
+            longer = set_bits(raw[layout.changed : layout.needed], changed, needed)
+        except ValueError:
+            raise self._damaged() from None
         if needed:
             bits[longer] |= raw[layout.upper : layout.lower].view(np.uint16)
         return Changes(positions, bits.view(np.float32))
@@ -161,14 +164,20 @@ class Packed:
         return UserError(f"{self.info.file}: its entries cannot be unpacked; extract it again")
 
 
-def _positions(mask: NDArray[np.uint8], count: int, expected: int) -> NDArray[np.int32] | None:
-    """The positions of the bits that are set among the first `count`; None if they are not so many as expected."""
+def set_bits(mask: NDArray[np.uint8], count: int, expected: int) -> NDArray[np.int32]:
+    """The positions of the bits that are set among the first `count`.
+
+    Raises:
+        ValueError: if they are not so many as expected.
+    """
     from pipeline.weights import kernels
 
     words = np.zeros(-(-len(mask) // 8), np.uint64)
     words.view(np.uint8)[: len(mask)] = mask
     positions = np.empty(expected + kernels.SPARE, np.int32)
-    return positions[:expected] if kernels.bit_positions(words, count, positions) == expected else None
+    if kernels.bit_positions(words, count, positions) != expected:
+        raise ValueError(f"expected {expected} bits")
+    return positions[:expected]
 
 
 def unpacked(info: TensorInfo, numel: int) -> Iterator[NDArray[np.float32]]:

@@ -147,7 +147,7 @@ class TensorSum:
 
 def _add(out: Bits, dtype: str, changes: Changes, alpha: float) -> None:
     """Add α·δ to the entries that there are: a vector can have more rows than the target."""
-    positions, values = changes
+    positions, values = changes.positions, changes.values
     if positions is None:
         add(out, dtype, values[: len(out)], alpha)
         return
