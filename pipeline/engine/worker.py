@@ -22,7 +22,7 @@ import torch
 
 from pipeline.engine.certificate import Certificate
 from pipeline.weights.memory import Memory
-from pipeline.weights.threads import thread_pool
+from pipeline.weights.threads import one_thread, thread_pool
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -92,7 +92,8 @@ class SteeringExtension:
         model: Any = self.model_runner.get_model()
         certificate = Certificate(model, pool)
         if certificate.is_plain:
-            model.load_weights(certificate.watch(tensors))
+            with one_thread():  # the pool's threads have the other cores
+                model.load_weights(certificate.watch(tensors))
         else:
             self.model_runner.reload_weights(weights_iterator=certificate.watch(tensors))
         self._pack_tied_head(model)

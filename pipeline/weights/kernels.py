@@ -25,6 +25,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_instruction: Callable[[Callable[..., Any]], Callable[..., Any]] = intrinsic
+_inlined: Callable[[Function], Function] = njit  # into the kernels that call it, and kept with them
 SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 SPARE = 4  # positions that are written past the last one
 _ONE, _GAMMA = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)
@@ -53,7 +55,7 @@ def _let_objects_be_asked() -> None:
 _let_objects_be_asked()
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     """What numba keeps of a compiled function: a cache that cannot be read or written costs time, not correctness."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -72,40 +74,40 @@ def kernel(function: Function) -> Function:
     compiled: Any = njit(nogil=True)(function)
     with suppress(RuntimeError, OSError):  # no folder can be written to
         compiled._cache = _Cache(function)
-    return compiled  # type: ignore[no-any-return]
+    return compiled
 
 
-@intrinsic
+@_instruction
 def _trailing_zeros(context: Any, word: Any) -> Any:
     """The number of zeros below the lowest bit that is set; of a word without one, its length."""
     return word(word), lambda _, builder, __, args: builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
 
 
-@intrinsic
+@_instruction
 def _set_bits(context: Any, word: Any) -> Any:
     """The number of bits that are set."""
     return word(word), lambda _, builder, __, args: builder.ctpop(args[0])
 
 
-@intrinsic
+@_instruction
 def _as_float(context: Any, bits: Any) -> Any:
     """The fp32 number of these 32 bits."""
     return types.float32(types.uint32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
 
 
-@intrinsic
+@_instruction
 def _as_bits(context: Any, value: Any) -> Any:
     """The bits of an fp32 number."""
     return types.uint32(types.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
 
 
-@njit
+@_inlined
 def _sum(bits: Any, addend: Any) -> Any:
     """The bits of an fp32 number, given by its bits, plus another."""
     return _as_bits(np.float32(_as_float(np.uint32(bits)) + np.float32(addend)))
 
 
-@njit
+@_inlined
 def _rounded(bits: Any) -> Any:
     """The bits of an fp32 number as bf16: to nearest, of a tie the even one; NaN stays NaN."""
     carry = np.uint32(np.uint32(0x7FFF) + (np.uint32(bits >> np.uint32(16)) & np.uint32(1)))
@@ -183,7 +185,7 @@ def halve(
         lower[found] = np.uint16(entry)
         longer[k] = is_long
         found += np.uint64(is_long)
-    return np.int64(found)
+    return int(np.int64(found))
 
 
 @kernel
@@ -229,7 +231,7 @@ def bit_positions(words: NDArray[np.uint64], count: int, positions: NDArray[np.i
                 word &= word - _ONE
             found += np.uint64(SPARE)
         found = after
-    return np.int64(found)
+    return int(np.int64(found))
 
 
 @kernel
@@ -259,7 +261,7 @@ def draw(key: np.uint64, table: NDArray[np.int32], out: NDArray[np.float32]) -> 
             value = table[chosen[i]]
             out[first + i] = np.float32(value)
             square += np.int64(value) * np.int64(value)
-    return square
+    return int(square)
 
 
 @kernel
