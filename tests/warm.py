@@ -25,12 +25,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from pipeline.files import ROOT
+from pipeline.weights import floats
 
 LIGHT = (
     "pipeline.stages",
     "pipeline.report.render",
     "pipeline.evaluate.checks",
+    "pipeline.weights.kernels",
     "lm_eval.tasks",
     "transformers",
 )
@@ -108,6 +112,7 @@ def serve(modules: tuple[str, ...]) -> None:
     gc.disable()
     for module in modules:
         importlib.import_module(module)
+    floats.widened(np.zeros(1, np.uint16), "BF16")  # the first kernel that is called makes numba import the rest
     gc.enable()
     gc.freeze()
     for line in sys.stdin:

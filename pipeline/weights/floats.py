@@ -1,7 +1,9 @@
 """Floating-point entries as the bits that files hold, without torch, which takes longer to import than to sum with.
 
-values = widened(bits, "BF16")           # fp32
-add(bits, "BF16", values, 0.7)           # rounded once, to nearest, of a tie the even one, as torch does
+    values = widened(bits, "BF16")           # fp32
+    add(bits, "BF16", values, 0.7)           # rounded once, to nearest, of a tie the even one, as torch does
+
+The loops are compiled (pipeline/weights/kernels.py); fp16, which few models have, goes through numpy.
 """
 
 from functools import lru_cache

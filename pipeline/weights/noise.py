@@ -6,7 +6,7 @@
 The noise depends on the seed, the tensor's name and the vector's norms alone: not on the order of tensors, on threads,
 on the processor or on the form of the vector's file. Each piece of `PIECE` entries has a stream of SplitMix64 of its own;
 each 16 bits of it choose one of 2¹⁶ equally likely values of the normal distribution. They are whole numbers, so that
-their squares add up to the same sum in any order. (numpy's own normal numbers take seven times as long.)
+their squares add up to the same sum in any order. (numpy's own normal numbers take many times as long.)
 """
 
 import math

@@ -1,7 +1,9 @@
 """What safetensors files hold as torch tensors.
 
-for piece in pieces(checkpoint.tensors["model.norm.weight"]):
-    ...
+    for piece in pieces(checkpoint.tensors["model.norm.weight"]):
+        ...
+
+A tensor and its bits (pipeline/weights/floats.py) are the same memory.
 """
 
 import math
