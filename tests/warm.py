@@ -112,7 +112,9 @@ def serve(modules: tuple[str, ...]) -> None:
     gc.disable()
     for module in modules:
         importlib.import_module(module)
-    floats.widened(np.zeros(1, np.uint16), "BF16")  # the first kernel that is called makes numba import the rest
+    floats.widened(
+        np.zeros(1, np.uint16), "BF16"
+    )  # the first kernel that is called makes numba import the rest
     gc.enable()
     gc.freeze()
     for line in sys.stdin:

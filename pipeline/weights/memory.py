@@ -6,6 +6,7 @@
 A page that a process touches for the first time costs more than to read a page from the file cache.
 """
 
+import mmap
 import threading
 import weakref
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Memory:
         with self.lock:
             block = next((block for block in self.blocks if block.end + size <= len(block.memory)), None)
             if block is None:
-                block = _Block(np.empty(max(size, SMALLEST), np.uint8))
+                block = _Block(_fresh(max(size, SMALLEST)))
                 self.blocks = [held for held in self.blocks if held.used] + [
                     block
                 ]  # the others were too small
@@ -53,6 +54,12 @@ class Memory:
             block.used -= 1
             if not block.used:
                 block.end = 0
+
+
+def _fresh(size: int) -> NDArray[np.uint8]:
+    """Memory of its own. numpy would ask for huge pages, for which a kernel with little free memory moves others about:
+    three times as long as small pages take, and no faster afterwards."""
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
 
 
 @dataclass
