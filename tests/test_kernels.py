@@ -131,8 +131,8 @@ assert widened(np.array([0x3F80], np.uint16), "BF16") == 1
 """
 
 
-def run(cache: Path) -> None:
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+def run(cache: Path, **variables: str) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)} | variables
     subprocess.run([sys.executable, "-c", WIDEN], cwd=ROOT, env=environment, check=True)
 
 
@@ -152,3 +152,8 @@ def test_what_is_compiled_is_kept_and_a_damaged_cache_does_no_harm(tmp_path: Pat
         file.write_bytes(b"")
         file.chmod(0)
     run(tmp_path)
+
+
+def test_without_a_folder_to_keep_it_in_it_is_compiled_anew(tmp_path: Path) -> None:
+    run(tmp_path, NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator")  # a place that no file of ours has
+    assert not list(tmp_path.iterdir())
