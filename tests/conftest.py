@@ -3,10 +3,20 @@
 import gc
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests import compositions
+
+# Files that share what takes long, and so a process: what they begin with, and what they share.
+TOGETHER = {
+    **dict.fromkeys(
+        ("ask", "end_to_end", "left_out", "python", "sampling", "steering"),
+        "a server of tests/warm.py for engines",
+    ),
+    "perturbations": "documents and their variants",
+}
 
 
 def pytest_configure() -> None:
@@ -22,6 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start engines come first: they take longest, and none is left over at the end."""
     engines = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in engines)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files to a process, and those of `TOGETHER` to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((what for name, what in TOGETHER.items() if f"test_{name}" in file), file)
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:
