@@ -154,17 +154,19 @@ bench: .venv/.done .bench/mergekit ## measure every claim of speed, both sides i
 
 # Tests run in three processes, whole files in each: on two cores one works while another waits. An engine takes up to 2 GB.
 WORKERS ?= 3
+# Bytecode of the project and its tests is written, whatever the machine says: each process would compile all of it anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 test: lint ## lint, types and tests; WORKERS=5 for more processes than three, ARGS="-k name" for a part
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not kill" $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not kill" $(ARGS)
 
 test-slow: .venv/.done ## the slow tier of the tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-kill: .venv/.done ## kill runs 51 times, at random moments of every stage, and compare with an undisturbed one (half an hour)
-	$(BIN)/python -m pytest -s tests/test_kill.py $(ARGS)
+	$(PYTEST) -s tests/test_kill.py $(ARGS)
 
 fuzz: .venv/.done ## feed every parser of ours with spoilt input, ten minutes each: FUZZ_SECONDS=60 for less
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_fuzz_inputs.py $(ARGS)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(PYTEST) tests/test_fuzz.py tests/test_fuzz_inputs.py $(ARGS)
 
 lint: .venv/.done ## ruff and mypy alone
 	$(BIN)/ruff check .

@@ -3,13 +3,14 @@
     with pytest.MonkeyPatch.context() as patch:
         keep(patch)
 
-Hydra reads and merges every file anew for each configuration, which is most of the time. Here each choice of groups is
-read and merged once. Values that are overridden, types and checks are applied to a copy, as Hydra does it. If a file of the
-search path has changed, or another is there, all is done again.
+Hydra reads and merges every file anew for each configuration, which is most of the time. Here each file is read once, and
+each choice of groups is merged once. Values that are overridden, types and checks are applied to a copy, as Hydra does it.
+If a file of the search path has changed, or another is there, all is done again. What is kept is pickled: a copy of a
+configuration that is read back is there six times as soon as one by `copy.deepcopy`.
 """
 
-import copy
 import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,16 +18,19 @@ from typing import Any
 import pytest
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import Overrides
 
 LIST = config_loader_impl.create_defaults_list
 MERGE = ConfigLoaderImpl._compose_config_from_defaults_list
+READ = FileConfigSource.load_config
 
 
 def keep(patch: pytest.MonkeyPatch) -> None:
     """Have Hydra keep what it reads and merges, until `patch` is undone."""
     lists: dict[Any, Any] = {}
-    merged: dict[Any, Any] = {}
+    merged: dict[Any, bytes] = {}
+    contents: dict[Any, bytes] = {}
 
     def listed(repo: Any, config_name: str | None, overrides_list: list[Any], **options: Any) -> Any:
         values = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
@@ -39,17 +43,29 @@ def keep(patch: pytest.MonkeyPatch) -> None:
     def merge(loader: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> Any:
         key = (*(tuple(vars(default).values()) for default in defaults), files(repo))
         if key not in merged:
-            merged[key] = MERGE(loader, defaults, repo)
-        return copy.deepcopy(merged[key])
+            merged[key] = pickle.dumps(MERGE(loader, defaults, repo))
+        return pickle.loads(merged[key])  # noqa: S301 - our own
+
+    def read(source: FileConfigSource, config_path: str) -> Any:
+        try:
+            found = os.stat(os.path.join(source.path, source._normalize_file_name(config_path)))
+        except OSError:
+            return READ(source, config_path)
+        key = (source.provider, source.path, config_path, found.st_mtime_ns, found.st_size)
+        if key not in contents:
+            contents[key] = pickle.dumps(READ(source, config_path))
+        return pickle.loads(contents[key])  # noqa: S301 - our own
 
     patch.setattr(config_loader_impl, LIST.__name__, listed)
     patch.setattr(ConfigLoaderImpl, MERGE.__name__, merge)
+    patch.setattr(FileConfigSource, READ.__name__, read)
 
 
 def leave_out(patch: pytest.MonkeyPatch) -> None:
     """Have Hydra do all its work again, until `patch` is undone."""
     patch.setattr(config_loader_impl, LIST.__name__, LIST)
     patch.setattr(ConfigLoaderImpl, MERGE.__name__, MERGE)
+    patch.setattr(FileConfigSource, READ.__name__, READ)
 
 
 def files(repo: Any) -> tuple[tuple[str, int, int], ...]:

@@ -1,15 +1,12 @@
 """The whole path on the embedded family with a real engine, on a few documents."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from pipeline.config.compose import compose
 from pipeline.evaluate import runner
-from pipeline.files import ROOT
 from pipeline.records import read_record
 from pipeline.stages import prepare
 from pipeline.stages import run as run_stages
@@ -30,13 +27,7 @@ OVERRIDES += ["conditions.minus_random.seeds=[0]", "benchmarks.bbh.subtasks=[nav
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("demo")
     overrides = [*OVERRIDES, f"results={root / 'results'}", f"tables={root / 'tables'}"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipeline", *overrides],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-    )
+    ran = warm.run("-m", "pipeline", *overrides, engine=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return {"root": root, "overrides": overrides, "out": ran.stdout}
 

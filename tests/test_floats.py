@@ -86,6 +86,6 @@ def test_bits_and_tensors_share_memory() -> None:
         assert tensors.from_bits(tensors.to_bits(tensor), dtype).tolist() == [0, 1, 0, 3, 4]
 
 
-def test_extract_and_apply_import_no_torch() -> None:
-    imports = "import sys, pipeline.weights.steer, pipeline.weights.vector; sys.exit('torch' in sys.modules)"
+def test_extract_apply_and_plan_import_no_torch() -> None:
+    imports = "import sys, pipeline.weights.steer, pipeline.weights.vector, pipeline.stages; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", imports], cwd=ROOT, check=True)

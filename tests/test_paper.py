@@ -222,12 +222,12 @@ def test_results_are_rendered_where_there_are_no_models(tmp_path: Path) -> None:
     shutil.rmtree(family)
     (tmp_path / "results").rename(tmp_path / "laptop")
     copied = [f"results={tmp_path / 'laptop'}", f"tables={tmp_path / 'tables'}", "tracking=disabled"]
-    command = [sys.executable, "-m", "pipeline", *overrides, "stages=[render,track]", *copied]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    command = ["-m", "pipeline", *overrides, "stages=[render,track]", *copied]
+    ran = warm.run(*command, env=env)
     assert ran.returncode == 0, ran.stderr
     assert "as planned in" in ran.stdout and "are not those" not in ran.stdout
     assert "50.0" in (tmp_path / "tables" / "micro" / "main.md").read_text()
-    other = subprocess.run([*command, "alpha=[0.25]"], capture_output=True, text=True, cwd=ROOT, env=env)
+    other = warm.run(*command, "alpha=[0.25]", env=env)
     assert "conditions are not those of this configuration" in other.stdout, other.stderr
 
 

@@ -13,7 +13,6 @@ from lm_eval.api.model import LM
 
 from pipeline import shards, stages
 from pipeline.config.compose import compose
-from pipeline.engine.lm import Generation
 from pipeline.errors import UserError
 from pipeline.evaluate.jobs import make_jobs
 from pipeline.evaluate.joining import join, take
@@ -159,7 +158,7 @@ class Echo(LM):
         self.reset()
 
     def reset(self) -> None:
-        self.generations: dict[tuple[str, int], list[Generation]] = {}
+        self.generations: dict[tuple[str, int], list[Any]] = {}
         self.generated_tokens = self.prompt_tokens = self.requests = 0
 
     @property
@@ -175,6 +174,8 @@ class Echo(LM):
         self.generated_tokens += tokens
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        from pipeline.engine.lm import Generation  # vLLM, which other processes of the tests go without
+
         answers = []
         for request in requests:
             known = self.generations.setdefault((request.task_name, request.doc_id), [])

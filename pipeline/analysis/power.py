@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrik, gammaln, ndtr, ndtri, xlogy
 
 from pipeline.analysis.intervals import CONFIDENCE, normal_quantile, student_quantile
@@ -75,7 +76,7 @@ def detectable(
             and _all_one_way(effect - 0.5 * units / documents, changed, size * narrower, units) < power
         ):
             return False
-        return _test(int(size), level).power(effect, changed) >= power
+        return _power(int(size), level, effect, changed) >= power
 
     if smallest_p(units) >= level or not is_found(1.0):
         return Detectable(math.nan, share)
@@ -103,7 +104,7 @@ def mcnemar_power(n: float, effect: float, discordance: float, level: float = LE
         effect: true share of gains less that of losses.
         discordance: true share of gains plus that of losses, at least the effect.
     """
-    return _test(int(n), level).power(abs(effect), max(abs(effect), discordance))
+    return _power(int(n), level, abs(effect), max(abs(effect), discordance))
 
 
 @lru_cache(maxsize=1024)
@@ -126,31 +127,28 @@ def documents_needed(
     return math.ceil(needed) if needed <= _MOST_DOCUMENTS else None
 
 
-@lru_cache(maxsize=256)
-def _test(n: int, level: float) -> _Test:
-    return _Test(n, level)
+def _power(n: int, level: float, effect: float, discordance: float) -> float:
+    """Power of the exact test: over the numbers of documents that may change, but for those with no chance to speak of."""
+    share = min(discordance, 1.0)
+    spread = 8 * math.sqrt(n * share * (1 - share)) + 10
+    first, last = max(0, int(n * share - spread)), min(n, int(n * share + spread))
+    changed = np.arange(first, last + 1)
+    critical = _critical(level, 1 << last.bit_length())[first : last + 1]
+    ways = gammaln(n + 1) - gammaln(changed + 1) - gammaln(n - changed + 1)
+    chance = np.exp(ways + xlogy(changed, share) + xlogy(n - changed, 1 - share))
+    down = min(max((1 - effect / share) / 2, 0.0), 1.0) if share else 0.5
+    inside = np.maximum(critical, 0)
+    found = bdtr(inside, changed, down) + bdtr(inside, changed, 1 - down)
+    return float(chance @ np.where(critical < 0, 0.0, np.minimum(found, 1.0)))
 
 
-class _Test:
-    """The exact test's critical values, for every number of documents that may change."""
+@lru_cache(maxsize=64)
+def _critical(level: float, size: int) -> NDArray[np.float64]:
+    """For 0, 1, … `size` - 1 documents that change: how many of them at most go against the trend where the test rejects.
 
-    def __init__(self, n: int, level: float) -> None:
-        self.n = n
-        changed = np.arange(n + 1)
-        # The largest number of documents against the trend with which p is still within the level, or -1.
-        guess = np.nan_to_num(np.floor(bdtrik(level / 2, changed, 0.5)), nan=-1.0)
-        guess = np.where(2 * bdtr(np.maximum(guess, 0), changed, 0.5) > level, guess - 1, guess)
-        self.critical = np.where(2 * bdtr(np.zeros(self.n + 1), changed, 0.5) > level, -1.0, guess)
-        self.ways = gammaln(self.n + 1) - gammaln(changed + 1) - gammaln(self.n - changed + 1)
-
-    def power(self, effect: float, discordance: float) -> float:
-        share = min(discordance, 1.0)
-        spread = 8 * math.sqrt(self.n * share * (1 - share)) + 10
-        first, last = max(0, int(self.n * share - spread)), min(self.n, int(self.n * share + spread))
-        changed = np.arange(first, last + 1)
-        ways, critical = self.ways[first : last + 1], self.critical[first : last + 1]
-        chance = np.exp(ways + xlogy(changed, share) + xlogy(self.n - changed, 1 - share))
-        down = min(max((1 - effect / share) / 2, 0.0), 1.0) if share else 0.5
-        inside = np.maximum(critical, 0)
-        found = bdtr(inside, changed, down) + bdtr(inside, changed, 1 - down)
-        return float(chance @ np.where(critical < 0, 0.0, np.minimum(found, 1.0)))
+    -1 where it rejects in no case.
+    """
+    changed = np.arange(size)
+    guess = np.nan_to_num(np.floor(bdtrik(level / 2, changed, 0.5)), nan=-1.0)
+    guess = np.where(2 * bdtr(np.maximum(guess, 0), changed, 0.5) > level, guess - 1, guess)
+    return np.where(2 * bdtr(np.zeros(size), changed, 0.5) > level, -1.0, guess)

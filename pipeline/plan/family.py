@@ -4,17 +4,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import hub
 from pipeline.config.schema import CheckpointConfig, EngineConfig, FamilyConfig, Start
 from pipeline.errors import UserError
 from pipeline.files import ROOT, digest
 from pipeline.plan.sources import Sources
-from pipeline.weights.adapter import merged
 from pipeline.weights.checkpoint import Checkpoint, Folder
 from pipeline.weights.json_files import read_object
-from pipeline.weights.parts import PARTS_VERSION, Part
+
+if TYPE_CHECKING:
+    from pipeline.weights.parts import Part
 
 ORIGIN = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Keys of config.json that say where a model comes from and change no answer."""
@@ -87,10 +88,12 @@ class Family:
         return config if own is None else replace(config, max_model_len=min(own, config.max_model_len))
 
 
-def vector_key_of(family: Family, part: Part | None) -> str | None:
+def vector_key_of(family: Family, part: "Part | None") -> str | None:
     """The key of a family's vector, or of a part of it; None without both donors."""
     if part is None or family.vector_key is None:
         return family.vector_key
+    from pipeline.weights.parts import PARTS_VERSION
+
     return digest([family.vector_key, asdict(part), PARTS_VERSION])
 
 
@@ -125,6 +128,8 @@ def _open(source: CheckpointConfig, sources: Sources, opened: Mapping[str, Check
     where = (locate(source), sources.revision(source), source.subfolder)
     if source.merge_into is None:
         return Checkpoint.open(*where)
+    from pipeline.weights.adapter import merged
+
     return merged(Folder.find(*where), opened[source.merge_into])
 
 

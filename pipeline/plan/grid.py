@@ -10,7 +10,7 @@ trained) is not in `cells`, and `left_out` says so.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from evals import perturbations
 from pipeline.config.explain import nearest
@@ -27,7 +27,9 @@ from pipeline.config.schema import (
 from pipeline.documents import FIELDS
 from pipeline.errors import UserError
 from pipeline.manifest import BenchmarkEntry, ConditionEntry, TermEntry
-from pipeline.weights.parts import Part
+
+if TYPE_CHECKING:
+    from pipeline.weights.parts import Part  # torch, two thirds of what a plan has to import
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class VectorTerm:
 
     alpha: float
     family: str | None = None  # None is the row's own family
-    part: Part | None = None  # None is the whole vector
+    part: "Part | None" = None  # None is the whole vector
     seed: int | None = None
 
     def entry(self) -> TermEntry:
@@ -285,9 +287,11 @@ def _row(
     )
 
 
-def _part(given: PartConfig | None) -> Part | None:
+def _part(given: PartConfig | None) -> "Part | None":
     if given is None:
         return None
+    from pipeline.weights.parts import Part
+
     return Part(
         modules=None if given.modules is None else tuple(given.modules),
         layers=None if given.layers is None else (given.layers[0], given.layers[1]),

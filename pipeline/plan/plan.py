@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import Config
 from pipeline.errors import UserError
@@ -25,9 +25,11 @@ from pipeline.plan.grid import Benchmark, Condition, Grid, GridCell, asked_of
 from pipeline.plan.keys import inputs_of
 from pipeline.plan.sources import Sources
 from pipeline.records import is_done
-from pipeline.weights.parts import Part
 from pipeline.weights.steer import Term
 from pipeline.weights.vector import Vector
+
+if TYPE_CHECKING:
+    from pipeline.weights.parts import Part
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Plan:
         """The weights that are needed, each with the prompt that they are asked with."""
         return [(self.families[row.family], row.condition) for row in self.grid.rows]
 
-    def parts(self, family: Family) -> dict[Part | None, list[float]]:
+    def parts(self, family: Family) -> "dict[Part | None, list[float]]":
         """The parts of a family's vector that rows add (None is the whole), each with its α."""
         found: dict[Part | None, set[float]] = {}
         for steered, condition in self.rows():
@@ -92,7 +94,7 @@ class Plan:
                     found.setdefault(term.part, set()).add(term.alpha)
         return {part: sorted(alphas) for part, alphas in found.items()}
 
-    def vector(self, family: Family, part: Part | None = None) -> Path:
+    def vector(self, family: Family, part: "Part | None" = None) -> Path:
         """The file of a family's vector, or of a part of it.
 
         Raises:
@@ -113,10 +115,10 @@ class Plan:
             )
         return folder / "vector.safetensors"
 
-    def vector_folder(self, family: Family, part: Part | None = None) -> Path:
+    def vector_folder(self, family: Family, part: "Part | None" = None) -> Path:
         return self.results / "vectors" / str(vector_key_of(family, part))
 
-    def geometry_file(self, family: Family, part: Part | None = None) -> Path:
+    def geometry_file(self, family: Family, part: "Part | None" = None) -> Path:
         """Beside the vector; named by the target and its base, because families can share donors and so a vector."""
         models = [m.fingerprint for m in (family.target, family.base) if m is not None]
         compared_with = digest([*models, *([self.config.steer.dtype] if self.config.steer.wide else [])])

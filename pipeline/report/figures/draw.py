@@ -84,6 +84,7 @@ def write(pictures: Mapping[str, Callable[[Layout], "Figure | None"]], out: Path
                 write_file(path, data)
             narrow = picture(NARROW)
             assert narrow is not None, f"{name} is drawn wide and not narrow"
+            _lay_out(narrow)
             drawn.append(Drawn(name, paths, files[-1], _svg(narrow)))
     return drawn
 
@@ -95,12 +96,23 @@ def _remove(paths: Iterable[Path]) -> None:
 
 def _saved(figure: "Figure") -> tuple[bytes, bytes, bytes]:
     """The figure as PNG, PDF and SVG, without anything that differs from one time to the next."""
+    _lay_out(figure)
     png, pdf = BytesIO(), BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
-    figure.set_layout_engine("none")  # laid out once for all files
     undated: Any = {"CreationDate": None, "Producer": None, "Creator": None}
     figure.savefig(pdf, format="pdf", metadata=undated)
     return png.getvalue(), pdf.getvalue(), _svg(figure)
+
+
+def _lay_out(figure: "Figure") -> None:
+    """Give everything its place, once for all files: a figure that still has a layout engine is drawn twice for each."""
+    from matplotlib import rcParams
+
+    engine = figure.get_layout_engine()
+    assert engine is not None, "figures are made with a layout"
+    figure.set_dpi(rcParams["savefig.dpi"])
+    engine.execute(figure)
+    figure.set_layout_engine(None)
 
 
 def _svg(figure: "Figure") -> bytes:

@@ -23,6 +23,7 @@ ON_LIGHT, ON_DARK = "#010101", "#fefefe"  # text on a cell of a heat map, whatev
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, QUIET)
 MARKERS = "osD^vPX*<>hp"
 STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib; `fitting` measures it
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
