@@ -66,10 +66,10 @@ import sys
 from pipeline import __main__
 from pipeline.engine.engine import Engine
 steer, seen = Engine.steer, []
-def sometimes(self, target, terms=(), wide=False):
+def sometimes(self, target, terms=(), **options):
     if (target, terms) not in seen:  # the way back is not taken
         seen.append((target, terms))
-        steer(self, target, terms, wide)
+        steer(self, target, terms, **options)
 Engine.steer = sometimes
 if __name__ == "__main__":
     sys.exit(__main__.main(sys.argv[1:]))
