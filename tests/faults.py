@@ -26,12 +26,20 @@ class FaultyExtension(SteeringExtension):
 
     fault = ""
     changed: torch.Tensor | None = None
+    sums_on: torch.device | None = None
 
     def plant(self, fault: str) -> None:
         self.fault = fault
         if self.changed is not None:
             self.changed -= 1
             self.changed = None
+
+    def sum_on(self, device: str | None) -> None:
+        """Have torch make the sums on this device, or as always."""
+        self.sums_on = None if device is None else torch.device(device)
+
+    def summing_device(self) -> torch.device | None:
+        return self.sums_on or super().summing_device()
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         model: Any = self.model_runner.get_model()

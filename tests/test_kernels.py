@@ -42,7 +42,7 @@ def noise_by_numpy(seed: int, name: str, index: int, count: int, square: float, 
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    drawn = noise._normal_values()[z.view(np.uint16)[:count]].astype(np.float32)
+    drawn = noise.normal_values()[z.view(np.uint16)[:count]].astype(np.float32)
     own = float(np.square(drawn.astype(np.int64)).sum())
     return drawn * np.float32(math.sqrt(square * count / numel / own))
 
