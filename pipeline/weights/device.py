@@ -41,7 +41,7 @@ class Slot:
         is_cuda = device.type == "cuda"
         self.device = device
         self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=is_cuda)
-        self.copied = torch.cuda.Event(blocking=True) if is_cuda else None
+        self.copied = torch.cuda.Event(blocking=True) if is_cuda else None  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """Return when its last copy is done, and it may be written to."""
@@ -155,8 +155,8 @@ class _Making:
             return
         out = out[: len(reached) * PIECE]
         sums = out.float()
-        for index, piece in zip(reached, sums.split(PIECE), strict=True):
-            self._add_terms(piece, batch, index, staged)
+        for number, index in enumerate(reached):
+            self._add_terms(sums[number * PIECE : (number + 1) * PIECE], batch, index, staged)
         out.copy_(sums)
         self.finite &= out.isfinite().all()
 
