@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.swap import PLAIN, keep_weights_plain
-from pipeline.engine.worker import SteeringExtension
+from pipeline.engine.worker import MEMORY, SteeringExtension
 
 if os.environ.get(PLAIN):
     keep_weights_plain()
@@ -53,6 +53,9 @@ class FaultyExtension(SteeringExtension):
 
     def _spoilt(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
+            assert self.sums_on is None or not any(block.used for block in MEMORY.blocks), (
+                "the host's loops made it"
+            )
             if self.fault == FAULTS[0] and name == LEFT_OUT:
                 continue
             if self.fault == FAULTS[7] and name == LEFT_OUT:

@@ -56,6 +56,7 @@ def test_the_bits_of_a_mask_are_found_where_numpy_finds_them(count: int, seed: i
         mask[-1] |= 0xFF >> (count % 8 or 8)  # what lies behind the last entry counts for nothing
     expected = np.flatnonzero(filled)
     assert np.array_equal(set_bits(mask, count, len(expected)), expected)
+    assert kernels.count_bits(mask, count) == len(expected)
     for wrong in (len(expected) - 1, len(expected) + 1):
         if wrong >= 0:
             with pytest.raises(ValueError, match="expected"):

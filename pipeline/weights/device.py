@@ -201,6 +201,7 @@ class _Operations:
         self.places = torch.tensor(
             [1 << place for place in reversed(range(8))], dtype=torch.uint8, device=device
         )
+        self.counted = torch.arange(1, PIECE // 4 + 1, device=device) * _signed(0x9E3779B97F4A7C15)
         self.normal = torch.from_numpy(normal_values()).to(device, torch.int64)
 
     def unpacked(
@@ -227,8 +228,7 @@ class _Operations:
 
     def noise(self, key: int, count: int, share: float) -> torch.Tensor:
         """`count` normal numbers from the stream of `key`, scaled so that their squares come to `share`."""
-        words = torch.arange(1, -(-count // 4) + 1, device=self.device) * _signed(0x9E3779B97F4A7C15)
-        words += _signed(key)
+        words = self.counted[: -(-count // 4)] + _signed(key)
         words = (words ^ _shifted(words, 30)) * _signed(0xBF58476D1CE4E5B9)
         words = (words ^ _shifted(words, 27)) * _signed(0x94D049BB133111EB)
         words ^= _shifted(words, 31)

@@ -165,16 +165,20 @@ class Packed:
         Raises:
             UserError: if its bytes are not what `pack` makes.
         """
+        from pipeline.weights import kernels
+
         count, layout = self._count(index), self._layout(index)
         if layout.size > len(out):  # the file has changed since its pieces were found
             raise self._damaged()
         os.preadv(self.descriptor, [out[: layout.size].data], self.starts[index] + 8)
-        changed, needed = layout.upper // 2, (layout.lower - layout.upper) // 2
-        if not layout.is_dense and (
-            _count_bits(out[layout.lower : layout.changed], count) != changed
-            or _count_bits(out[layout.changed : layout.needed], changed) != needed
-        ):
-            raise self._damaged()
+        if not layout.is_dense:
+            changed, needed = layout.upper // 2, (layout.lower - layout.upper) // 2
+            listed = kernels.count_bits(out[layout.lower : layout.changed], count)
+            if (
+                listed != changed
+                or kernels.count_bits(out[layout.changed : layout.needed], changed) != needed
+            ):
+                raise self._damaged()
         return layout
 
     def _layout(self, index: int) -> Layout:
@@ -191,11 +195,6 @@ class Packed:
 
     def _damaged(self) -> UserError:
         return UserError(f"{self.info.file}: its entries cannot be unpacked; extract it again")
-
-
-def _count_bits(mask: NDArray[np.uint8], count: int) -> int:
-    """How many of the first `count` bits are set."""
-    return int(np.count_nonzero(np.unpackbits(mask, count=count).view(bool)))
 
 
 def set_bits(mask: NDArray[np.uint8], count: int, expected: int) -> NDArray[np.int32]:
