@@ -169,6 +169,8 @@ def main() -> None:
     if arguments.only_generate:
         generate(folder, settings(arguments.layers))
         return
+    if folder.exists():
+        parser.error(f"--dir {folder} exists; remove it, or give another folder")
     folder.mkdir(parents=True)
     try:
         measure(folder, arguments.layers, arguments.repeats, arguments.mergekit)
