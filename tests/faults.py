@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.swap import PLAIN, keep_weights_plain
-from pipeline.engine.worker import SteeringExtension
+from pipeline.engine.worker import MEMORY, SteeringExtension
 
 if os.environ.get(PLAIN):
     keep_weights_plain()
@@ -26,12 +26,20 @@ class FaultyExtension(SteeringExtension):
 
     fault = ""
     changed: torch.Tensor | None = None
+    sums_on: torch.device | None = None
 
     def plant(self, fault: str) -> None:
         self.fault = fault
         if self.changed is not None:
             self.changed -= 1
             self.changed = None
+
+    def sum_on(self, device: str | None) -> None:
+        """Have torch make the sums on this device, or as always."""
+        self.sums_on = None if device is None else torch.device(device)
+
+    def summing_device(self) -> torch.device | None:
+        return self.sums_on or super().summing_device()
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         model: Any = self.model_runner.get_model()
@@ -45,6 +53,9 @@ class FaultyExtension(SteeringExtension):
 
     def _spoilt(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
+            assert self.sums_on is None or not any(block.used for block in MEMORY.blocks), (
+                "the host's loops made it"
+            )
             if self.fault == FAULTS[0] and name == LEFT_OUT:
                 continue
             if self.fault == FAULTS[7] and name == LEFT_OUT:

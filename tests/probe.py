@@ -3,7 +3,7 @@
     python -m tests.probe CONFIG.json
 
 CONFIG: {"engines": [{"model": folder, "steps": [{"target": folder, "terms": [[vector, alpha, seed]]} or {} for no swap,
-         or {"target": folder, "fault": name}]}],
+         or {"target": folder, "fault": name}; with "device": name, torch makes the sums on it]}],
          "options": {further options of the engine}, "out": file}
 """
 
@@ -83,8 +83,12 @@ def main(config: dict[str, Any]) -> None:
             if "fault" in step:
                 found.append(refusal(engine, step["fault"], Path(step["target"])))
                 continue
+            if "device" in step:
+                engine.lm.model.collective_rpc("sum_on", args=(step["device"],))
             if step:
                 engine.steer(Path(step["target"]), [Term(*term) for term in step["terms"]])
+            if "device" in step:
+                engine.lm.model.collective_rpc("sum_on", args=(None,))
             found.append(answers(engine.lm.model))
         engine.close()
     Path(config["out"]).write_text(json.dumps(found))

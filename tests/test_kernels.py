@@ -42,7 +42,7 @@ def noise_by_numpy(seed: int, name: str, index: int, count: int, square: float, 
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    drawn = noise._normal_values()[z.view(np.uint16)[:count]].astype(np.float32)
+    drawn = noise.normal_values()[z.view(np.uint16)[:count]].astype(np.float32)
     own = float(np.square(drawn.astype(np.int64)).sum())
     return drawn * np.float32(math.sqrt(square * count / numel / own))
 
@@ -56,6 +56,7 @@ def test_the_bits_of_a_mask_are_found_where_numpy_finds_them(count: int, seed: i
         mask[-1] |= 0xFF >> (count % 8 or 8)  # what lies behind the last entry counts for nothing
     expected = np.flatnonzero(filled)
     assert np.array_equal(set_bits(mask, count, len(expected)), expected)
+    assert kernels.count_bits(mask, count) == len(expected)
     for wrong in (len(expected) - 1, len(expected) + 1):
         if wrong >= 0:
             with pytest.raises(ValueError, match="expected"):

@@ -64,6 +64,9 @@ class Case:
         plain = {"target": str(folders["target"]), "terms": []}
         steps = {f"alpha={a}": plain | {"terms": [[vector, a, None]]} for a in ALPHAS}
         steps["random"] = plain | {"terms": [[vector, 1.0, 5]]}
+        steps |= {
+            f"{name}, on the device": steps[name] | {"device": "cpu"} for name in ("alpha=0.7", "random")
+        }
         steps["grpo"] = {"target": str(folders["grpo"]), "terms": []}
         steps["back"] = plain
         for name, folder in _of_other_shapes(root, folders, settings).items():
@@ -158,6 +161,13 @@ def test_a_donor_of_other_shapes_is_asked_in_the_target_s(
     answers: dict[str, Any], donor: str, same: str
 ) -> None:
     assert answers["live"][donor] == answers["live"][same]
+
+
+@pytest.mark.parametrize("weights", ["alpha=0.7", "random"])
+def test_sums_that_torch_makes_are_certified_and_answer_as_the_host_s(
+    answers: dict[str, Any], weights: str
+) -> None:
+    assert answers["live"][f"{weights}, on the device"] == answers["live"][weights]
 
 
 def test_the_swaps_change_the_answers(answers: dict[str, Any]) -> None:

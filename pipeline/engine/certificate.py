@@ -54,7 +54,7 @@ class Certificate:
 
     Args:
         model: the live model, before the swap.
-        pool: threads that take the checksums.
+        pool: threads that take the checksums; on a GPU on its default stream, which must be the caller's too.
     """
 
     def __init__(self, model: Any, pool: Executor) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.weights import kernels
 
 HOST_BLOCK = 1 << 15  # words that are copied at a time
-DEVICE_BLOCK = 1 << 26
+DEVICE_BLOCK = 1 << 24  # words that a device sums at a time: vLLM has taken most of its memory
 
 
 def row_checksums(matrix: torch.Tensor, first: int = 0) -> torch.Tensor:

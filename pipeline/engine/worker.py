@@ -2,7 +2,7 @@
 
 `pipeline.engine.engine` starts vLLM with `worker_extension_cls="pipeline.engine.worker.SteeringExtension"` and calls `steer`
 through `collective_rpc` with plain arguments. Every worker of a tensor-parallel group streams the same
-tensors from the same files; vLLM's own loaders fuse and shard them.
+tensors from the same files; vLLM's own loaders fuse and shard them. Where the model is on a GPU, so are the sums.
 
 vLLM only warns about a tensor that does not come, and its CPU build leaves a tied head, which it packs apart from the
 embedding, as it was. So the head is packed again, and `pipeline.engine.certificate` compares every live parameter with
@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,21 @@ _end_with_the_run()  # vLLM imports this module first thing in its worker
 MEMORY = Memory()  # kept from swap to swap: as much as the largest tensor, and what is made ahead of it
 
 
+@contextlib.contextmanager
+def _default_stream(device: torch.device) -> Iterator[None]:
+    """Let this thread use the stream that the pool's threads use: nothing orders one stream of a GPU after another.
+
+    vLLM has a stream of its own in its main thread. What runs on it ends first, and finds what was written here.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(torch.cuda.default_stream(device)):
+        yield
+    torch.cuda.synchronize(device)
+
+
 class SteeringExtension:
     """Mixed into vLLM's worker class (vLLM 0.24 to 0.33)."""
 
@@ -70,7 +85,7 @@ class SteeringExtension:
         Args:
             target: folder of the checkpoint that is added to.
             terms: (vector file, α, seed of the random control or None) for each vector.
-            threads: that read, add and sum; None is one for each core.
+            threads: that read, add and take checksums; None is one for each core.
             wide: leave the sums in float32.
             like: folder of the checkpoint in whose shapes the live model was made, where `target` may have others.
 
@@ -79,9 +94,15 @@ class SteeringExtension:
         """
         from pipeline.weights.steer import Term, steered_tensors
 
-        with thread_pool(threads) as pool:
-            made = steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY, wide, like)
+        device = self.summing_device()
+        with thread_pool(threads) as pool, _default_stream(self.model_runner.device):
+            made = steered_tensors(target, [Term(*term) for term in terms], pool, MEMORY, wide, like, device)
             return self.load(made, pool)
+
+    def summing_device(self) -> torch.device | None:
+        """The device that makes the sums: the model's own, or None where that is the host."""
+        device = self.model_runner.device
+        return None if device.type == "cpu" else device
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]], pool: Executor) -> list[str]:
         """Write `tensors` (Hugging Face names) over the live weights; returns what `steer` returns.

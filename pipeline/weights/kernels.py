@@ -235,6 +235,17 @@ def bit_positions(words: NDArray[np.uint64], count: int, positions: NDArray[np.i
 
 
 @kernel
+def count_bits(mask: NDArray[np.uint8], count: int) -> int:
+    """How many of the first `count` bits of a mask in numpy's order are set."""
+    found, whole = np.uint64(0), count // 8
+    for i in range(whole):
+        found += np.uint64(_set_bits(mask[i]))
+    if count % 8:
+        found += np.uint64(_set_bits(np.uint8(mask[whole] >> np.uint8(8 - count % 8))))
+    return int(np.int64(found))
+
+
+@kernel
 def random_words(key: np.uint64, out: NDArray[np.uint64]) -> None:
     """The first numbers of SplitMix64 from the state `key` (Steele, Lea, Flood 2014)."""
     for i in range(len(out)):

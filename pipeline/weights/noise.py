@@ -58,11 +58,15 @@ class Noise:
         The share is sqrt(entries of the piece / entries): uniform on the sphere for a tensor of one piece; for larger
         ones the share would vary by 0.1 %.
         """
+        key, count, share = self.stream(index)
+        drawn, square = normal_numbers(key, count)
+        return Changes(None, np.multiply(drawn, np.float32(math.sqrt(share / square)), out=drawn))
+
+    def stream(self, index: int) -> tuple[int, int, float]:
+        """What a piece is made of: the key of its numbers, how many they are, and what their squares come to when scaled."""
         count = min(PIECE, self.numel - index * PIECE)
         key = int(ascii_digest(["noise", self.seed, self.name, index])[:16], 16)
-        drawn, square = normal_numbers(key, count)
-        scale = math.sqrt(self.square * count / self.numel / square)
-        return Changes(None, np.multiply(drawn, np.float32(scale), out=drawn))
+        return key, count, self.square * count / self.numel
 
 
 def normal_numbers(key: int, count: int) -> tuple[NDArray[np.float32], int]:
@@ -74,11 +78,11 @@ def normal_numbers(key: int, count: int) -> tuple[NDArray[np.float32], int]:
     from pipeline.weights import kernels
 
     drawn = np.empty(count, np.float32)
-    return drawn, kernels.draw(np.uint64(key), _normal_values(), drawn)
+    return drawn, kernels.draw(np.uint64(key), normal_values(), drawn)
 
 
 @lru_cache(maxsize=1)
-def _normal_values() -> NDArray[np.int32]:
+def normal_values() -> NDArray[np.int32]:
     """The normal distribution as 2¹⁶ equally likely values: the middle of each equal share, times `ONE`, rounded."""
     normal, shares = NormalDist(), 1 << 16
     upper = [round(ONE * normal.inv_cdf((i + 0.5) / shares)) for i in range(shares // 2, shares)]

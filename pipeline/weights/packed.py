@@ -75,14 +75,14 @@ def pack(piece: Changes, count: int) -> bytes:
     most = len(values)
     upper, lower, longer = np.empty(most, np.uint16), np.empty(most + 1, np.uint16), np.empty(most, np.uint8)
     needed = kernels.halve(values.view(np.uint32), upper, lower, longer)
-    size = _layout(most, needed, count).size
+    size = Layout.of(most, needed, count).size
     if size >= 4 * count:
         return np.array([DENSE, 0], np.uint32).tobytes() + piece.dense(count).tobytes()
     parts = (np.array([most, needed], np.uint32), upper, lower[:needed], changed, np.packbits(longer))
     return b"".join(part.tobytes() for part in parts).ljust(8 + size, b"\0")
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where the parts of a packed piece end, in bytes behind its two counts; `size` is that of all, padded."""
 
     upper: int
@@ -91,14 +91,20 @@ class _Layout(NamedTuple):
     needed: int
     size: int
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the piece is stored as it is: what is packed has a mask."""
+        return not self.changed
 
-def _layout(changed: int, needed: int, count: int) -> _Layout:
-    if changed == DENSE:
-        return _Layout(0, 0, 0, 0, 4 * count)
-    upper, lower = 2 * changed, 2 * (changed + needed)
-    mask = lower + -(-count // 8)
-    end = mask + -(-changed // 8)
-    return _Layout(upper, lower, mask, end, -(-end // 8) * 8)
+    @classmethod
+    def of(cls, changed: int, needed: int, count: int) -> "Layout":
+        """That of a piece of `count` entries with these counts."""
+        if changed == DENSE:
+            return cls(0, 0, 0, 0, 4 * count)
+        upper, lower = 2 * changed, 2 * (changed + needed)
+        mask = lower + -(-count // 8)
+        end = mask + -(-changed // 8)
+        return cls(upper, lower, mask, end, -(-end // 8) * 8)
 
 
 class Packed:
@@ -121,7 +127,7 @@ class Packed:
             self.starts.append(offset)
             changed, needed = self._counts(offset)
             count = self._count(index)
-            size = _layout(changed, needed, count).size
+            size = Layout.of(changed, needed, count).size
             offset += 8 + size
             if offset > info.end or (changed != DENSE and size >= 4 * count):
                 raise self._damaged()
@@ -134,22 +140,49 @@ class Packed:
         Raises:
             UserError: if its bytes are not what `pack` makes.
         """
-        start, count = self.starts[index], self._count(index)
-        changed, needed = self._counts(start)
-        layout = _layout(changed, needed, count)
+        count, layout = self._count(index), self._layout(index)
         raw = np.empty(layout.size, np.uint8)
-        os.preadv(self.descriptor, [raw.data], start + 8)
-        if changed == DENSE:
+        os.preadv(self.descriptor, [raw.data], self.starts[index] + 8)
+        if layout.is_dense:
             return Changes(None, raw.view(np.float32))
         bits = widened(raw[: layout.upper].view(np.uint16), "BF16").view(np.uint32)
+        lower = raw[layout.upper : layout.lower].view(np.uint16)
         try:
-            positions = set_bits(raw[layout.lower : layout.changed], count, changed)
-            longer = set_bits(raw[layout.changed : layout.needed], changed, needed)
+            positions = set_bits(raw[layout.lower : layout.changed], count, len(bits))
+            longer = set_bits(raw[layout.changed : layout.needed], len(bits), len(lower))
         except ValueError:
             raise self._damaged() from None
-        if needed:
-            bits[longer] |= raw[layout.upper : layout.lower].view(np.uint16)
+        if len(lower):
+            bits[longer] |= lower
         return Changes(positions, bits.view(np.float32))
+
+    def read(self, index: int, out: NDArray[np.uint8]) -> Layout:
+        """Read a piece as it is stored, for another to unpack; `out` has room for its entries in fp32.
+
+        Returns:
+            Where the piece's parts are in `out`.
+
+        Raises:
+            UserError: if its bytes are not what `pack` makes.
+        """
+        from pipeline.weights import kernels
+
+        count, layout = self._count(index), self._layout(index)
+        if layout.size > len(out):  # the file has changed since its pieces were found
+            raise self._damaged()
+        os.preadv(self.descriptor, [out[: layout.size].data], self.starts[index] + 8)
+        if not layout.is_dense:
+            changed, needed = layout.upper // 2, (layout.lower - layout.upper) // 2
+            listed = kernels.count_bits(out[layout.lower : layout.changed], count)
+            if (
+                listed != changed
+                or kernels.count_bits(out[layout.changed : layout.needed], changed) != needed
+            ):
+                raise self._damaged()
+        return layout
+
+    def _layout(self, index: int) -> Layout:
+        return Layout.of(*self._counts(self.starts[index]), self._count(index))
 
     def _counts(self, offset: int) -> tuple[int, int]:
         counts = np.frombuffer(os.pread(self.descriptor, 8, offset), np.uint32)

@@ -78,6 +78,7 @@ def steered_tensors(
     memory: Memory | None = None,
     wide: bool = False,
     like: str | None = None,
+    device: "torch.device | None" = None,
 ) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Every tensor of the target checkpoint (name, tensor in its dtype) with Σ α·v added, in layer order.
 
@@ -86,9 +87,10 @@ def steered_tensors(
 
     Args:
         pool: threads that read and add; None is one thread.
-        memory: what the tensors are made in; None is memory of their own.
+        memory: what the host's loops make the tensors in; None is memory of their own.
         wide: leave the sums in float32, where they are not rounded to the target's dtype.
         like: a checkpoint of which rows of padding and head are taken, for a model that was made in its shapes.
+        device: where torch makes the tensors, to the same bits; None is the host, by its loops.
 
     Raises:
         UserError: if names or shapes do not fit, or a sum is not finite.
@@ -103,7 +105,12 @@ def steered_tensors(
     with nullcontext(pool) if pool is not None else thread_pool(1) as threads:
         for vector in {str(v.path): v for term, v in active if term.random_seed is not None}.values():
             find_squares(vector, vector.shapes, threads)
-        made = _ahead(sums, threads, memory or Memory())
+        if device is None:
+            made = _ahead(sums, threads, memory or Memory())
+        else:
+            from pipeline.weights.device import device_sums
+
+            made = device_sums(device, sums, threads)
         yield from made if like is None else _in_the_shapes_of(Checkpoint.open(like), made)
 
 
@@ -128,7 +135,7 @@ def _with_rows_of(model: Checkpoint, name: str, tensor: "torch.Tensor") -> "torc
     rows = model.resolve(name).shape[0]
     if len(tensor) >= rows:
         return tensor[:rows]
-    whole = model.read(model.stored(name)).to(tensor.dtype)
+    whole = model.read(model.stored(name)).to(tensor.device, tensor.dtype)
     whole[: len(tensor)] = tensor
     return whole
 

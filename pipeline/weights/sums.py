@@ -6,7 +6,7 @@
 
 The sum is taken in fp32 and rounded once, to the tensor's dtype: products first, then their sum, then θ. Where a single
 vector changes some entries of a piece, only those are read out and written back. Rows that a vector lacks, the padding
-of a vocabulary, stay as they are.
+of a vocabulary, stay as they are. These are the host's loops; on a GPU pipeline/weights/device.py makes the same bits.
 """
 
 import os
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.weights.floats import BITS, Bits, add, all_finite, widened
-from pipeline.weights.packed import Changes, Packed
+from pipeline.weights.packed import DENSE, Changes, Layout, Packed
 from pipeline.weights.safetensors import PIECE, TensorInfo, open_unchanged, read_bits
 
 
@@ -54,10 +54,17 @@ class Stored:
     def piece(self, index: int) -> Changes:
         if self.packed is not None:
             return self.packed.changes(index)
-        first = index * PIECE
-        values = np.empty(min(PIECE, self.numel - first), np.float32)
-        os.preadv(self.descriptor, [values.data], self.info.start + 4 * first)
+        values = np.empty(min(PIECE, self.numel - index * PIECE), np.float32)
+        self.read(index, values.view(np.uint8))
         return Changes(None, values)
+
+    def read(self, index: int, out: NDArray[np.uint8]) -> Layout:
+        """Read a piece as it is stored, for another to unpack (pipeline/weights/packed.py, `Packed.read`)."""
+        if self.packed is not None:
+            return self.packed.read(index, out)
+        layout = Layout.of(DENSE, 0, min(PIECE, self.numel - index * PIECE))
+        os.preadv(self.descriptor, [out[: layout.size].data], self.info.start + 4 * PIECE * index)
+        return layout
 
 
 class TensorSum:
@@ -126,9 +133,13 @@ class TensorSum:
             return
         self._add_terms(index, out)
         if not all_finite(out, self.dtype):
-            raise UserError(
-                f"{self.name} is NaN or infinite in {self.dtype} after the sum; use a smaller α or finite inputs"
-            )
+            raise self.not_finite()
+
+    def not_finite(self) -> UserError:
+        """What refuses a sum of which an entry is NaN or infinite."""
+        return UserError(
+            f"{self.name} is NaN or infinite in {self.dtype} after the sum; use a smaller α or finite inputs"
+        )
 
     def _add_terms(self, index: int, out: Bits) -> None:
         """Add the terms to a piece of the target; what is not finite then is refused by the caller."""
